@@ -1,0 +1,160 @@
+"""Buckets: the few shapes that clips are brought to, so that every batch of a step is homogeneous.
+
+A bucket is a number of frames (1 + 8k, the video VAE's causal stride), a height and a width (multiples of 32) and a
+frame rate. The sound is as long as the picture: 25 audio latents per second. One video token is one latent pixel
+(8 × 32 × 32 of the picture), one audio token one audio latent.
+
+A clip goes to the bucket whose aspect is nearest to its own, of those that it can fill without being upscaled, slowed
+or repeated; among equal aspects the longest, then the largest. A clip that fills none gets a reason instead.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from data_prep.settings import Settings
+
+AUDIO_LATENTS_PER_S = 25
+MEL_FRAMES_PER_LATENT = 4
+
+# A clip of 23.976 fps fills a bucket of 24 fps; one of 15 fps does not.
+_FPS_TOLERANCE = 0.97
+
+
+class Crop(NamedTuple):
+    """Scale to `width` × `height` pixels (never larger than the source), then cut the bucket at (`left`, `top`)."""
+
+    width: int
+    height: int
+    left: int
+    top: int
+
+
+class Bucket(Settings):
+    """One shape of clip."""
+
+    frames: int = Field(49, description="frames: 1 + a multiple of 8", ge=1)
+    height: int = Field(128, description="pixels: a multiple of 32", ge=32)
+    width: int = Field(192, description="pixels: a multiple of 32", ge=32)
+    fps: float = Field(24.0, description="frames per second", gt=0)
+
+    @model_validator(mode="after")
+    def _on_the_grid(self) -> Self:
+        if self.frames % 8 != 1:
+            near = 1 + 8 * round((self.frames - 1) / 8)
+            raise ValueError(f"frames must be 1 + a multiple of 8; {self.frames} is not, {near} is")
+        for name, pixels in (("height", self.height), ("width", self.width)):
+            if pixels % 32:
+                near = max(32, 32 * round(pixels / 32))
+                raise ValueError(f"{name} must be a multiple of 32; {pixels} is not, {near} is")
+        return self
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of picture, and of sound."""
+        return self.frames / self.fps
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(latent frames, latent height, latent width) of the video VAE."""
+        return 1 + (self.frames - 1) // 8, self.height // 32, self.width // 32
+
+    @property
+    def video_tokens(self) -> int:
+        return math.prod(self.latent_shape)
+
+    @property
+    def audio_tokens(self) -> int:
+        """Audio latents: round(seconds · 25)."""
+        return round(self.duration_s * AUDIO_LATENTS_PER_S)
+
+    @property
+    def mel_frames(self) -> int:
+        """Mel frames that the audio VAE codes as exactly `audio_tokens` latents, and gives back: 4a − 3."""
+        return MEL_FRAMES_PER_LATENT * self.audio_tokens - (MEL_FRAMES_PER_LATENT - 1)
+
+    @property
+    def key(self) -> str:
+        """The bucket's name in the index: f49_h128_w192_a51."""
+        return f"f{self.frames}_h{self.height}_w{self.width}_a{self.audio_tokens}"
+
+    def crop(self, width: int, height: int) -> Crop:
+        """How a picture of `width` × `height` pixels becomes this bucket's: scaled to cover it, cut in the middle."""
+        scale = max(self.width / width, self.height / height)
+        scaled_width = max(self.width, round(width * scale))
+        scaled_height = max(self.height, round(height * scale))
+        return Crop(scaled_width, scaled_height, (scaled_width - self.width) // 2, (scaled_height - self.height) // 2)
+
+    def misfit(self, width: int, height: int, fps: float, duration_s: float) -> str:
+        """Why a clip cannot fill this bucket, or ""."""
+        if width < self.width or height < self.height:
+            return "too small"
+        if fps < self.fps * _FPS_TOLERANCE:
+            return "frame rate too low"
+        # Half a frame of slack: a container's duration and its last frame's end rarely agree to the last digit.
+        if duration_s < (self.frames - 0.5) / self.fps:
+            return "too short"
+        return ""
+
+
+class BucketShape(NamedTuple):
+    """What a bucket's key says: frames, height and width in pixels, audio latents."""
+
+    frames: int
+    height: int
+    width: int
+    audio_tokens: int
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return 1 + (self.frames - 1) // 8, self.height // 32, self.width // 32
+
+    @property
+    def video_tokens(self) -> int:
+        return math.prod(self.latent_shape)
+
+
+_KEY = re.compile(r"f(\d+)_h(\d+)_w(\d+)_a(\d+)")
+
+
+def parse_key(key: str) -> BucketShape:
+    """The shape behind "f49_h128_w192_a51".
+
+    Raises:
+        ValueError: not a bucket key.
+    """
+    match = _KEY.fullmatch(key)
+    if match is None:
+        raise ValueError(f"{key!r} is not a bucket key (such as f49_h128_w192_a51); write the index anew with encode")
+    return BucketShape(*map(int, match.groups()))
+
+
+def choose(info: Mapping[str, Any], buckets: Sequence[Bucket]) -> tuple[Bucket | None, str]:
+    """The bucket of a clip, or the reason why it has none.
+
+    Args:
+        info: of the clip: `width`, `height` in pixels, `fps`, and `duration_s` or else `frames`.
+        buckets: at least one.
+
+    Returns:
+        (bucket, "") or (None, reason): "too small", "frame rate too low" or "too short". Where the buckets give
+        different reasons, the one of the bucket with the nearest aspect.
+    """
+    assert buckets
+    width, height, fps = int(info["width"]), int(info["height"]), float(info["fps"])
+    duration_s = float(info["duration_s"]) if "duration_s" in info else int(info["frames"]) / fps
+    aspect = math.log(width / height)
+
+    def preference(bucket: Bucket) -> tuple[float, float, int]:
+        # Rounded, so that buckets of one aspect at two sizes compare equal.
+        distance = round(abs(math.log(bucket.width / bucket.height) - aspect), 6)
+        return distance, -bucket.duration_s, -bucket.width * bucket.height
+
+    ranked = sorted(buckets, key=preference)
+    for bucket in ranked:
+        if not bucket.misfit(width, height, fps, duration_s):
+            return bucket, ""
+    return None, ranked[0].misfit(width, height, fps, duration_s)
