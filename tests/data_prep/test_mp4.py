@@ -24,12 +24,12 @@ def _tone(seconds: float, rate: int) -> np.ndarray:
 def test_streams_end_together(fps, rate, sound_s):
     buffer = io.BytesIO()
     write_mp4(buffer, _frames(49), fps, _tone(sound_s, rate), rate)
-    with av.open(io.BytesIO(buffer.getvalue())) as container:
+    with av.open(io.BytesIO(buffer.getvalue()), "r") as container:
         video, audio = container.streams.video[0], container.streams.audio[0]
         assert video.codec_context.name == "h264"
         assert audio.codec_context.name == "aac"
         assert audio.channels == 2
-        ends = [float(s.duration * s.time_base) for s in (video, audio)]
+        ends = [float((s.duration or 0) * (s.time_base or 0)) for s in (video, audio)]
         assert abs(ends[0] - ends[1]) <= 0.04
         assert abs(ends[0] - 49 / fps) <= 0.002
     assert buffer.getvalue().index(b"moov") < buffer.getvalue().index(b"mdat")
@@ -47,7 +47,7 @@ def test_the_same_bytes_from_an_array_and_an_iterator(tmp_path):
 def test_colour_survives():
     buffer = io.BytesIO()
     write_mp4(buffer, _frames(5), 24, None, 24000)
-    with av.open(io.BytesIO(buffer.getvalue())) as container:
+    with av.open(io.BytesIO(buffer.getvalue()), "r") as container:
         pixel = next(container.decode(video=0)).to_ndarray(format="rgb24")[10, 10]
     assert np.abs(pixel.astype(int) - (220, 30, 60)).max() <= 4
 
