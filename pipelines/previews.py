@@ -1,0 +1,113 @@
+"""Pictures of a clip for people: frames side by side, and its sound as a spectrogram and a waveform. PNG bytes.
+
+Drawn with Pillow and numpy alone, so that a picture takes milliseconds and its bytes depend on the clip alone.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+# Quiet to loud: dark blue, violet, orange, pale yellow (samples of matplotlib's "inferno", public domain).
+_HEAT = np.array(
+    [[0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10],
+     [249, 201, 50], [252, 255, 164]],
+    dtype=np.float32,
+)  # fmt: skip
+_INK = (47, 93, 138)
+_PAPER = (250, 250, 248)
+# The spectrogram spans this range below its loudest point, dB.
+_RANGE_DB = 80.0
+
+
+def contact_sheet(frames: np.ndarray, columns: int = 4, rows: int = 2, width: int = 640) -> bytes:
+    """`columns × rows` frames, evenly spaced over `frames` uint8 (F, H, W, 3), first and last included; PNG bytes.
+
+    Raises:
+        ValueError: no frame, or not uint8 (F, H, W, 3).
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
+        raise ValueError(f"frames must be uint8 (F ≥ 1, H, W, 3), not {frames.dtype} {frames.shape}")
+    count = min(columns * rows, len(frames))
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    gap = 4
+    tile_w = (width - gap * (columns - 1)) // columns
+    tile_h = max(1, round(tile_w * frames.shape[1] / frames.shape[2]))
+    sheet = Image.new("RGB", (width, rows * tile_h + gap * (rows - 1)), _PAPER)
+    for position, index in enumerate(np.linspace(0, len(frames) - 1, count).round().astype(int)):
+        tile = Image.fromarray(frames[index]).resize((tile_w, tile_h), Image.Resampling.LANCZOS)
+        row, column = divmod(position, columns)
+        sheet.paste(tile, (column * (tile_w + gap), row * (tile_h + gap)))
+    return _png(sheet)
+
+
+def spectrogram(audio: np.ndarray, sample_rate: int, width: int = 640, height: int = 160) -> bytes:
+    """Level over time and frequency (mel-spaced, 40 Hz to half the rate) of float audio (channels, N); PNG bytes.
+
+    Colours span 80 dB below full scale's loudest point in this clip; digital silence is drawn as black.
+    """
+    mono = _mono(audio)
+    window = 1024
+    if len(mono) < window:
+        mono = np.pad(mono, (0, window - len(mono)))
+    starts = np.linspace(0, len(mono) - window, width).astype(int)
+    frames = mono[starts[:, None] + np.arange(window)] * np.hanning(window).astype(np.float32)
+    power = np.abs(np.fft.rfft(frames, axis=1)) ** 2 / window
+    top = sample_rate / 2
+    edges_hz = _from_mel(np.linspace(_to_mel(40.0), _to_mel(top), height + 1))
+    edges = np.clip(edges_hz / top * (window // 2), 0, window // 2)
+    # The mean power between two edges, from the running sum, so that narrow low bands and wide high bands both count.
+    running = np.concatenate([np.zeros((width, 1)), np.cumsum(power, axis=1)], axis=1)
+    sums = np.stack([np.interp(edges, np.arange(running.shape[1]), row) for row in running])
+    bands = np.diff(sums, axis=1) / np.maximum(np.diff(edges), 1e-6)
+    level = 10 * np.log10(bands + 1e-12)
+    loudest = level.max()
+    shade = np.zeros_like(level) if loudest <= -115 else np.clip((level - loudest) / _RANGE_DB + 1, 0, 1)
+    image = _heat(shade.T[::-1])
+    return _png(Image.fromarray(image))
+
+
+def waveform(audio: np.ndarray, sample_rate: int, width: int = 640, height: int = 80) -> bytes:
+    """Peak and RMS level over time of float audio (channels, N) in [-1, 1]; one band per channel; PNG bytes."""
+    audio = np.atleast_2d(np.asarray(audio, dtype=np.float32))[:2]
+    picture = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(picture)
+    band = height / len(audio)
+    for channel, samples in enumerate(audio):
+        middle = (channel + 0.5) * band
+        draw.line([(0, middle), (width, middle)], fill=(205, 210, 216))
+        for x, part in enumerate(np.array_split(samples, width)):
+            if len(part) == 0:
+                continue
+            half = band / 2 - 2
+            low, high = float(np.clip(part.min(), -1, 1)), float(np.clip(part.max(), -1, 1))
+            rms = float(min(1.0, np.sqrt(np.mean(part**2))))
+            draw.line([(x, middle - high * half), (x, middle - low * half)], fill=(157, 186, 214))
+            draw.line([(x, middle - rms * half), (x, middle + rms * half)], fill=_INK)
+    return _png(picture)
+
+
+def _mono(audio: np.ndarray) -> np.ndarray:
+    return np.atleast_2d(np.asarray(audio, dtype=np.float32)).mean(axis=0)
+
+
+def _to_mel(hz: float | np.ndarray) -> np.ndarray:
+    return 2595 * np.log10(1 + np.asarray(hz) / 700)
+
+
+def _from_mel(mel: np.ndarray) -> np.ndarray:
+    return 700 * (10 ** (mel / 2595) - 1)
+
+
+def _heat(shade: np.ndarray) -> np.ndarray:
+    """Shades in [0, 1] as colours, uint8 (…, 3)."""
+    at = shade * (len(_HEAT) - 1)
+    channels = [np.interp(at, np.arange(len(_HEAT)), _HEAT[:, c]) for c in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def _png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format="PNG", optimize=True)
+    return out.getvalue()
