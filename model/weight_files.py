@@ -1,0 +1,232 @@
+"""The safetensors file, one tensor at a time.
+
+A safetensors file is: 8 bytes little-endian header length, a JSON header {key: {dtype, shape, data_offsets}} with an
+optional `__metadata__` of strings, then the tensors' bytes without gaps. Its library writes a file only from all
+tensors at once; a 38 GB model must never stand whole in one host's memory, so the writer here takes shapes and types
+first and then tensors as they come. Reading goes through the library, which maps the file.
+
+Nothing is unpickled, here or anywhere.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_HEADER = 100_000_000  # bytes; the library refuses a longer header
+_UNKNOWN_HASH = "0" * 64
+
+
+class Spec(NamedTuple):
+    """What a tensor is, without its values."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Header(NamedTuple):
+    specs: dict[str, Spec]
+    metadata: dict[str, str]
+
+
+def specs_of(tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
+    return {key: Spec(tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}
+
+
+# ---- reading
+
+
+def read_header(path: str | os.PathLike) -> Header:
+    """Keys, shapes, types and metadata of a safetensors file, without its tensors.
+
+    Raises:
+        ValueError: there is no such file, or it is not a safetensors file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such weight file")
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > _MAX_HEADER:
+                raise ValueError("header too long")
+            raw: dict[str, Any] = json.loads(file.read(length))
+        metadata = raw.pop("__metadata__", {})
+        specs = {key: Spec(tuple(entry["shape"]), DTYPES[entry["dtype"]]) for key, entry in raw.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a safetensors file ({error}); give a .safetensors file") from error
+    return Header(specs, metadata)
+
+
+def read_tensors(path: str | os.PathLike, keys: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """(key, CPU tensor) one at a time, in the file's order, or of `keys` alone."""
+    from safetensors import safe_open  # ships without torch's help; asked for only when a file is read
+
+    with safe_open(path, framework="pt", device="cpu") as file:
+        for key in file.keys() if keys is None else keys:  # noqa: SIM118 (safe_open is no mapping)
+            yield key, file.get_tensor(key)
+
+
+def shards_of(path: str | os.PathLike) -> list[Path]:
+    """The files behind `path`: itself, or those that an `*.index.json` (as Hugging Face writes it) lists.
+
+    `path` is a .safetensors file, an index file, or a folder with one index or else .safetensors files.
+
+    Raises:
+        ValueError: nothing there, or a shard named by the index is missing.
+    """
+    path = Path(path)
+    if path.is_dir():
+        indices = sorted(path.glob("*.safetensors.index.json"))
+        if len(indices) > 1:
+            raise ValueError(f"{path}: several index files ({', '.join(i.name for i in indices)}); name one of them")
+        if indices:
+            return shards_of(indices[0])
+        files = sorted(path.glob("*.safetensors"))
+        if not files:
+            raise ValueError(f"{path}: no .safetensors file in this folder")
+        return files
+    if path.name.endswith(".json"):
+        try:
+            weight_map: dict[str, str] = json.loads(path.read_text())["weight_map"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{path}: not an index of safetensors shards (no weight_map)") from error
+        shards = [path.parent / name for name in sorted(set(weight_map.values()))]
+        for shard in shards:
+            if not shard.is_file():
+                raise ValueError(f"{shard}: this shard is listed in {path.name} but missing")
+        return shards
+    if not path.is_file():
+        raise ValueError(f"{path}: no such weight file or folder")
+    return [path]
+
+
+# ---- writing
+
+
+class FileWriter:
+    """Writes one safetensors file, tensor by tensor, in any order, and renames it into place when complete.
+
+    `metadata` values that hold the hash placeholder are settled by `finish`, because hashes follow from tensors that
+    come after the header.
+
+        with FileWriter(path, specs, metadata) as file:
+            file.write(key, tensor)
+            ...
+    """
+
+    def __init__(self, path: str | os.PathLike, specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> None:
+        self.path = Path(path)
+        self._specs = dict(specs)
+        self._missing = set(specs)
+        self._metadata = dict(metadata)
+        # As the library does: wide types first, so that every tensor is aligned to its own width.
+        order = sorted(specs, key=lambda key: (-specs[key].dtype.itemsize, key))
+        self._offsets: dict[str, tuple[int, int]] = {}
+        end = 0
+        for key in order:
+            if specs[key].dtype not in _NAMES:
+                raise ValueError(f"{key}: safetensors has no type for {specs[key].dtype}")
+            start, end = end, end + _nbytes(specs[key])
+            self._offsets[key] = (start, end)
+        self._header_length = len(self._header())
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside its place, so that the rename is atomic.
+        handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
+        os.fchmod(handle, 0o644)
+        self._temporary = Path(name)
+        self._file: IO[bytes] = os.fdopen(handle, "wb")
+
+    def write(self, key: str, tensor: Tensor) -> None:
+        assert key in self._missing, f"{key} written twice or not announced"
+        assert Spec(tuple(tensor.shape), tensor.dtype) == self._specs[key], f"{key} is not what was announced"
+        self._missing.remove(key)
+        self._file.seek(8 + self._header_length + self._offsets[key][0])
+        self._file.write(raw_bytes(tensor))
+
+    def finish(self, metadata: Mapping[str, str] | None = None) -> None:
+        """Settle metadata (the same keys, values of the same length) and put the file in its place."""
+        if self._missing:
+            raise ValueError(f"{self.path}: {len(self._missing)} tensors were never written, e.g. {min(self._missing)}")
+        self._metadata.update(metadata or {})
+        header = self._header()
+        assert len(header) == self._header_length
+        self._file.seek(0)
+        self._file.write(len(header).to_bytes(8, "little") + header)
+        self._file.close()
+        os.replace(self._temporary, self.path)
+
+    def _header(self) -> bytes:
+        entries: dict[str, Any] = {"__metadata__": self._metadata} if self._metadata else {}
+        for key, offsets in self._offsets.items():
+            spec = self._specs[key]
+            entries[key] = {"dtype": _NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": list(offsets)}
+        raw = json.dumps(entries, separators=(",", ":")).encode()
+        return raw + b" " * (-len(raw) % 8)
+
+    def __enter__(self) -> "FileWriter":
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if not self._file.closed:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The tensor's bytes, row-major, little-endian; copies only what is not on the CPU or not contiguous."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def _nbytes(spec: Spec) -> int:
+    count = 1
+    for size in spec.shape:
+        count *= size
+    return count * spec.dtype.itemsize
+
+
+# ---- fingerprint
+
+
+class Fingerprint:
+    """SHA-256 of a component's configuration and tensors, whatever the order and the layout they are stored in."""
+
+    LENGTH = len(_UNKNOWN_HASH)
+    PLACEHOLDER = _UNKNOWN_HASH
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = json.dumps(config, sort_keys=True)
+        self._digests: dict[str, bytes] = {}
+
+    def add(self, key: str, tensor: Tensor) -> None:
+        digest = hashlib.sha256(f"{key} {_NAMES[tensor.dtype]} {list(tensor.shape)}\n".encode())
+        digest.update(raw_bytes(tensor))
+        self._digests[key] = digest.digest()
+
+    def hexdigest(self) -> str:
+        whole = hashlib.sha256(self._config.encode())
+        for key in sorted(self._digests):
+            whole.update(self._digests[key])
+        return whole.hexdigest()
