@@ -84,7 +84,7 @@ def read_tensors(path: str | os.PathLike, keys: Iterable[str] | None = None) -> 
     from safetensors import safe_open  # ships without torch's help; asked for only when a file is read
 
     with safe_open(path, framework="pt", device="cpu") as file:
-        for key in file.keys() if keys is None else keys:  # noqa: SIM118 (safe_open is no mapping)
+        for key in file.keys() if keys is None else keys:
             yield key, file.get_tensor(key)
 
 
@@ -197,7 +197,7 @@ class FileWriter:
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The tensor's bytes, row-major, little-endian; copies only what is not on the CPU or not contiguous."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def _nbytes(spec: Spec) -> int:

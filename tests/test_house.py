@@ -1,4 +1,4 @@
-"""The house rules that a machine can hold: which folder may import what, how long a file may be, what stays out of git."""
+"""The house rules that a machine can hold: who may import what, how long a file may be, what stays out of git."""
 
 import ast
 import configparser
