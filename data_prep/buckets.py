@@ -36,10 +36,10 @@ class Crop(NamedTuple):
 class Bucket(Settings):
     """One shape of clip."""
 
-    frames: int = Field(49, description="frames: 1 + a multiple of 8", ge=1)
-    height: int = Field(128, description="pixels: a multiple of 32", ge=32)
-    width: int = Field(192, description="pixels: a multiple of 32", ge=32)
-    fps: float = Field(24.0, description="frames per second", gt=0)
+    frames: int = Field(default=49, description="frames: 1 + a multiple of 8", ge=1)
+    height: int = Field(default=128, description="pixels: a multiple of 32", ge=32)
+    width: int = Field(default=192, description="pixels: a multiple of 32", ge=32)
+    fps: float = Field(default=24.0, description="frames per second", gt=0)
 
     @model_validator(mode="after")
     def _on_the_grid(self) -> Self:

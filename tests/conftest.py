@@ -1,15 +1,21 @@
-"""One Ray instance serves the whole test session: starting one costs seconds."""
+"""What all tests share. One Ray instance serves the whole session: starting one costs seconds."""
 
 import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 # Two cores are shared by every worker of every test.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # `uv run` is not how the workers of a test start, and the dashboard's usage report has nobody to go to.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+# A busy machine is slow, not wrong: no example has a deadline.
+settings.register_profile("kinotone", deadline=None)
+settings.load_profile("kinotone")
 
 
 @pytest.fixture(scope="session")
