@@ -104,7 +104,7 @@ def metadata(data: bytes) -> dict[str, str]:
 
 
 def pad_left(features: Sequence[torch.Tensor], multiple: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of (S_i, D) as (B, S, D), zeros on the left, S the least multiple that holds all; and the mask (B, S)."""
+    """Features of (S_i, D) as (B, S, D), zeros on the left, S the least multiple that holds all; mask (B, S) bool."""
     longest = max(len(f) for f in features)
     length = max(1, -(-longest // multiple)) * multiple
     padded = features[0].new_zeros(len(features), length, features[0].shape[1])
