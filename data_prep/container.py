@@ -1,0 +1,157 @@
+"""A container opened, its streams chosen, its packets read from any time on, with PyAV.
+
+Packets are believed, headers are not: durations, frame counts and rates in headers may be anything. A container that
+breaks half-way ends there, and says so.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import av
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Discard, Disposition
+from av.video.stream import VideoStream
+
+SEEK_BACK_S = (0.0, 2.0, 10.0)  # how much earlier to try when a seek lands too late
+
+Media = str | Path | bytes
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The streams of a container that Kinotone reads, and how many there were to choose from."""
+
+    video: VideoStream | None
+    audio: AudioStream | None
+    record: dict[str, int] = field(default_factory=dict)
+
+
+@contextmanager
+def open_media(media: Media) -> Iterator[InputContainer]:
+    """Open a path, a URI of fsspec, or the bytes of a file.
+
+    Raises:
+        FFmpegError, OSError: it cannot be opened.
+    """
+    if isinstance(media, bytes):
+        with av.open(io.BytesIO(media), "r", metadata_errors="ignore") as container:
+            yield container
+    elif "://" in str(media) and not str(media).startswith("file://"):
+        import fsspec  # slow to import and only needed here
+
+        with fsspec.open(str(media), "rb") as file, av.open(file, "r", metadata_errors="ignore") as container:
+            yield container
+    else:
+        path = str(media).removeprefix("file://")
+        with av.open(path, "r", metadata_errors="ignore", timeout=30.0) as container:
+            yield container
+
+
+def choose_streams(container: InputContainer) -> Streams:
+    """The video and the audio stream to read: the default disposition first, then the best.
+
+    Best is the largest picture (cover art excluded) or the highest sample rate with the most channels; then the
+    longest; then the first.
+    """
+
+    def seconds(stream) -> float:
+        return float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+
+    def default(stream) -> bool:
+        return bool(stream.disposition & Disposition.default)
+
+    videos = [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & Disposition.attached_pic and stream.codec_context is not None
+    ]
+    audios = [stream for stream in container.streams.audio if stream.codec_context is not None]
+    video = max(videos, key=lambda s: (default(s), s.width * s.height, seconds(s), -s.index), default=None)
+    audio = max(audios, key=lambda s: (default(s), s.sample_rate, s.channels, seconds(s), -s.index), default=None)
+    record = {"video_streams": len(videos), "audio_streams": len(audios)}
+    if video is not None:
+        record["video_stream"] = video.index
+    if audio is not None:
+        record["audio_stream"] = audio.index
+    return Streams(video, audio, record)
+
+
+class Packets:
+    """Packets of one stream from a time on; a broken container ends the stream instead of raising.
+
+    Attributes:
+        error: what ended the stream early, "" if nothing did.
+    """
+
+    def __init__(self, container: InputContainer, stream: VideoStream | AudioStream, start_s: float) -> None:
+        self.container, self.stream, self.start_s = container, stream, start_s
+        self.error = ""
+        for other in container.streams:
+            if other.index != stream.index:
+                other.discard = Discard.all  # a demuxer with an index then does not even read them
+
+    def __iter__(self) -> Iterator[av.Packet]:
+        # Close to the start, reading on is cheaper than seeking and needs no index.
+        begin = max(0.0, (self.container.start_time or 0) / av.time_base)
+        if self.start_s > begin + 1.0:
+            for back in SEEK_BACK_S:
+                first = self._seek(self.start_s - back)
+                if first is not None and first <= self.start_s:
+                    break
+            else:
+                self._seek(None)
+        yield from self._read()
+
+    def _seek(self, time_s: float | None) -> float | None:
+        """Seek to the key frame before `time_s` (None: to the start); gives the first timestamp there, if known."""
+        try:
+            if time_s is None:
+                self.container.seek(self.container.start_time or 0, backward=True)
+                return None
+            offset = int(time_s / (self.stream.time_base or 1))
+            self.container.seek(offset, stream=self.stream, backward=True)
+            for packet in self.container.demux(self.stream):
+                stamp = timestamp(packet)
+                if stamp is not None:
+                    self.container.seek(offset, stream=self.stream, backward=True)
+                    return stamp
+        except (FFmpegError, OSError):
+            pass  # an unseekable place: the caller tries an earlier one, at last the start
+        return None
+
+    def _read(self) -> Iterator[av.Packet]:
+        try:
+            yield from self.container.demux(self.stream)
+        except (FFmpegError, OSError) as error:
+            self.error = f"{type(error).__name__}: {error}"
+
+
+def timestamp(packet: av.Packet) -> float | None:
+    """A packet's presentation time, seconds (its decoding time where the container has no other)."""
+    stamp = packet.pts if packet.pts is not None else packet.dts
+    return None if stamp is None else float(stamp * packet.time_base)
+
+
+def last_timestamp(uri: str) -> float:
+    """The last packet's time, seconds, measured by reading the file's end; 0.0 when nothing can be read.
+
+    A header that claims 40 hours for one second does not fool it.
+    """
+    try:
+        with open_media(uri) as container:
+            streams = choose_streams(container)
+            stream = streams.video or streams.audio
+            if stream is None:
+                return 0.0
+            claimed = (container.duration or 0) / av.time_base
+            last = 0.0
+            for packet in Packets(container, stream, max(0.0, claimed - 5.0)):
+                last = max(last, timestamp(packet) or 0.0)
+            return last
+    except (FFmpegError, OSError, ValueError):
+        return 0.0  # the read stage opens it again and gives the verdict

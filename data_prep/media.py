@@ -1,0 +1,382 @@
+"""Sound and frames of a span, decoded at exact times.
+
+Facts this file stands on:
+- Times are seconds on the source's own time line: timestamp × time base, as the packets carry them. A transport
+  stream starts at 1.5 s; a track may start 60 ms after the other. Nothing is ever aligned by counting samples or
+  frames from a stream's start.
+- Reading sound from the middle needs packets from before (AAC overlaps its neighbours, Opus settles in 80 ms, MP3
+  borrows bits), so decoding starts `PREROLL_S` early and what came before is thrown away.
+- A packet that cannot be decoded is counted and skipped: sound is silent there, a picture is missing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from av.video.stream import VideoStream
+
+from data_prep.clip import Clip
+from data_prep.container import Media, Packets, choose_streams, open_media, timestamp
+
+PREROLL_S = 0.25
+JITTER_S = 0.005  # timestamps of sound may waver by this much (containers round to 1 ms) without being a gap
+INF = float("inf")
+
+
+def span(clip: Clip) -> tuple[float, float]:
+    """In and out point of a kept clip inside its own media, seconds: give them to `decode_audio`, `decode_video`.
+
+    An mp4 clip starts at 0 by its edit list. An mkv clip starts at its first key frame, and its in point lies later.
+    """
+    return clip.info["in_s"], clip.info["out_s"]
+
+
+@dataclass
+class Sound:
+    """Samples on a time line: sample k of `samples` (channels, N) float32 is at `start_s + k / sample_rate`.
+
+    Attributes:
+        first_s, last_s: where the track's own sound begins and ends inside the span; outside it is padding.
+        errors: packets that could not be decoded.
+        packets: packets read.
+        native_rate, native_channels: what the track held.
+    """
+
+    samples: np.ndarray
+    sample_rate: int
+    start_s: float
+    first_s: float
+    last_s: float
+    errors: int = 0
+    packets: int = 0
+    native_rate: int = 0
+    native_channels: int = 0
+
+    def between(self, start_s: float, end_s: float) -> np.ndarray:
+        """(channels, round((end_s − start_s) · sample_rate)) samples, silence where there is none."""
+        offset = round((start_s - self.start_s) * self.sample_rate)
+        count = round((end_s - start_s) * self.sample_rate)
+        return padded(self.samples, offset, count)
+
+
+def padded(samples: np.ndarray, offset: int, count: int) -> np.ndarray:
+    """`samples[:, offset : offset + count]` with zeros where that reaches outside."""
+    out = np.zeros((samples.shape[0], count), np.float32)
+    low, high = max(offset, 0), min(offset + count, samples.shape[1])
+    if high > low:
+        out[:, low - offset : high - offset] = samples[:, low:high]
+    return out
+
+
+def decode_audio(media: Media, start_s: float, end_s: float, sample_rate: int, channels: int) -> np.ndarray:
+    """Sound of a span, aligned on timestamps.
+
+    Args:
+        media: path, URI or bytes.
+        start_s, end_s: the span, seconds on the source's time line; `end_s` may be inf.
+        sample_rate: Hz. channels: 1 or 2; more are mixed down.
+
+    Returns:
+        (channels, N) float32, N = round((end_s − start_s) · sample_rate), silence-padded where the track starts late,
+        has a hole or ends early; without an audio stream, silence (N = 0 if `end_s` is inf).
+
+    Raises:
+        FFmpegError, OSError: the file cannot be opened.
+    """
+    sound = read_sound(media, start_s, end_s, sample_rate, channels)
+    if sound is None:
+        return np.zeros((channels, 0 if end_s == INF else round((end_s - start_s) * sample_rate)), np.float32)
+    return sound.between(start_s, sound.last_s if end_s == INF else end_s)
+
+
+def read_sound(media: Media, start_s: float, end_s: float, sample_rate: int, channels: int) -> Sound | None:
+    """As `decode_audio`, with what was found out on the way; None without an audio stream."""
+    with open_media(media) as container:
+        stream = choose_streams(container).audio
+        if stream is None:
+            return None
+        stream.codec_context.thread_count = 1
+        layout = "mono" if channels == 1 else "stereo"
+        track = _Track(layout)
+        packets = Packets(container, stream, start_s - PREROLL_S)
+        for packet in packets:
+            stamp = timestamp(packet)
+            if stamp is not None and stamp >= end_s:
+                break
+            track.packets += bool(packet.size)
+            try:
+                for frame in packet.decode():
+                    track.add(frame, end_s)
+            except (FFmpegError, ValueError):
+                track.errors += 1
+        track.errors += bool(packets.error)
+    return track.sound(start_s, end_s, sample_rate)
+
+
+class _Track:
+    """Decoded frames laid on their native-rate time line, mixed to mono or stereo on arrival."""
+
+    def __init__(self, layout: str) -> None:
+        self.layout = layout
+        self.rate = self.channels = 0
+        self.begin = 0.0  # time of the first sample
+        self.length = 0  # samples so far
+        self.blocks: list[np.ndarray] = []
+        self.mixers: dict[tuple, av.AudioResampler] = {}
+        self.errors = self.packets = 0
+
+    def add(self, frame: av.AudioFrame, end_s: float) -> None:
+        if not self.rate:
+            self.rate, self.channels = frame.sample_rate, frame.layout.nb_channels
+        expected = self.begin + self.length / self.rate
+        time_s = float(frame.pts * frame.time_base) if frame.pts is not None and frame.time_base else expected
+        samples = self._mix(frame)
+        if not self.blocks:
+            self.begin = time_s
+        elif abs(time_s - expected) > JITTER_S:
+            gap = round((time_s - expected) * self.rate)
+            if gap > 0:
+                # Bounded: a timestamp that leaps past the span is a lie or the span's end.
+                gap = min(gap, max(0, round((end_s - expected) * self.rate)) if end_s < INF else self.rate * 60)
+                self.blocks.append(np.zeros((samples.shape[0], gap), np.float32))
+                self.length += gap
+            else:
+                samples = samples[:, -gap:]  # said twice: keep what is there
+        if samples.shape[1]:
+            self.blocks.append(samples)
+            self.length += samples.shape[1]
+
+    def _mix(self, frame: av.AudioFrame) -> np.ndarray:
+        layout = frame.layout.name
+        if frame.format.name == "fltp" and frame.sample_rate == self.rate and layout in (self.layout, "mono"):
+            samples = frame.to_ndarray()  # the common case, without a mixer's cost
+            return samples.repeat(2, axis=0) if layout != self.layout else samples
+        key = (frame.format.name, layout, frame.sample_rate)
+        if key not in self.mixers:
+            target = "mono" if layout == "mono" else self.layout  # mono to stereo keeps its level, as above
+            self.mixers[key] = av.AudioResampler(format="fltp", layout=target, rate=self.rate)
+        frame.pts = None  # the mixer is not to keep time; `add` does
+        blocks = [mixed.to_ndarray() for mixed in self.mixers[key].resample(frame)]
+        samples = np.concatenate(blocks, axis=1) if blocks else np.zeros((1, 0), np.float32)
+        channels = 1 if self.layout == "mono" else 2
+        return samples.repeat(2, axis=0) if samples.shape[0] < channels else samples
+
+    def sound(self, start_s: float, end_s: float, sample_rate: int) -> Sound:
+        channels = 1 if self.layout == "mono" else 2
+        if not self.blocks:
+            empty = np.zeros((channels, 0), np.float32)
+            return Sound(empty, sample_rate, start_s, start_s, start_s, self.errors, self.packets)
+        native = np.concatenate(self.blocks, axis=1)
+        self.blocks.clear()
+        # A broken decoder's NaN or 1e30 would poison every measure after it.
+        np.nan_to_num(native, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+        np.clip(native, -4.0, 4.0, out=native)
+        # Drop what lies more than the filter's reach outside the span before converting the rate.
+        reach = 0.05
+        low = max(0, round((start_s - reach - self.begin) * self.rate))
+        high = self.length if end_s == INF else min(self.length, round((end_s + reach - self.begin) * self.rate))
+        begin = self.begin + low / self.rate
+        samples = resample(native[:, low : max(low, high)], self.rate, sample_rate)
+        first, last = max(begin, start_s), min(begin + samples.shape[1] / sample_rate, end_s)
+        return Sound(
+            samples, sample_rate, begin, first, max(first, last), self.errors, self.packets, self.rate, self.channels
+        )
+
+
+def resample(samples: np.ndarray, rate: int, target: int) -> np.ndarray:
+    """(channels, N) float32 at `rate` Hz → (channels, ≈ N · target / rate) at `target` Hz; sample 0 stays at time 0."""
+    if rate == target or not samples.shape[1]:
+        return samples
+    layout = "mono" if samples.shape[0] == 1 else "stereo"
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples, np.float32), format="fltp", layout=layout)
+    frame.sample_rate = rate
+    resampler = av.AudioResampler(format="fltp", layout=layout, rate=target)
+    blocks = [out.to_ndarray() for source in (frame, None) for out in resampler.resample(source)]
+    return np.concatenate(blocks, axis=1) if blocks else np.zeros((samples.shape[0], 0), np.float32)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a video stream shows: display size (rotation and pixel shape applied), degrees to turn counter-clockwise."""
+
+    width: int
+    height: int
+    rotation: int
+
+
+def picture(frame: av.VideoFrame, stream: VideoStream) -> Picture:
+    """How `frame` is to be shown."""
+    turn = round(frame.rotation / 90) * 90 % 360
+    shape = stream.sample_aspect_ratio
+    width, height = frame.width, frame.height
+    if shape and 0.1 < shape < 10 and shape != 1:
+        width = max(2, round(width * float(shape) / 2) * 2)
+    return Picture(height, width, turn) if turn % 180 else Picture(width, height, turn)
+
+
+def iterate_video(
+    media: Media,
+    start_s: float,
+    end_s: float,
+    *,
+    fps: float | None = None,
+    size: tuple[int, int] | None = None,
+    only: set[float] | None = None,
+) -> Iterator[tuple[float, np.ndarray]]:
+    """Frames of a span, one at a time: (time in seconds on the source's time line, (H, W, 3) uint8 RGB).
+
+    Args as `decode_video`; `only` picks frames by their times, without `fps`. Gives nothing without a video stream.
+    """
+    with open_media(media) as container:
+        stream = choose_streams(container).video
+        if stream is None:
+            return
+        stream.codec_context.thread_count = 1
+        shown = _shown(Packets(container, stream, start_s), stream, start_s, end_s, display=fps is not None)
+        if fps is None:
+            for time_s, frame in shown:
+                if only is None or time_s in only:
+                    yield time_s, _pixels(frame, stream, size)
+        else:
+            yield from _resampled(shown, stream, start_s, end_s, fps, size)
+
+
+def decode_video(
+    media: Media,
+    start_s: float,
+    end_s: float,
+    *,
+    fps: float | None = None,
+    max_frames: int | None = None,
+    size: tuple[int, int] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames of a span, upright and with square pixels.
+
+    Args:
+        media: path, URI or bytes.
+        start_s, end_s: the span, seconds on the source's time line; `end_s` may be inf.
+        fps: None for the frames as they are, those with a timestamp in [start_s, end_s). A number for a constant
+            rate: frame k is what is on display at start_s + k / fps, for round((end_s − start_s) · fps) frames.
+        max_frames: at most this many frames, spread evenly over the span. With `fps`, the first ones.
+        size: (height, width) to scale to.
+
+    Returns:
+        frames (F, H, W, 3) uint8 RGB and their times (F,) float64 in seconds; F = 0 when there is no picture.
+
+    Raises:
+        FFmpegError, OSError: the file cannot be opened.
+    """
+    only = None
+    if fps is None and max_frames is not None:
+        stamps = frame_times(media, start_s, end_s)
+        if len(stamps) > max_frames:
+            only = {stamps[round(i)] for i in np.linspace(0, len(stamps) - 1, max_frames)}
+    frames, times = [], []
+    for time_s, pixels in iterate_video(media, start_s, end_s, fps=fps, size=size, only=only):
+        if len(frames) == max_frames:
+            break
+        # A stream that changes its size inside the span is brought to the size it had first.
+        if frames and pixels.shape != frames[0].shape:
+            reshaped = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            height, width = frames[0].shape[:2]
+            pixels = reshaped.reformat(width=width, height=height).to_ndarray()
+        frames.append(pixels)
+        times.append(time_s)
+    height, width = size or (0, 0)
+    stacked = np.stack(frames) if frames else np.zeros((0, height, width, 3), np.uint8)
+    return stacked, np.array(times, np.float64)
+
+
+def frame_times(media: Media, start_s: float, end_s: float) -> list[float]:
+    """Presentation times in [start_s, end_s) of the chosen video stream's packets, ordered; nothing is decoded."""
+    with open_media(media) as container:
+        stream = choose_streams(container).video
+        if stream is None:
+            return []
+        half = float(stream.time_base or 0) / 2
+        times = []
+        late = 0
+        for packet in Packets(container, stream, start_s):
+            time_s = timestamp(packet)
+            if time_s is None or packet.is_discard or not packet.size:
+                continue
+            # Packets come in decoding order: some that are shown before the end follow ones shown after it.
+            late = late + 1 if time_s >= end_s else 0
+            if late > 64:
+                break
+            if start_s - half <= time_s < end_s - half:
+                times.append(time_s)
+        return sorted(times)
+
+
+def _shown(packets: Packets, stream: VideoStream, start_s: float, end_s: float, *, display: bool):
+    """(time, frame) in order of presentation for the frames with a time in [start_s, end_s).
+
+    With `display`, also the last frame before `start_s` when the span does not begin with one of its own: it is what
+    is on display there.
+    """
+    half = float(stream.time_base or 0) / 2
+    before = None
+    for frame in decoded(packets):
+        if frame.pts is None or frame.time_base is None:
+            continue
+        time_s = float(frame.pts * frame.time_base)
+        if time_s >= end_s - half:
+            break
+        if time_s < start_s - half:
+            before = (time_s, frame)
+            continue
+        if display and before is not None and time_s > start_s + half:
+            yield before
+        before, display = None, False
+        yield time_s, frame
+    if display and before is not None:
+        yield before
+
+
+def decoded(packets: Packets) -> Iterator[av.VideoFrame]:
+    """Every frame that can be decoded; packets that cannot are skipped."""
+    for packet in packets:
+        try:
+            yield from packet.decode()
+        except (FFmpegError, ValueError):
+            continue
+
+
+def _resampled(shown, stream: VideoStream, start_s: float, end_s: float, fps: float, size: tuple[int, int] | None):
+    """The frame on display at each start_s + k / fps; before the first frame, that one."""
+    # A time base of 1 ms puts a frame up to 1 ms away from where its rate wants it.
+    slack = min(float(stream.time_base or 0) + 1e-6, 0.25 / fps)
+    count = None if end_s == INF else round((end_s - start_s) * fps)
+    index = 0
+    last_s = start_s
+    current: av.VideoFrame | None = None
+    pixels: np.ndarray | None = None
+
+    def due(until_s: float):
+        nonlocal index, pixels
+        while (start_s + index / fps + slack < until_s) and (count is None or index < count):
+            if pixels is None:
+                assert current is not None, "a frame is on display before any time is due"
+                pixels = _pixels(current, stream, size)
+            yield start_s + index / fps, pixels
+            index += 1
+
+    for time_s, frame in shown:
+        if current is not None:
+            yield from due(time_s)
+        current, pixels = frame, None
+        last_s = time_s
+    if current is not None:
+        yield from due(last_s + 2 * slack if count is None else INF)
+
+
+def _pixels(frame: av.VideoFrame, stream: VideoStream, size: tuple[int, int] | None) -> np.ndarray:
+    look = picture(frame, stream)
+    height, width = size or (look.height, look.width)
+    if look.rotation % 180:
+        height, width = width, height
+    pixels = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
+    return np.ascontiguousarray(np.rot90(pixels, look.rotation // 90)) if look.rotation else pixels
