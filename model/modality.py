@@ -1,0 +1,157 @@
+"""One stream's input to the transformer, and the way between latents and tokens.
+
+Shapes: B batch, C latent channels, f/h/w latent frames/height/width, T tokens, S text tokens, D context width,
+n position axes (video 3: time, height, width; audio 1: time), M mel bins of an audio latent.
+
+Video latents are 8×32×32 coarser than the pixels, with one latent for the first frame alone (causal VAE). Audio latents
+are 4 mel frames of 10 ms, with one for the first mel frame alone. Positions are intervals [start, end): time in seconds
+for both streams, so that the two meet on one clock; height and width in pixels.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+VIDEO_STRIDES = (8, 32, 32)  # pixels per latent: time, height, width
+MEL_FRAMES_PER_LATENT = 4
+MEL_FRAME_S = (160, 16_000)  # hop / sample rate
+
+
+@dataclass(frozen=True)
+class Modality:
+    """The tokens of one stream with all that conditions them.
+
+    Attributes:
+        latent: (B, T, C) noisy latent tokens.
+        timesteps: (B, T) σ of each token in [0, 1], 0 for a clean (given) token; (B, 1) when a sample's tokens are alike.
+        sigma: (B,) σ of the sample, what the other stream and the prompt modulation see.
+        positions: (B, n, T, 2) float32, [start, end) in seconds / pixels / pixels (see `video_positions`).
+        context: (B, S, D) text context.
+        context_mask: (B, S), nonzero where a text token may be attended; None for all.
+        attention_mask: (B, T, T) strength of self-attention in [0, 1]; None for all 1.
+    """
+
+    latent: Tensor
+    timesteps: Tensor
+    sigma: Tensor
+    positions: Tensor
+    context: Tensor
+    context_mask: Tensor | None = None
+    attention_mask: Tensor | None = None
+
+    def check_shapes(self, name: str, channels: int, axes: int, context_width: int) -> None:
+        """Raises ValueError naming the stream, the tensor and the size that would fit. Reads no values."""
+        if self.latent.ndim != 3 or self.latent.shape[2] != channels:
+            raise ValueError(f"{name}.latent is {_shape(self.latent)}; expected (batch, tokens, {channels})")
+        batch, tokens, _ = self.latent.shape
+        if tuple(self.timesteps.shape) not in ((batch, tokens), (batch, 1)):
+            raise ValueError(
+                f"{name}.timesteps is {_shape(self.timesteps)}; expected ({batch}, {tokens}) or ({batch}, 1)"
+            )
+        expected = {
+            "sigma": (self.sigma, (batch,)),
+            "positions": (self.positions, (batch, axes, tokens, 2)),
+            "context": (self.context, (batch, self.context.shape[1] if self.context.ndim > 1 else 0, context_width)),
+        }
+        if self.context_mask is not None and self.context.ndim == 3:
+            expected["context_mask"] = (self.context_mask, (batch, self.context.shape[1]))
+        if self.attention_mask is not None:
+            expected["attention_mask"] = (self.attention_mask, (batch, tokens, tokens))
+        for field, (tensor, shape) in expected.items():
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"{name}.{field} is {_shape(tensor)}; expected {shape}")
+        if self.positions.dtype != torch.float32:
+            raise ValueError(f"{name}.positions is {self.positions.dtype}; keep positions in torch.float32")
+
+    def validate(self, name: str) -> None:
+        """Raises ValueError for values outside their range: NaN or non-σ timesteps, intervals that end before they start.
+
+        Reads values, so on a GPU it waits for the device: `DualStreamTransformer.forward` calls it on CPU tensors only.
+        """
+        for field, tensor in (("timesteps", self.timesteps), ("sigma", self.sigma)):
+            if not bool(((tensor >= 0) & (tensor <= 1)).all()):
+                found = "NaN" if bool(tensor.isnan().any()) else f"[{tensor.min().item():g}, {tensor.max().item():g}]"
+                raise ValueError(f"{name}.{field} must be σ in [0, 1], not scaled by 1000; found {found}")
+        if not bool((self.positions[..., 1] >= self.positions[..., 0]).all()):
+            raise ValueError(f"{name}.positions must be intervals [start, end) with end ≥ start and no NaN")
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def patchify_video(latent_bcfhw: Tensor) -> Tensor:
+    """(B, C, f, h, w) → (B, f·h·w, C), patch size 1."""
+    return latent_bcfhw.flatten(2).transpose(1, 2)
+
+
+def unpatchify_video(tokens: Tensor, f: int, h: int, w: int) -> Tensor:
+    """(B, f·h·w, C) → (B, C, f, h, w). ValueError when the token count is not f·h·w."""
+    if tokens.shape[1] != f * h * w:
+        raise ValueError(f"{tokens.shape[1]} video tokens do not fill {f}×{h}×{w} = {f * h * w} latents")
+    return tokens.transpose(1, 2).unflatten(2, (f, h, w))
+
+
+def patchify_audio(latent_bctm: Tensor) -> Tensor:
+    """(B, C, t, M) → (B, t, C·M), channel-major."""
+    return latent_bctm.transpose(1, 2).flatten(2)
+
+
+def unpatchify_audio(tokens: Tensor, channels: int, mel_bins: int) -> Tensor:
+    """(B, t, C·M) → (B, C, t, M). ValueError when the width is not C·M."""
+    if tokens.shape[2] != channels * mel_bins:
+        raise ValueError(f"audio token width {tokens.shape[2]} is not {channels} channels × {mel_bins} mel bins")
+    return tokens.unflatten(2, (channels, mel_bins)).transpose(1, 2)
+
+
+def video_positions(
+    f: int, h: int, w: int, fps: float, *, batch: int = 1, device: torch.device | str | None = None
+) -> Tensor:
+    """(batch, 3, f·h·w, 2) float32: [start, end) of each video token in seconds, pixels, pixels.
+
+    The first latent frame is one pixel frame, every later one is 8: time bounds are max(0, 8i − 7) / fps. The batch is an
+    expanded view of one stored tensor, so that the transformer finds its rotary table again without comparing values.
+    """
+    if min(f, h, w, batch) < 1 or not fps > 0:
+        raise ValueError(f"video positions need f, h, w, batch ≥ 1 and fps > 0; got {f}, {h}, {w}, {batch} and {fps}")
+    return _video_positions(f, h, w, float(fps), str(torch.device(device or "cpu"))).expand(batch, -1, -1, -1)
+
+
+def audio_positions(t: int, *, batch: int = 1, device: torch.device | str | None = None) -> Tensor:
+    """(batch, 1, t, 2) float32: [start, end) of each audio token in seconds, max(0, 4i − 3) mel frames of 10 ms."""
+    if min(t, batch) < 1:
+        raise ValueError(f"audio positions need t, batch ≥ 1; got {t}, {batch}")
+    return _audio_positions(t, str(torch.device(device or "cpu"))).expand(batch, -1, -1, -1)
+
+
+def _bounds(count: int, stride: int, *, causal: bool) -> Tensor:
+    edges = torch.arange(count + 1, dtype=torch.float32) * stride
+    if causal:
+        edges = (edges + 1 - stride).clamp(min=0)
+    return torch.stack([edges[:-1], edges[1:]], dim=-1)
+
+
+# Few shapes are in use at a time (one per bucket), and a table is 24 B per token.
+@lru_cache(maxsize=64)
+def _video_positions(f: int, h: int, w: int, fps: float, device: str) -> Tensor:
+    with torch.inference_mode(False):
+        time = _bounds(f, VIDEO_STRIDES[0], causal=True) / fps
+        height = _bounds(h, VIDEO_STRIDES[1], causal=False)
+        width = _bounds(w, VIDEO_STRIDES[2], causal=False)
+        grid = torch.stack(
+            [
+                time[:, None, None].expand(f, h, w, 2),
+                height[None, :, None].expand(f, h, w, 2),
+                width[None, None, :].expand(f, h, w, 2),
+            ]
+        )
+        return grid.reshape(1, 3, f * h * w, 2).to(device)
+
+
+@lru_cache(maxsize=64)
+def _audio_positions(t: int, device: str) -> Tensor:
+    with torch.inference_mode(False):
+        hop, rate = MEL_FRAME_S
+        return (_bounds(t, MEL_FRAMES_PER_LATENT, causal=True) * hop / rate).reshape(1, 1, t, 2).to(device)
