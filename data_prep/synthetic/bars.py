@@ -1,0 +1,143 @@
+"""A xylophone: bars that are struck by a mallet and ring at their pitch. Longer bars are lower, and come first."""
+
+import numpy as np
+
+from data_prep.synthetic import sounds
+from data_prep.synthetic.backgrounds import camera, room, studio, view
+from data_prep.synthetic.canvas import brush, glow, mixed
+from data_prep.synthetic.shot import Event, Format, Shot, mixdown
+
+_SCALES = ((0, 2, 4, 7, 9, 12, 14, 16), (0, 2, 4, 5, 7, 9, 11, 12), (0, 3, 5, 7, 10, 12, 15, 17))
+_NAMES = ("C", "C sharp", "D", "E flat", "E", "F", "F sharp", "G", "A flat", "A", "B flat", "B")
+_RAINBOW = ((206, 54, 50), (232, 120, 40), (240, 196, 52), (92, 170, 70), (40, 160, 168), (52, 104, 206), (112, 72, 180),
+            (206, 88, 150))
+_LOOKS = {"wooden": ((150, 92, 52), (196, 142, 86)), "metal": ((176, 184, 196), (214, 218, 226))}
+_COUNTS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}
+
+
+def bars(rng: np.random.Generator, form: Format, frames: int) -> Shot:
+    """Four to eight wooden or metal bars, one mallet, strokes on whole frames."""
+    height, width = form.height, form.width
+    material = str(rng.choice(["wooden", "metal"]))
+    count = int(rng.integers(4, 9))
+    notes = np.array(_SCALES[rng.integers(len(_SCALES))][:count])
+    base = int(rng.integers(60, 73)) + (12 if material == "metal" else 0)
+    span = round(0.14 * width)
+    behind = (room, studio)[rng.integers(2)](rng, height, width + span)
+    offsets, panned = camera(rng, frames, span, 0.3)
+
+    step = min(width * 0.86 / count, height * 0.22)
+    centres = (width + span) / 2 + (np.arange(count) - (count - 1) / 2) * step
+    long = height * np.linspace(0.5, 0.3, count)
+    middle = height * 0.6
+    coloured = rng.random() < 0.6
+    low, high = _LOOKS[material]
+    paints = [_RAINBOW[k] if coloured else mixed(low, high, k / max(count - 1, 1)) for k in range(count)]
+    pixels = behind.pixels
+    with brush(pixels, 0, 0, width + span, height) as b:
+        b.polygon([(0, height * 0.86), (width + span, height * 0.86), (width + span, height), (0, height)], (96, 70, 52))
+        b.polygon([(0, height * 0.84), (width + span, height * 0.84), (width + span, height * 0.87), (0, height * 0.87)],
+                  (128, 96, 72))
+        for share in (-0.28, 0.28):  # the two rails that carry the bars
+            ends = [(centres[k] + way * step * 0.6, middle + share * long[k]) for k, way in ((0, -1), (-1, 1))]
+            b.line(ends, height * 0.05, (70, 50, 40))
+
+    hits = _strokes(rng, frames, form.fps, count)
+    pictures = np.empty((frames, height, width, 3), np.uint8)
+    shown_x = lambda k, i: (centres[k] - offsets[i])  # noqa: E731
+    head = np.array((60, 56, 66) if material == "wooden" else (150, 40, 44))
+    for i in range(frames):
+        frame = view(behind, float(offsets[i]), width)
+        with brush(frame, shown_x(0, i) - step, middle - long[0] * 0.6, shown_x(count - 1, i) + step,
+                   middle + long[0] * 0.6) as b:
+            for k in range(count):
+                age = min((i - hit for hit, bar in hits if bar == k and hit <= i), default=999) / form.fps
+                _bar(b, shown_x(k, i), middle, step * 0.4, long[k] / 2, paints[k], age)
+        for hit, bar in hits:
+            age = (i - hit) / form.fps
+            if 0 <= age < 0.5:
+                glow(frame, shown_x(bar, i), middle, step * 0.55, long[bar] * 0.34, (255, 252, 230),
+                     0.55 * np.exp(-age / 0.12))
+        x, lift = _mallet(hits, i, frames, [shown_x(k, i) for k in range(count)])
+        glow(frame, x + lift * height * 0.1, middle + 2, height * 0.05, height * 0.035, (0, 0, 0), 0.5 / (1 + 2 * lift))
+        y, r = middle - lift * height * 0.3, height * 0.046
+        with brush(frame, x - height * 0.4, y - height * 0.2, x + height * 0.6, height) as b:
+            b.line([(x, y), (x + height * 0.24, y + height * 0.62)], height * 0.022, (206, 172, 124))
+            b.ellipse(x, y, r, r, tuple(head))
+            b.ellipse(x - r * 0.3, y - r * 0.35, r * 0.35, r * 0.3, mixed(head, (255, 255, 255), 0.45))
+        pictures[i] = frame
+
+    samples = form.samples(frames)
+    dry = np.zeros((2, samples), np.float32)
+    for hit, bar in hits:
+        track = np.zeros(samples, np.float32)
+        pitch = 440 * 2 ** ((base + notes[bar] - 69) / 12)
+        ring = sounds.struck_bar(rng, material, pitch, rng.uniform(0.65, 1.0), form.sample_rate)
+        sounds.add(track, ring, form.sample_of(hit))
+        dry += sounds.pan(track, (centres[bar] - offsets) / width, form.samples_per_frame)
+    audio = mixdown(rng, form, dry, room_s=rng.uniform(0.3, 0.6), wet=rng.uniform(0.12, 0.25),
+                    peak=rng.uniform(0.5, 0.85), floor_db=-62)
+
+    dress = "coloured" if coloured else "brown" if material == "wooden" else "grey"
+    strokes = f"{_COUNTS.get(len(hits), len(hits))} time{'s' * (len(hits) != 1)}"
+    kind = "xylophone" if material == "wooden" else "metallophone"
+    seen = f"A mallet strikes a {kind} with {_COUNTS[count]} {dress} bars {strokes}, in front of {behind.what}."
+    order = ", ".join(_NAMES[(base + int(notes[bar])) % 12] for _, bar in hits)
+    places = {"mallet": np.array([
+        (x / width, (middle - lift * height * 0.3) / height)
+        for i in range(frames)
+        for x, lift in [_mallet(hits, i, frames, [shown_x(k, i) for k in range(count)])]
+    ])}
+    return Shot(
+        "bars", "music", pictures, audio, seen + f" {panned}" * bool(panned),
+        f"The {material} bars ring: {order}." if hits else "",
+        events=[
+            Event(hit / form.fps, f"bar {bar + 1} of {count} rings {_NAMES[(base + int(notes[bar])) % 12]}",
+                  float(shown_x(bar, hit) / width))
+            for hit, bar in hits
+        ],
+        places=places,
+    )  # fmt: skip
+
+
+def _strokes(rng, frames: int, fps: float, count: int) -> list[tuple[int, int]]:
+    """(frame, bar) of each stroke: an even beat, sometimes left out, walking up and down the bars."""
+    beat = round(rng.uniform(0.24, 0.42) * fps)
+    bar, hits = int(rng.integers(count)), []
+    for frame in range(int(rng.integers(3, max(4, beat))), frames - 3, beat):
+        if hits and rng.random() < 0.12:
+            continue
+        hits.append((frame, bar))
+        step = int(rng.choice([-2, -1, -1, 1, 1, 2]))
+        bar = bar + step if 0 <= bar + step < count else bar - step
+        bar = int(np.clip(bar, 0, count - 1))
+    return hits
+
+
+def _bar(b, x: float, y: float, half: float, long: float, colour, age: float) -> None:
+    swing = 0.9 * np.exp(-age / 0.15) * np.cos(2 * np.pi * 9 * age) if age < 0.6 else 0.0
+    b.rounded(x - half + 1.5, y - long + 2, x + half + 1.5, y + long + 2, half * 0.35, (0, 0, 0, 90))
+    y = y + swing
+    b.rounded(x - half, y - long, x + half, y + long, half * 0.35, mixed(colour, (0, 0, 0), 0.28))
+    b.rounded(x - half, y - long, x + half * 0.75, y + long - 1.2, half * 0.35, colour)
+    b.rounded(x - half * 0.72, y - long + 2, x - half * 0.3, y + long - 4, half * 0.2,
+              mixed(colour, (255, 255, 255), 0.35))
+    for end in (-0.56, 0.56):
+        b.ellipse(x, y + end * long, half * 0.18, half * 0.18, (40, 34, 32))
+
+
+def _mallet(hits: list[tuple[int, int]], i: int, frames: int, places: list[float]) -> tuple[float, float]:
+    """The mallet's x in pixels and how high it is, 0 (on the bar) to 1: it rests on a bar on its stroke's frame only."""
+    before = [h for h in hits if h[0] <= i]
+    after = [h for h in hits if h[0] > i]
+    if not hits:
+        return places[0], 1.0
+    if not before:
+        wait = after[0][0] - i
+        return places[after[0][1]], min(1.0, (wait / 6) ** 0.7)
+    if not after:
+        return places[before[-1][1]], min(0.8, ((i - before[-1][0]) / 8) ** 0.6)
+    (start, a), (end, z) = before[-1], after[0]
+    s = (i - start) / (end - start)
+    smooth = s * s * (3 - 2 * s)
+    return places[a] + smooth * (places[z] - places[a]), (4 * s * (1 - s)) ** 0.6 * min(1.0, (end - start) / 8)

@@ -1,0 +1,218 @@
+"""`generate`: the corpus on disk.
+
+    <output>/clips/000000.mp4 …   the clips
+    <output>/truth/000000.json …  the truth about each, written before its clip
+    <output>/labels.parquet       all of it as one table (`labels.SCHEMA`), written last
+    <output>/settings.yaml, summary.json
+
+Clip k is a function of the settings and k alone. A clip is written under another name and renamed when it is whole, so
+whatever stops a run, the same call completes it and makes no whole clip again.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from data_prep.mp4 import write_mp4
+from data_prep.synthetic import labels
+from data_prep.synthetic.ball import ball
+from data_prep.synthetic.bars import bars
+from data_prep.synthetic.face import face
+from data_prep.synthetic.music import music
+from data_prep.synthetic.nature import bird, clock
+from data_prep.synthetic.quiet import quiet
+from data_prep.synthetic.settings import SynthSettings
+from data_prep.synthetic.shot import Format, Kind, Shot
+
+Progress = Callable[[str, int, int], None]
+
+_INFORMATIVE: dict[str, Kind] = {
+    "ball": ball,
+    "bars": bars,
+    "speech": face,
+    "music": music,
+    "bird": bird,
+    "clock": clock,
+}
+_QUIET = {name: quiet(name) for name in ("silence", "near_silent", "hiss", "hum", "tone", "no_audio")}
+_VERSION = 1  # raised when the same settings give other clips
+_FADE_S = 0.002  # at each end of a shot's sound, so that a cut does not click
+
+
+def generate(settings: SynthSettings, output: Path, progress: Progress | None = None) -> Path:
+    """Make the corpus, or what is missing of it.
+
+    Args:
+        settings: what to make.
+        output: the corpus's folder; made if it is missing.
+        progress: called with ("synth", clips done, clips in all).
+
+    Returns:
+        `output`.
+
+    Raises:
+        ValueError: the folder holds a corpus of other settings, or a larger one; or a package is missing.
+    """
+    output = Path(output)
+    _begin(settings, output)
+    kinds = kinds_of(settings)
+    wanted = [k for k in range(settings.clips) if not _is_whole(settings, output, k)]
+    done = settings.clips - len(wanted)
+    if progress:
+        progress("synth", done, settings.clips)
+    for _ in _make_all(settings, output, [(k, kinds[k]) for k in wanted]):
+        done += 1
+        if progress:
+            progress("synth", done, settings.clips)
+    rows = [json.loads(_truth_file(output, k).read_text("utf8"))["truth"] for k in range(settings.clips)]
+    half = output / ".labels.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=labels.SCHEMA), half)
+    half.replace(output / "labels.parquet")
+    summary = {
+        "clips": settings.clips,
+        "made": len(wanted),
+        "seconds": round(sum(row["duration_s"] for row in rows), 3),
+        **{name: dict(sorted(Counter(row[name] for row in rows).items())) for name in ("kind", "sound_class", "verdict")},
+    }
+    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf8")
+    return output
+
+
+def kinds_of(settings: SynthSettings) -> list[str]:
+    """The kind of each clip: every beginning of the list holds the kinds in the mix's shares, to within one or two."""
+    mix = settings.mix.model_dump()
+    names = [name for name, share in mix.items() if share > 0]
+    shares = np.array([mix[name] for name in names]) / sum(mix[name] for name in names)
+    due = np.random.default_rng([settings.seed, 0x6B696E64]).random(len(names))
+    kinds = []
+    for _ in range(settings.clips):
+        due += shares
+        chosen = int(np.argmax(due))
+        due[chosen] -= 1
+        kinds.append(names[chosen])
+    return kinds
+
+
+def make_clip(settings: SynthSettings, index: int, kind: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray | None]:
+    """Clip `index`: its truth (a row of labels), frames (F, H, W, 3) uint8 and audio (2, N) float32 or None."""
+    form = Format(settings.width, settings.height, settings.fps, settings.sample_rate)
+    rng = np.random.default_rng([settings.seed, index])
+    shortest, longest = int(np.ceil(settings.seconds_min * form.fps)), int(settings.seconds_max * form.fps)
+    longest = max(shortest, longest)
+    if kind == "cuts":
+        longest = shortest + (longest - shortest) // 3
+        mix = settings.mix.model_dump()
+        among = [name for name in _INFORMATIVE if mix[name] > 0] or list(_INFORMATIVE)
+        count = 3 if rng.random() < 0.3 else 2
+        parts = [among[k % len(among)] for k in rng.permutation(max(len(among), count))[:count]]
+        makers = [_INFORMATIVE[part] for part in parts]
+    else:
+        makers = [(_INFORMATIVE | _QUIET)[kind]]
+    shots = [make(rng, form, int(rng.integers(shortest, longest + 1))) for make in makers]
+    frames = np.concatenate([shot.frames for shot in shots]) if len(shots) > 1 else shots[0].frames
+    return labels.truth(_name(index), index, kind, shots, form), frames, _joined(shots, form)
+
+
+def _joined(shots: list[Shot], form: Format) -> np.ndarray | None:
+    if any(shot.audio is None for shot in shots):
+        return None
+    whole = np.zeros((2, form.samples(sum(len(shot.frames) for shot in shots))), np.float32)
+    ramp = np.linspace(0, 1, round(_FADE_S * form.sample_rate), dtype=np.float32)
+    first = 0
+    for shot in shots:
+        assert shot.audio is not None
+        start = form.sample_of(first)
+        part = shot.audio[:, : whole.shape[1] - start].copy()
+        part[:, : len(ramp)] *= ramp
+        part[:, -len(ramp) :] *= ramp[::-1]
+        whole[:, start : start + part.shape[1]] = part
+        first += len(shot.frames)
+    return whole
+
+
+def _make_all(settings: SynthSettings, output: Path, wanted: list[tuple[int, str]]):
+    """Make the clips, yielding as each is done; in this process, or where there are many in a pool of them."""
+    workers = min(settings.workers or len(os.sched_getaffinity(0)), len(wanted))
+    if workers < 2:
+        for index, kind in wanted:
+            yield _make_one(settings, output, index, kind)
+        return
+    # Not a fork: the caller may run threads (Ray, torch), whose locks a fork would copy as they stand.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupts_to_the_caller)
+    waiting, running = iter(wanted), set()
+    try:
+        while True:
+            while len(running) < 2 * workers and (clip := next(waiting, None)) is not None:
+                running.add(pool.submit(_make_one, settings, output, *clip))
+            if not running:
+                return
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _leave_interrupts_to_the_caller() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _make_one(settings: SynthSettings, output: Path, index: int, kind: str) -> int:
+    truth, frames, audio = make_clip(settings, index, kind)
+    note = _truth_file(output, index)
+    half = note.with_name(f".{note.name}")
+    half.write_text(json.dumps({"made_by": _made_by(settings), "truth": truth}, ensure_ascii=False), "utf8")
+    half.replace(note)
+    write_mp4(output / _name(index), frames, settings.fps, audio, settings.sample_rate)
+    return index
+
+
+def _is_whole(settings: SynthSettings, output: Path, index: int) -> bool:
+    note = _truth_file(output, index)
+    if not (note.exists() and (output / _name(index)).exists()):
+        return False
+    return json.loads(note.read_text("utf8"))["made_by"] == _made_by(settings)
+
+
+def _made_by(settings: SynthSettings) -> str:
+    """What a clip depends on, as a short hash."""
+    text = json.dumps([_VERSION, settings.model_dump(exclude={"clips", "workers"})], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _begin(settings: SynthSettings, output: Path) -> None:
+    """Make the folders; refuse one that holds another corpus."""
+    saved = output / "settings.yaml"
+    if saved.exists():
+        before = SynthSettings(**yaml.safe_load(saved.read_text("utf8")))
+        if _made_by(before) != _made_by(settings):
+            raise ValueError(f"{output} holds a corpus of other settings ({saved.name}); choose another output folder")
+        if before.clips > settings.clips:
+            raise ValueError(
+                f"{output} holds {before.clips} clips and {settings.clips} are asked for; choose another output folder, "
+                f"or ask for at least {before.clips}"
+            )
+    for folder in ("clips", "truth"):
+        (output / folder).mkdir(parents=True, exist_ok=True)
+    saved.write_text(yaml.safe_dump(settings.model_dump(), sort_keys=False), "utf8")
+
+
+def _name(index: int) -> str:
+    return f"clips/{index:06d}.mp4"
+
+
+def _truth_file(output: Path, index: int) -> Path:
+    return output / "truth" / f"{index:06d}.json"

@@ -1,0 +1,96 @@
+"""The truth about each clip, as one row of `labels.parquet`. Times are seconds from the clip's start.
+
+`clip` is the file's path relative to the corpus. `verdict` is what curation should say, "keep" or "drop". `shots` are the
+parts between hard cuts; `cuts_s` are the times at which a new shot is first seen. `positions` gives each followed
+object's middle on each frame as shares of the picture's width and height, (0, 0) at its upper left.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data_prep.synthetic.shot import Format, Shot
+
+INFORMATIVE = frozenset({"speech", "environment", "music", "mixed"})
+
+_SPAN = [("start_s", pa.float64()), ("end_s", pa.float64())]
+SCHEMA = pa.schema(
+    [
+        ("clip", pa.string()),
+        ("index", pa.int64()),
+        ("kind", pa.string()),
+        ("sound_class", pa.string()),
+        ("verdict", pa.string()),
+        ("duration_s", pa.float64()),
+        ("frames", pa.int64()),
+        ("fps", pa.float64()),
+        ("width", pa.int64()),
+        ("height", pa.int64()),
+        ("sample_rate", pa.int64()),
+        ("has_audio", pa.bool_()),
+        ("caption", pa.string()),
+        ("transcript", pa.string()),
+        ("words", pa.list_(pa.struct([("word", pa.string()), *_SPAN]))),
+        ("events", pa.list_(pa.struct([("time_s", pa.float64()), ("what", pa.string()), ("x", pa.float64())]))),
+        ("cuts_s", pa.list_(pa.float64())),
+        ("shots", pa.list_(pa.struct([*_SPAN, ("kind", pa.string()), ("sound_class", pa.string())]))),
+        (
+            "positions",
+            pa.list_(pa.struct([("object", pa.string()), *((n, pa.list_(pa.float32())) for n in ("time_s", "x", "y"))])),
+        ),
+    ]
+)  # fmt: skip
+
+
+def truth(clip: str, index: int, kind: str, shots: list[Shot], form: Format) -> dict[str, Any]:
+    """The row of a clip made of these shots, one after the other."""
+    starts = np.cumsum([0, *(len(shot.frames) for shot in shots)]) / form.fps
+    classes = {shot.sound_class for shot in shots}
+    sound_class = classes.pop() if len(classes) == 1 else "mixed"
+    return {
+        "clip": clip,
+        "index": index,
+        "kind": kind,
+        "sound_class": sound_class,
+        "verdict": "keep" if sound_class in INFORMATIVE else "drop",
+        "duration_s": float(starts[-1]),
+        "frames": sum(len(shot.frames) for shot in shots),
+        "fps": form.fps,
+        "width": form.width,
+        "height": form.height,
+        "sample_rate": form.sample_rate,
+        "has_audio": all(shot.audio is not None for shot in shots),
+        "caption": _caption(shots),
+        "transcript": " ".join(shot.transcript for shot in shots if shot.transcript),
+        "words": [
+            {"word": word.word, "start_s": word.start_s + start, "end_s": word.end_s + start}
+            for shot, start in zip(shots, starts, strict=False)
+            for word in shot.words
+        ],
+        "events": [
+            {"time_s": event.time_s + start, "what": event.what, "x": event.x}
+            for shot, start in zip(shots, starts, strict=False)
+            for event in shot.events
+        ],
+        "cuts_s": [float(start) for start in starts[1:-1]],
+        "shots": [
+            {"start_s": float(starts[k]), "end_s": float(starts[k + 1]), "kind": s.kind, "sound_class": s.sound_class}
+            for k, s in enumerate(shots)
+        ],
+        "positions": [
+            {
+                "object": name,
+                "time_s": [round(float(start + i / form.fps), 6) for i in range(len(places))],
+                "x": [round(float(x), 5) for x in places[:, 0]],
+                "y": [round(float(y), 5) for y in places[:, 1]],
+            }
+            for shot, start in zip(shots, starts, strict=False)
+            for name, places in shot.places.items()
+        ],
+    }
+
+
+def _caption(shots: list[Shot]) -> str:
+    said = [" ".join(part for part in (shot.seen, shot.heard) if part) for shot in shots]
+    return " Then the picture cuts. ".join(said)

@@ -1,0 +1,48 @@
+"""Plain sentences to be spoken, drawn from a small grammar. Each is true of the world, so a transcript reads as text."""
+
+import numpy as np
+
+SHORTEST = "Snow is cold."
+_FACTS = (
+    "Snow is cold.", "Ice is frozen water.", "Grass is green.", "Honey tastes sweet.", "Lemons taste sour.",
+    "Bees make honey.", "Cats like warm places.", "Fish live in water.", "Owls hunt at night.", "Rain falls from clouds.",
+    "Stars shine at night.", "The moon goes round the earth.", "The earth goes round the sun.", "Salt dissolves in water.",
+    "Bread is made from flour.", "Paper is made from wood.", "Glass is made from sand.", "Sound travels through air.",
+    "Light is faster than sound.", "Birds build nests in spring.", "Spiders have eight legs.", "Insects have six legs.",
+    "A week has seven days.", "A year has twelve months.", "An hour has sixty minutes.", "A square has four sides.",
+    "A triangle has three corners.", "Two and two make four.", "Five and three make eight.", "Ten is half of twenty.",
+    "Trees grow towards the light.", "Rivers flow to the sea.", "Iron sinks and wood floats.", "Magnets attract iron.",
+    "Gold does not rust.", "Elephants are larger than mice.", "Wool comes from sheep.", "Milk comes from cows.",
+    "Water boils at one hundred degrees.", "Leaves fall in the autumn.", "The sun rises in the east.",
+    "The sun sets in the west.",
+)  # fmt: skip
+_SUBJECTS = {
+    "A drum": ("struck", "a percussion instrument"),
+    "A piano": ("played with both hands", "a keyboard instrument"),
+    "A violin": ("played with a bow", "a string instrument"),
+    "A guitar": ("plucked", "a string instrument"),
+    "A flute": ("blown", "a wind instrument"),
+    "A trumpet": ("blown", "a brass instrument"),
+    "A hammer": ("held in the hand", "a tool"),
+    "A kettle": ("used to boil water", "found in a kitchen"),
+    "A bicycle": ("ridden on the road", "moved by two pedals"),
+    "A boat": ("used on water", "moved by wind or oars"),
+    "A clock": ("used to tell the time", "wound or driven by a motor"),
+    "A letter": ("written on paper", "carried by the post"),
+}
+_FRUIT = ("Apples", "Cherries", "Plums", "Pears", "Oranges")
+_ANIMALS = {"Dogs": "bark", "Cats": "purr", "Cows": "moo", "Ducks": "quack", "Frogs": "croak", "Lions": "roar", "Horses": "neigh"}
+
+
+def sentence(rng: np.random.Generator) -> str:
+    """One sentence, 3 to 8 words, plain ASCII."""
+    form = rng.integers(10)
+    if form < 6:
+        return str(rng.choice(_FACTS))
+    if form < 8:
+        subject = str(rng.choice(list(_SUBJECTS)))
+        return f"{subject} is {rng.choice(_SUBJECTS[subject])}."
+    if form == 8:
+        return f"{rng.choice(_FRUIT)} grow on trees."
+    first, second = rng.choice(list(_ANIMALS), 2, replace=False)
+    return f"{first} {_ANIMALS[str(first)]} and {str(second).lower()} {_ANIMALS[str(second)]}."

@@ -1,0 +1,89 @@
+"""One shot: its pictures, its sound, and the truth about both."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from data_prep.synthetic import sounds
+from data_prep.synthetic.speech import Word
+
+
+@dataclass(frozen=True)
+class Format:
+    """What every shot of a corpus shares. Frame i is shown at i / fps seconds."""
+
+    width: int
+    height: int
+    fps: float
+    sample_rate: int
+
+    @property
+    def samples_per_frame(self) -> float:
+        return self.sample_rate / self.fps
+
+    def samples(self, frames: int) -> int:
+        """The sound's length for so many frames."""
+        return round(frames * self.samples_per_frame)
+
+    def sample_of(self, frame: float) -> int:
+        """The sample that is heard when a frame is first seen."""
+        return round(frame * self.samples_per_frame)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happens at one moment; `x` is its place, 0 at the picture's left edge and 1 at the right."""
+
+    time_s: float
+    what: str
+    x: float
+
+
+@dataclass
+class Shot:
+    """One shot.
+
+    Attributes:
+        kind: what made it, a name of `settings.Mix`.
+        sound_class: "speech", "environment", "music", "noise", "silence" or "no_audio".
+        frames: (F, H, W, 3) uint8 RGB.
+        audio: (2, N) float32 in [-1, 1]; None where there is no audio track.
+        seen, heard: one true sentence each, or more; the caption is the two together.
+        events: in order of time, seconds from the shot's start.
+        words: what is spoken, seconds from the shot's start.
+        places: object → (F, 2): x and y on each frame, as shares of the picture's width and height.
+    """
+
+    kind: str
+    sound_class: str
+    frames: np.ndarray
+    audio: np.ndarray | None
+    seen: str
+    heard: str
+    events: list[Event] = field(default_factory=list)
+    words: list[Word] = field(default_factory=list)
+    transcript: str = ""
+    places: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+Kind = Callable[[np.random.Generator, Format, int], Shot]
+
+
+def mixdown(
+    rng: np.random.Generator, form: Format, dry: np.ndarray, *, room_s: float, wet: float, peak: float, floor_db: float
+) -> np.ndarray:
+    """Direct sound (2, N) → the shot's audio: the room added, the loudest sample at `peak`, and faint room tone.
+
+    `floor_db` is the room tone's RMS in dB of full scale.
+    """
+    around = sounds.room(dry.sum(axis=0) / np.sqrt(2), rng, room_s, form.sample_rate)
+    whole = dry + wet * around
+    whole *= peak / max(float(np.abs(whole).max()), 1e-6)
+    tone = np.stack([sounds.noise(rng, dry.shape[1], 1.0) for _ in range(2)])
+    return np.clip(whole + 10 ** (floor_db / 20) * tone, -0.99, 0.99).astype(np.float32)
+
+
+def side(x: float) -> str:
+    """A place in the picture in words."""
+    return "on the left" if x < 0.4 else "on the right" if x > 0.6 else "in the middle"

@@ -1,0 +1,166 @@
+"""The sounds of the synthetic corpus, made of damped partials and shaped noise.
+
+Every function gives mono float32; a sound that is struck begins on its first sample, so that adding it at sample n
+makes it audible at exactly n. A struck body is modal synthesis: x(t) = Σ aᵢ sin(2π fᵢ t) · 10^(−3 t / Tᵢ), Tᵢ being the
+time in which partial i falls by 60 dB.
+"""
+
+import numpy as np
+from scipy.signal import butter, fftconvolve, sosfilt
+
+# What a ball and the ground under it are made of: partials in Hz, their levels, their T60 in s, and the contact's own
+# noise as (level, T60 in s, from Hz, to Hz).
+IMPACTS = {
+    "wooden": ((120, 215, 330, 505, 790, 1230), (1.0, 0.9, 0.8, 0.5, 0.3, 0.15), (0.10, 0.09, 0.07, 0.05, 0.04, 0.03)),
+    "rubber": ((70, 110, 165, 410, 620, 905), (1.0, 0.9, 0.5, 0.25, 0.2, 0.12), (0.12, 0.10, 0.09, 0.08, 0.12, 0.16)),
+    "glass": ((2150, 3480, 5230, 7010, 9300), (1.0, 0.8, 0.6, 0.4, 0.3), (0.35, 0.30, 0.22, 0.16, 0.12)),
+}
+_CONTACTS = {"wooden": (1.2, 0.03, 150, 3000), "rubber": (1.2, 0.05, 60, 1500), "glass": (0.35, 0.012, 1500, 12000)}
+
+# Partials of a struck bar relative to its pitch, their levels, and T60 relative to the lowest one's.
+BARS = {
+    # A marimba's bar is cut so that its second mode lies two octaves up; wood swallows the upper ones.
+    "wooden": ((1.0, 3.98, 9.6, 16.8), (1.0, 0.35, 0.12, 0.05), (1.0, 0.45, 0.22, 0.12)),
+    # A metal bar of even thickness, free at both ends: the modes of a free beam.
+    "metal": ((1.0, 2.756, 5.404, 8.933), (1.0, 0.55, 0.35, 0.15), (1.0, 0.6, 0.35, 0.22)),
+}
+
+
+def impact(rng: np.random.Generator, material: str, size: float, strength: float, rate: int) -> np.ndarray:
+    """A ball of a material hitting the ground. `size` 1 is the usual one, a larger one is lower; strength in (0, 1]."""
+    ratios, levels, decays = IMPACTS[material]
+    jitter = rng.uniform(0.97, 1.03, len(ratios))
+    body = _modes(np.array(ratios) * jitter / size, np.array(levels), np.array(decays), rate)
+    level, decay, low, high = _CONTACTS[material]
+    contact = _burst(rng, len(body), decay, low, high, rate)
+    return (strength * _normalised(body + level * contact * np.abs(body).max())).astype(np.float32)
+
+
+def struck_bar(rng: np.random.Generator, material: str, pitch_hz: float, strength: float, rate: int) -> np.ndarray:
+    """A xylophone's bar: inharmonic partials above its pitch, and the mallet's short knock."""
+    ratios, levels, decays = BARS[material]
+    lowest = {"wooden": 0.9, "metal": 2.6}[material] * (440 / pitch_hz) ** 0.4
+    body = _modes(pitch_hz * np.array(ratios), np.array(levels), lowest * np.array(decays), rate)
+    mallet = _burst(rng, len(body), 0.02, 300, 5000, rate)
+    return (strength * _normalised(body + 0.12 * mallet)).astype(np.float32)
+
+
+def piano_note(pitch_hz: float, seconds: float, strength: float, rate: int) -> np.ndarray:
+    """A struck string: stretched harmonics, the upper ones dying sooner, damped when the key is let go."""
+    count = int(min(18, 9000 / pitch_hz))
+    n = np.arange(1, count + 1)
+    partials = pitch_hz * n * np.sqrt(1 + 4e-4 * n**2)
+    hammer = np.abs(np.sin(np.pi * n / 8)) + 0.05  # struck at an eighth of its length
+    levels = hammer * n**-1.1 * strength ** (n / 12)
+    body = _modes(partials, levels, 5.0 * (220 / pitch_hz) ** 0.5 / (1 + 0.18 * n), rate, seconds + 0.25)
+    time = np.arange(len(body)) / rate
+    damper = np.where(time < seconds, 1.0, np.exp(-(time - seconds) / 0.06))
+    rise = np.minimum(1, time / 0.002)
+    return (strength * _normalised(body) * damper * rise).astype(np.float32)
+
+
+def plucked_string(rng: np.random.Generator, pitch_hz: float, strength: float, rate: int) -> np.ndarray:
+    """A plucked string as its modes: levels of a string pulled at a fifth of its length, with the finger's noise."""
+    count = int(min(24, 10000 / pitch_hz))
+    n = np.arange(1, count + 1)
+    levels = np.abs(np.sin(np.pi * n / 5)) / n**1.3 + 0.004
+    body = _modes(pitch_hz * n * np.sqrt(1 + 6e-5 * n**2), levels, 3.2 * (220 / pitch_hz) ** 0.5 / n**0.7, rate, 1.8)
+    finger = _burst(rng, len(body), 0.015, 800, 6000, rate)
+    return (strength * _normalised(_normalised(body) + 0.1 * finger)).astype(np.float32)
+
+
+def chirp(rng: np.random.Generator, low_hz: float, high_hz: float, seconds: float, rate: int) -> np.ndarray:
+    """A songbird's syllable: a fast sweep with a trill and a weak second harmonic."""
+    t = np.linspace(0, 1, int(seconds * rate), endpoint=False)
+    sweep = low_hz + (high_hz - low_hz) * (np.sin(np.pi * t) if rng.random() < 0.5 else 1 - t)
+    trill = 1 + 0.05 * np.sin(2 * np.pi * rng.uniform(30, 60) * t * seconds)
+    phase = 2 * np.pi * np.cumsum(sweep * trill) / rate
+    shape = np.sin(np.pi * t) ** 0.6
+    return (shape * (np.sin(phase) + 0.12 * np.sin(2 * phase))).astype(np.float32)
+
+
+def tick(rng: np.random.Generator, high: bool, rate: int) -> np.ndarray:
+    """A clock's escapement: a short click, the tick a little higher than the tock."""
+    modes = np.array([3350, 4900, 6600, 9600]) * (1.0 if high else 0.85)
+    body = _modes(modes, np.ones(4), np.full(4, 0.012), rate, 0.1)
+    return _normalised(_normalised(body) + _burst(rng, len(body), 0.008, 2000, 12000, rate)).astype(np.float32)
+
+
+def noise(rng: np.random.Generator, samples: int, colour: float = 0.0) -> np.ndarray:
+    """Gaussian noise of RMS 1 whose power falls with frequency^colour: 0 white, 1 pink, 2 brown."""
+    spectrum = np.fft.rfft(rng.standard_normal(samples))
+    if colour:
+        spectrum[1:] *= np.arange(1, len(spectrum)) ** (-colour / 2)
+        spectrum[0] = 0
+    shaped = np.fft.irfft(spectrum, samples)
+    return (shaped / max(float(shaped.std()), 1e-9)).astype(np.float32)
+
+
+def hum(rng: np.random.Generator, samples: int, mains_hz: float, rate: int) -> np.ndarray:
+    """A mains hum of RMS 1: the line's frequency and its harmonics, the even ones strong, phases at random."""
+    time = np.arange(samples) / rate
+    total = np.zeros(samples)
+    for n in range(1, 13):
+        level = (1.0 if n in (1, 2) else 0.6 / n) * rng.uniform(0.7, 1.3)
+        total += level * np.sin(2 * np.pi * (mains_hz * n * time + rng.random()))
+    return (total / total.std()).astype(np.float32)
+
+
+def room(mono: np.ndarray, rng: np.random.Generator, seconds: float, rate: int) -> np.ndarray:
+    """What a room gives back of a sound: (N,) → (2, N), diffuse, with the given T60, darker than the sound itself.
+
+    At unit power for a unit impulse; the direct sound is not in it.
+    """
+    time = np.arange(int(seconds * rate)) / rate
+    tail = rng.standard_normal((2, len(time))) * 10 ** (-3 * time / seconds)
+    tail = sosfilt(butter(1, 4500, fs=rate, output="sos"), tail)
+    tail *= np.minimum(1, time / 0.008)  # nothing comes back sooner than from the nearest wall
+    tail /= np.sqrt(np.sum(tail**2, axis=1, keepdims=True))
+    return fftconvolve(mono[None], tail, axes=1)[:, : len(mono)].astype(np.float32)
+
+
+def add(track: np.ndarray, sound: np.ndarray, sample: int) -> None:
+    """Mix a sound into a track (N,) at a sample; what runs over the end is cut."""
+    end = min(len(track), sample + len(sound))
+    if end > sample >= 0:
+        track[sample:end] += sound[: end - sample]
+
+
+def pan(mono: np.ndarray, x: np.ndarray | float, samples_per_frame: float) -> np.ndarray:
+    """Constant-power panning by the picture: (N,) → (2, N), left cos θ and right sin θ with θ = x π/2.
+
+    `x` is the source's place in the picture, 0 at the left edge and 1 at the right; one number, or one per frame,
+    between which it moves evenly.
+    """
+    if np.ndim(x):
+        x = np.interp(np.arange(len(mono)) / samples_per_frame, np.arange(len(x)), x)
+    angle = np.clip(x, 0.0, 1.0) * (np.pi / 2)
+    return np.stack([mono * np.cos(angle), mono * np.sin(angle)]).astype(np.float32)
+
+
+def _modes(
+    hertz: np.ndarray, levels: np.ndarray, decays: np.ndarray, rate: int, seconds: float | None = None
+) -> np.ndarray:
+    heard = hertz < 0.45 * rate
+    hertz, levels, decays = hertz[heard], levels[heard], decays[heard]
+    time = np.arange(int((seconds or float(decays.max(initial=0.05))) * rate)) / rate
+    body = np.zeros(len(time))
+    for f, level, decay in zip(hertz, levels, decays, strict=True):
+        sounding = slice(0, min(len(time), int(1.2 * decay * rate)))
+        t = time[sounding]
+        body[sounding] += level * np.sin(2 * np.pi * f * t) * np.exp(-6.9078 / decay * t)
+    body[-64:] *= np.linspace(1, 0, len(body[-64:]))
+    return body
+
+
+def _burst(
+    rng: np.random.Generator, samples: int, decay: float, low: float, high: float, rate: int
+) -> np.ndarray:
+    time = np.arange(samples) / rate
+    shaped = rng.standard_normal(samples) * np.exp(-6.9078 / decay * time)
+    shaped = sosfilt(butter(1, (low, min(high, 0.45 * rate)), "bandpass", fs=rate, output="sos"), shaped)
+    return shaped / max(float(np.abs(shaped).max()), 1e-9)
+
+
+def _normalised(sound: np.ndarray) -> np.ndarray:
+    return sound / max(float(np.abs(sound).max()), 1e-9)
