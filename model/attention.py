@@ -21,7 +21,10 @@ except ImportError:
 
 
 def attend(q_bthd: Tensor, k_bshd: Tensor, v_bshd: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q·kᵀ/√d)·v → (B, T, H, d). `mask` broadcasts to (B, H, T, S): bool (True attends) or added to the logits."""
+    """softmax(q·kᵀ/√d)·v → (B, T, H, d).
+
+    `mask` broadcasts to (B, H, T, S): bool (True attends) or added to the logits.
+    """
     if _flash_attention_3 is not None and mask is None and q_bthd.is_cuda and q_bthd.dtype in _HALF:
         out = _flash_attention_3(q_bthd, k_bshd, v_bshd)
         return out[0] if isinstance(out, tuple) else out

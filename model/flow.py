@@ -1,7 +1,8 @@
 """Flow matching: the straight path between data and noise, and how σ is drawn in training and stepped in sampling.
 
-x_σ = (1 − σ)·x₀ + σ·ε; the model predicts the velocity ε − x₀. Training σ are logit-normal with a mean that grows with the
-number of tokens, for more tokens need more noise to hide the same image (arXiv 2403.03206 §5.3.2; constants of LTX).
+x_σ = (1 − σ)·x₀ + σ·ε; the model predicts the velocity ε − x₀. Training σ are logit-normal with a mean that grows
+with the number of tokens, for more tokens need more noise to hide the same image (arXiv 2403.03206 §5.3.2; constants
+of LTX).
 """
 
 import math
@@ -53,14 +54,14 @@ def token_shift(tokens: int, *, clamp: bool) -> float:
 class TrainingSigma:
     """The distribution of training σ.
 
-    sigmoid(N(shift(tokens), std)), stretched so that its 0.5 % and 99.9 % quantiles fall on 0 and 1, reflected at `floor`,
-    cut at 1, and mixed with a uniform share that keeps every σ trained.
+    sigmoid(N(shift(tokens), std)), stretched so that its 0.5 % and 99.9 % quantiles fall on 0 and 1, reflected at
+    `floor`, cut at 1, and mixed with a uniform share that keeps every σ trained.
 
     Attributes:
         std: of the normal.
         uniform_share: probability of a uniform draw from [floor, 1].
         floor: smallest σ.
-        clamp_tokens: hold the shift outside 1024 to 4096 tokens, so that training and the (fixed) inference shift agree.
+        clamp_tokens: hold the shift outside 1024 to 4096 tokens, so that training and inference agree.
         coupling: each stream draws its own σ ("independent"), or audio takes the video's ("shared").
     """
 
@@ -104,8 +105,8 @@ _Z_005, _Z_999 = -2.5758, 3.0902  # standard normal quantiles at 0.5 % and 99.9 
 
 
 def inference_schedule(steps: int, tokens: int = MAX_TOKENS, terminal: float = TERMINAL_SIGMA) -> Tensor:
-    """(steps + 1,) float32 σ from 1 to 0: evenly spaced, shifted by `token_shift(tokens)` unclamped, and stretched so that
-    the last σ before 0 is `terminal`. The published pipelines shift at 4096 tokens whatever the size.
+    """(steps + 1,) float32 σ from 1 to 0: evenly spaced, shifted by `token_shift(tokens)` unclamped, and stretched so
+    that the last σ before 0 is `terminal`. The published pipelines shift at 4096 tokens whatever the size.
 
     With one step the schedule is (1, 0).
     """

@@ -40,7 +40,7 @@ NO_GUIDANCE = GuidanceScales(text=1.0, stg=0.0, modality=1.0, rescale=0.0)
 
 @dataclass(frozen=True)
 class Guidance:
-    """Both streams' strengths, and the blocks that spatio-temporal guidance perturbs (published: 29 in 2.0, 28 in 2.3)."""
+    """Both streams' strengths, and the blocks that spatio-temporal guidance perturbs (2.0: 29, 2.3: 28)."""
 
     video: GuidanceScales = field(default_factory=GuidanceScales)
     audio: GuidanceScales = field(default_factory=lambda: GuidanceScales(text=7.0))

@@ -25,7 +25,7 @@ class Modality:
 
     Attributes:
         latent: (B, T, C) noisy latent tokens.
-        timesteps: (B, T) σ of each token in [0, 1], 0 for a clean (given) token; (B, 1) when a sample's tokens are alike.
+        timesteps: (B, T) σ of each token in [0, 1], 0 for a clean (given) token; (B, 1) when a sample's tokens agree.
         sigma: (B,) σ of the sample, what the other stream and the prompt modulation see.
         positions: (B, n, T, 2) float32, [start, end) in seconds / pixels / pixels (see `video_positions`).
         context: (B, S, D) text context.
@@ -66,7 +66,7 @@ class Modality:
             raise ValueError(f"{name}.positions is {self.positions.dtype}; keep positions in torch.float32")
 
     def validate(self, name: str) -> None:
-        """Raises ValueError for values outside their range: NaN or non-σ timesteps, intervals that end before they start.
+        """Raises ValueError for values out of range: NaN or non-σ timesteps, intervals that end before they start.
 
         Reads values, so on a GPU it waits for the device: `DualStreamTransformer.forward` calls it on CPU tensors only.
         """
@@ -111,8 +111,9 @@ def video_positions(
 ) -> Tensor:
     """(batch, 3, f·h·w, 2) float32: [start, end) of each video token in seconds, pixels, pixels.
 
-    The first latent frame is one pixel frame, every later one is 8: time bounds are max(0, 8i − 7) / fps. The batch is an
-    expanded view of one stored tensor, so that the transformer finds its rotary table again without comparing values.
+    The first latent frame is one pixel frame, every later one is 8: time bounds are max(0, 8i − 7) / fps. The batch
+    is an expanded view of one stored tensor, so that the transformer finds its rotary table again without comparing
+    values.
     """
     if min(f, h, w, batch) < 1 or not fps > 0:
         raise ValueError(f"video positions need f, h, w, batch ≥ 1 and fps > 0; got {f}, {h}, {w}, {batch} and {fps}")

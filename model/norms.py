@@ -1,15 +1,15 @@
 """RMS norms fused with what always follows them, and the gated residual, each with its own backward.
 
 A transformer block spends its memory traffic here. Written as plain operations, autograd keeps every intermediate
-(squares, normalised values, the sum of table row and timestep row, both halves of the rotation); written as one function,
-it keeps the input and one number per token, and the rest is formed again in backward. The numerics are those of the plain
-form: statistics and rotation in float32, the result in the input's type.
+(squares, normalised values, the sum of table row and timestep row, both halves of the rotation); written as one
+function, it keeps the input and one number per token, and the rest is formed again in backward. The numerics are
+those of the plain form: statistics and rotation in float32, the result in the input's type.
 
 Shapes: B batch, T tokens, D width, H heads, d = head_dim; AdaLN rows are a table row (D,) of the block plus a timestep
 row (B, T, D) or (B, 1, D) of the sample.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,17 +25,17 @@ def rms_norm(x_btd: Tensor, eps: float) -> Tensor:
 
 def modulated_rms_norm(x_btd: Tensor, scale: "AdaRow", shift: "AdaRow", eps: float) -> Tensor:
     """rms_norm(x)·(1 + scale) + shift."""
-    return _ModulatedRMSNorm.apply(x_btd, *scale, *shift, eps)
+    return cast(Tensor, _ModulatedRMSNorm.apply(x_btd, *scale, *shift, eps))
 
 
 def gated_residual(x_btd: Tensor, y_btd: Tensor, gate: "AdaRow") -> Tensor:
     """x + y·gate."""
-    return _GatedResidual.apply(x_btd, y_btd, *gate)
+    return cast(Tensor, _GatedResidual.apply(x_btd, y_btd, *gate))
 
 
 def rotated_rms_norm(x_btd: Tensor, weight: Tensor, rope: RopeTable, eps: float) -> Tensor:
     """rms_norm(x)·weight over the whole width, cut into heads and turned: (B, T, D) → (B, T, H, d)."""
-    return _RotatedRMSNorm.apply(x_btd, weight, *rope, eps)
+    return cast(Tensor, _RotatedRMSNorm.apply(x_btd, weight, *rope, eps))
 
 
 AdaRow = tuple[Tensor, Tensor]  # a block's table row (D,) and the sample's timestep row (B, T or 1, D)

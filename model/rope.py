@@ -3,9 +3,9 @@
 Shapes: B batch, n position axes, T tokens, H heads, r = head_dim / 2.
 
 The width D of a stream gives D/2 angles. D // 2n frequencies θ^(k/(K−1))·π/2 are spread over the *whole* width and then
-cut into heads, so heads see different frequencies. Angles are frequency × (2·middle/max_pos − 1), flattened with the axis
-fastest; slots left over stand at the front and do not turn. Frequencies are computed in float64 and cast to float32;
-positions and angles stay float32, for θ = 10⁴ makes an angle's rounding in bfloat16 as large as a full turn.
+cut into heads, so heads see different frequencies. Angles are frequency × (2·middle/max_pos − 1), flattened with the
+axis fastest; slots left over stand at the front and do not turn. Frequencies are computed in float64 and cast to
+float32; positions and angles stay float32, for θ = 10⁴ makes an angle's rounding in bfloat16 as large as a full turn.
 """
 
 import math
@@ -54,8 +54,8 @@ class RopeCache:
     """Rotary tables by the identity of the positions they were made from.
 
     Comparing values would wait for the device, so a table is found again when the positions are the same memory,
-    unchanged (`video_positions` and `audio_positions` hand out such views). The cache holds the positions, so the memory
-    cannot become another tensor's meanwhile.
+    unchanged (`video_positions` and `audio_positions` hand out such views). The cache holds the positions, so the
+    memory cannot become another tensor's meanwhile.
     """
 
     def __init__(self, size: int = 4):

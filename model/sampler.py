@@ -2,10 +2,11 @@
 
 Shapes: B samples, T tokens of a stream, P guidance passes; the forward runs at batch P·B.
 
-A token with strength 0 in `denoise` is given (an image's first frame, a kept sound): it stays as it is and the model sees
-it as clean, timestep 0.
+A token with strength 0 in `denoise` is given (an image's first frame, a kept sound): it stays as it is and the model
+sees it as clean, timestep 0.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -105,7 +106,7 @@ def sample(
     if video is None and audio is None:
         raise ValueError("give the sampler a video stream, an audio stream, or both")
     sigmas = [float(sigma) for sigma in schedule]
-    if len(sigmas) < 2 or any(after >= before for before, after in zip(sigmas, sigmas[1:], strict=False)):
+    if len(sigmas) < 2 or any(after >= before for before, after in itertools.pairwise(sigmas)):
         raise ValueError("schedule must hold at least two falling sigmas")
     passes = guidance.passes(both_streams=video is not None and audio is not None)
     contexts = _contexts_of_passes(context, negative, passes)
@@ -117,7 +118,7 @@ def sample(
         of_pass = [name for name in passes for _ in range(batch)]
         skip = torch.tensor([name == "isolated" for name in of_pass], device=context.video.device)
         stg = torch.tensor([name == "perturbed" for name in of_pass], device=context.video.device)
-    for step, (sigma, after) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+    for step, (sigma, after) in enumerate(itertools.pairwise(sigmas)):
         inputs = [
             None
             if stream is None or state is None
@@ -135,7 +136,7 @@ def sample(
             if stream is None or state is None or velocity is None:
                 continue
             timesteps = stream.timesteps(sigma)
-            predictions = {
+            predictions: dict[GuidancePass, Tensor] = {
                 name: denoised(state, part, timesteps)
                 for name, part in zip(passes, velocity.chunk(len(passes)), strict=True)
             }

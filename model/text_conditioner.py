@@ -1,15 +1,15 @@
 """Text features for the transformer: all hidden states of the text encoder → one projection → one connector per stream
 (arXiv 2601.03233, §3: multi-layer feature extractor and thinking tokens).
 
-Shapes: B batch, S text tokens (left-padded), D hidden size and L number of the encoder's states, W width of a connector.
+Shapes: B batch, S text tokens (left-padded), D hidden size and L number of encoder states, W width of a connector.
 
-Feature extractor: in 2.0 each sample's layer is centred and divided by its range over all its valid tokens and channels,
-8·(x − mean)/(max − min); in 2.3 each token's layer is RMS-normed. Layers are flattened D×L with L fastest and projected,
-in 2.0 once for both streams, in 2.3 once per stream.
+Feature extractor: in 2.0 each sample's layer is centred and divided by its range over all its valid tokens and
+channels, 8·(x − mean)/(max − min); in 2.3 each token's layer is RMS-normed. Layers are flattened D×L with L fastest
+and projected, in 2.0 once for both streams, in 2.3 once per stream.
 
-Connector: the valid tokens move to the front and learned registers ("thinking tokens") fill the rest, so that every slot
-is attended; two (2.3: eight) pre-norm transformer blocks with 1-D RoPE follow. Without pads there is no mask: the context
-mask is None.
+Connector: the valid tokens move to the front and learned registers ("thinking tokens") fill the rest, so that every
+slot is attended; two (2.3: eight) pre-norm transformer blocks with 1-D RoPE follow. Without pads there is no mask:
+the context mask is None.
 
 State-dict keys are the published ones, `text_embedding_projection.*`, `video_embeddings_connector.*` and
 `audio_embeddings_connector.*` (the connectors without `model.diffusion_model.`).
@@ -32,7 +32,8 @@ _EPS = 1e-6
 
 @dataclass(frozen=True)
 class TextConditionerConfig:
-    """Sizes; the defaults are LTX-2 19B (2.0) over Gemma 3 12B. Connector names are those of the published configuration.
+    """Sizes; the defaults are LTX-2 19B (2.0) over Gemma 3 12B. Connector names are those of the published
+    configuration.
 
     2.3 differs by `per_modality_projections=True`, 8 gated layers, video 32×128 and audio 32×64.
 
@@ -167,14 +168,14 @@ class TextConditioner(nn.Module):
     def project(self, hidden_states: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, Tensor]:
         """The cacheable half: L states (B, S, D) and mask (B, S) → features (B, S, W) of video and audio.
 
-        The same tensor twice in 2.0. Pads are projected from zeros. A token's features depend on the whole sample in 2.0
-        (its layer's mean and range), on the token alone in 2.3; never on the batch.
+        The same tensor twice in 2.0. Pads are projected from zeros. A token's features depend on the whole sample in
+        2.0 (its layer's mean and range), on the token alone in 2.3; never on the batch.
         """
         config = self.config
         if len(hidden_states) != config.num_states or hidden_states[0].shape[-1] != config.hidden_size:
             raise ValueError(
-                f"the text encoder gives {len(hidden_states)} states of width {hidden_states[0].shape[-1]}; this model was "
-                f"made for {config.num_states} of width {config.hidden_size}"
+                f"the text encoder gives {len(hidden_states)} states of width {hidden_states[0].shape[-1]}; "
+                f"this model was made for {config.num_states} of width {config.hidden_size}"
             )
         valid = self._check_mask(mask, hidden_states[0].shape[1])
         normalise = _rms_normalised if config.per_modality_projections else _range_normalised
@@ -192,8 +193,8 @@ class TextConditioner(nn.Module):
     def connect(self, video_features: Tensor, audio_features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, None]:
         """Features (B, S, W) and mask (B, S), left-padded → contexts (B, S', W) of video and audio, context mask.
 
-        S' is the next multiple of the registers' count that holds S and `context_tokens`; no feature need be padded that
-        far. The context mask is None: registers fill every pad, so every slot is attended.
+        S' is the next multiple of the registers' count that holds S and `context_tokens`; no feature need be padded
+        that far. The context mask is None: registers fill every pad, so every slot is attended.
         """
         valid = self._check_mask(mask, video_features.shape[1]).sum(1)
         registers = self.config.connector_num_learnable_registers

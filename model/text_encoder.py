@@ -5,13 +5,14 @@ after the model's final norm, as transformers gives it. Positions count from eac
 states do not depend on its neighbours in the batch.
 """
 
+import fcntl
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-_CACHED_WEIGHTS = "model.safetensors"
 
 
 class GemmaTextEncoder(nn.Module):
@@ -38,8 +39,8 @@ class GemmaTextEncoder(nn.Module):
     ) -> "GemmaTextEncoder":
         """Load from a Hugging Face folder, a hub id or a `.gguf` file.
 
-        A GGUF file is read by transformers' own reader, which takes quantised weights apart; the result is kept beside it
-        (`<name>.unpacked/`, safetensors) and read from there next time.
+        A GGUF file is unpacked once, beside itself, to `<name>.unpacked/` (safetensors in bfloat16, and the tokenizer),
+        which takes about a minute; later loads read that folder in seconds.
 
         Raises:
             ValueError: the path does not exist, or it is not a Gemma 3 model.
@@ -58,7 +59,9 @@ class GemmaTextEncoder(nn.Module):
         except OSError as error:
             raise ValueError(f"text encoder {path_or_id!r} is not a model folder, a hub id or a .gguf file") from error
         if config.model_type not in ("gemma3", "gemma3_text"):
-            raise ValueError(f"text encoder {path_or_id!r} is a {config.model_type} model; this family is made for Gemma 3")
+            raise ValueError(
+                f"text encoder {path_or_id!r} is a {config.model_type} model; this family is made for Gemma 3"
+            )
         model = transformers.AutoModel.from_pretrained(source, dtype=dtype)
         if config.model_type == "gemma3":
             model = model.language_model  # the vision tower is not used
@@ -68,12 +71,12 @@ class GemmaTextEncoder(nn.Module):
     @property
     def hidden_size(self) -> int:
         """Width of every state."""
-        return self.model.config.hidden_size  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
+        return int(self.model.config.hidden_size)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
 
     @property
     def num_states(self) -> int:
         """The embedding and every layer."""
-        return self.model.config.num_hidden_layers + 1  # pyright: ignore[reportAttributeAccessIssue, reportOperatorIssue]
+        return int(self.model.config.num_hidden_layers) + 1  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -100,3 +103,34 @@ class GemmaTextEncoder(nn.Module):
             use_cache=False,
         )
         return tuple(out.hidden_states), mask.bool()
+
+
+def _unpacked(gguf: Path) -> Path:
+    """The folder that holds a GGUF file's text model and tokenizer, made when it is missing or older than the file.
+
+    transformers reads a GGUF's 262,144-word tokenizer and takes its blocks apart in Python at every load; done once, the
+    lock keeps other processes of this machine from doing it at the same time.
+    """
+    import transformers
+
+    folder = gguf.with_name(gguf.name + ".unpacked")
+    if not os.access(gguf.parent, os.W_OK):
+        raise ValueError(f"text encoder {gguf}: its folder is not writable, and unpacking needs room beside the file")
+    with gguf.with_name(gguf.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists() and folder.stat().st_mtime >= gguf.stat().st_mtime:
+            return folder
+        half = gguf.with_name(gguf.name + ".half")
+        for stale in (half, folder):
+            shutil.rmtree(stale, ignore_errors=True)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
+        )
+        if model.config.model_type != "gemma3_text":
+            raise ValueError(
+                f"text encoder {gguf} is a {model.config.model_type} model; this family is made for Gemma 3"
+            )
+        model.model.save_pretrained(half)
+        transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(half)
+        half.rename(folder)
+    return folder

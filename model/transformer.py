@@ -12,14 +12,14 @@ What depends only on the step (rotary tables, AdaLN rows, projected captions, ma
 
 Initialisation: adaLN-Zero. The shared AdaLN layers, the gate rows of every table, the ungated text attention's output
 projection (2.0) and the final projections start at zero, so that every block starts as the identity and the first
-prediction is 0; registers of the connectors are uniform in [−1, 1]; all else is truncated normal (see `model/layers.py`).
+prediction is 0; all else is truncated normal (see `model/layers.py`).
 
 State-dict keys are those of the published checkpoints without the prefix `model.diffusion_model.`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +108,7 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class _CrossModal:
-    """One stream's part in A↔V attention: AdaLN rows (scale, shift as query or key of each direction; gate) and RoPE."""
+    """One stream's part in A↔V attention: AdaLN rows as query or key of each direction, and RoPE over time."""
 
     a2v: tuple[Tensor, Tensor]  # scale, shift
     v2a: tuple[Tensor, Tensor]
@@ -321,7 +321,8 @@ class DualStreamTransformer(nn.Module):
 
         Raises:
             ValueError: no stream is given, sizes do not fit the configuration or each other, or (on CPU tensors, where
-                looking is free) timesteps are NaN or outside [0, 1]. On a GPU call `Modality.validate` where it matters.
+                looking is free) timesteps are NaN or outside [0, 1]. On a GPU call `Modality.validate` where it
+                matters.
         """
         self._check(video, audio, skip_cross_modal, stg_blocks)
         cross = video is not None and audio is not None and skip_cross_modal is not True
@@ -339,7 +340,8 @@ class DualStreamTransformer(nn.Module):
             pass_value = index in stg and (True if stg_samples is None else stg_samples)
             arguments = (x_video, x_audio, video_stream, audio_stream, pass_value)
             if self.checkpoint_every and index % self.checkpoint_every == 0 and torch.is_grad_enabled():
-                x_video, x_audio = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
+                recomputed = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
+                x_video, x_audio = cast(tuple[Tensor | None, Tensor | None], recomputed)
             else:
                 x_video, x_audio = block(*arguments)
         return (
@@ -350,7 +352,7 @@ class DualStreamTransformer(nn.Module):
     def _prepare(
         self, modality: Modality, other: Modality | None, keep: Tensor | None, prefix: Literal["", "audio_"]
     ) -> tuple[Tensor, Tensor, _Stream]:
-        """State, embedded timestep and per-step conditions of one stream; `other` is None where no A↔V attention runs."""
+        """State, embedded timestep and conditions of one stream; `other` is None where no A↔V attention runs."""
         config = self.config
         if prefix:
             width, heads, max_pos = (
