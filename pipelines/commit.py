@@ -1,0 +1,130 @@
+"""The protocol of an output set: settings first, segments whole, summary last.
+
+A segment is committed by `data_prep.shards.write_segment`: tar, manifest part, ledger entry, in this order, with the
+conservation law checked. This module adds what belongs to the whole set: `settings.yaml`, written before the first
+segment and compared by every later run, and `summary.json` with `index.parquet`, written from the ledger when every
+segment is there.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_prep import storage
+from data_prep.clip import Segment
+from data_prep.index import build_index
+from data_prep.ledger import Ledger, totals
+from data_prep.shards import write_segment
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the driver learns of a committed segment: clips considered and kept, seconds spent in each stage."""
+
+    segment_id: str
+    considered: int
+    kept: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def commit_segments(root: str | Path, segments: list[Segment], seconds: list[dict[str, float]]) -> list[Summary]:
+    """Commit segments to the set at `root`. Doing it again writes the same bytes."""
+    summaries = []
+    for segment, spent in zip(segments, seconds, strict=True):
+        start = time.perf_counter()
+        entry = write_segment(root, segment)
+        spent = {**spent, "commit": time.perf_counter() - start}
+        summaries.append(Summary(segment.segment_id, entry.considered, entry.kept, spent))
+    return summaries
+
+
+def claim(root: str | Path, settings: Mapping[str, Any], inputs: list[str]) -> None:
+    """Make `root` the output of these settings: write `settings.yaml`, or compare with the one that stands.
+
+    Inputs may grow from run to run (they are recorded, not compared); settings may not change, since the segments of
+    one set must be judged alike.
+
+    Raises:
+        ValueError: the set was made with other settings, or `root` is a file; says which setting.
+    """
+    folder = storage.local(root)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output {folder} is a file; give a folder")
+    path = folder / "settings.yaml"
+    known_inputs: list[str] = []
+    if path.exists():
+        known = yaml.safe_load(path.read_text())
+        changes = differences(known["settings"], json.loads(json.dumps(settings)))
+        if changes:
+            shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
+            raise ValueError(f"output {folder} was made with other settings ({shown}): use them, or another output")
+        known_inputs = known["inputs"]
+        if set(inputs) <= set(known_inputs):
+            return
+    elif Ledger(root).done():
+        raise ValueError(f"output {folder} holds segments but no settings.yaml; use another output")
+    merged = known_inputs + [name for name in inputs if name not in known_inputs]
+    text = yaml.safe_dump({"inputs": merged, "settings": json.loads(json.dumps(settings))}, sort_keys=False)
+    with storage.whole(path) as out:
+        out.write(text.encode())
+
+
+def differences(before: Any, after: Any, name: str = "") -> list[str]:
+    """What changed between two trees of settings, e.g. ["curate.min_duration_s: 1.0 → 2.0"]."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        keys = [*before, *(key for key in after if key not in before)]
+        changes = []
+        for key in keys:
+            changes += differences(before.get(key, "unset"), after.get(key, "unset"), f"{name}.{key}" if name else key)
+        return changes
+    return [] if before == after else [f"{name}: {before} → {after}"]
+
+
+def finish(root: str | Path, verb: str, seconds: Mapping[str, float], wall_s: float) -> dict[str, Any]:
+    """Write `index.parquet` and, last, `summary.json` from the ledger; gives the summary.
+
+    Args:
+        seconds: spent in each stage by this run, summed over workers.
+        wall_s: what this run took, start to end.
+    """
+    entries = Ledger(root).entries()
+    counts = totals(entries)
+    build_index(root)
+    summary = {
+        "verb": verb,
+        "dataset_id": dataset_id(root),
+        **counts,
+        "hours_considered": round(counts["considered_s"] / 3600, 4),
+        "hours_kept": round(counts["kept_s"] / 3600, 4),
+        "stage_seconds": {name: round(spent, 3) for name, spent in seconds.items()},
+        "wall_seconds": round(wall_s, 1),
+    }
+    with storage.whole(storage.local(root) / "summary.json") as out:
+        out.write(json.dumps(summary, indent=1, ensure_ascii=False).encode() + b"\n")
+    return summary
+
+
+def read_summary(root: str | Path) -> dict[str, Any] | None:
+    """The summary of a finished set, or None while a segment was committed after it or none was written."""
+    path = storage.local(root) / "summary.json"
+    if not path.exists():
+        return None
+    summary = json.loads(path.read_text())
+    return summary if summary["segments"] == len(Ledger(root).done()) else None
+
+
+def dataset_id(root: str | Path) -> str:
+    """A name for exactly these segments under these settings: a 20-digit hash of the ledger and the settings."""
+    digest = hashlib.sha256()
+    path = storage.local(root) / "settings.yaml"
+    if path.exists():
+        digest.update(json.dumps(yaml.safe_load(path.read_text())["settings"], sort_keys=True).encode())
+    for entry in Ledger(root).entries():
+        digest.update(json.dumps([entry.segment_id, entry.content_key, entry.shard_size, entry.kept]).encode())
+    return digest.hexdigest()[:20]
