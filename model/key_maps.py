@@ -1,0 +1,159 @@
+"""What each part's tensors are called in the published layouts.
+
+Our own names are those of the published single-file checkpoint ("ltx") below each part's prefix, so the `ltx` layout
+adds a prefix, and diffusers' layout renames. Only the direction from our name is written down: the other one follows
+from a module's own list of names, so the two can never disagree.
+"""
+
+import re
+from collections.abc import Iterable
+
+COMPONENTS = ("transformer", "text_conditioner", "video_vae", "audio_vae", "vocoder", "upscaler")
+
+# The folder of each part in a diffusers model.
+DIFFUSERS_FOLDERS = {
+    "transformer": "transformer",
+    "text_conditioner": "connectors",
+    "video_vae": "vae",
+    "audio_vae": "audio_vae",
+    "vocoder": "vocoder",
+    "upscaler": "latent_upsampler",
+}
+
+_LTX_PREFIXES = {
+    "transformer": "model.diffusion_model.",
+    "video_vae": "vae.",
+    "audio_vae": "audio_vae.",
+    "vocoder": "vocoder.",
+    "upscaler": "",  # has a file of its own
+}
+
+# Published, read by nobody: further statistics beside the two that normalise latents.
+_LTX_UNUSED = re.compile(
+    r"(?:vae|audio_vae)\.per_channel_statistics\.(?:channel|mean-of-stds|mean-of-stds_over_std-of-means)"
+)
+
+# A key belongs to the first later release whose mark it bears.
+_MARKS = {
+    "2.5": re.compile(r"keyframes_abs_pos_embedding|^duration_head\."),
+    "2.3": re.compile(
+        r"to_gate_logits|prompt_adaln|prompt_scale_shift_table|(?:video|audio)_(?:aggregate_embed|text_proj_in)\."
+        r"|bwe_generator|mel_stft"
+    ),
+    "2.0": re.compile(r"caption_projection\.|(?:^|\.)aggregate_embed\.|^text_proj_in\."),
+}
+
+_ATTENTION_SEGMENTS = {"q_norm": "norm_q", "k_norm": "norm_k"}
+_DIFFUSERS_SEGMENTS = {
+    "transformer": {
+        **_ATTENTION_SEGMENTS,
+        "patchify_proj": "proj_in",
+        "audio_patchify_proj": "audio_proj_in",
+        "adaln_single": "time_embed",
+        "audio_adaln_single": "audio_time_embed",
+        "prompt_adaln_single": "prompt_adaln",
+        "audio_prompt_adaln_single": "audio_prompt_adaln",
+        "av_ca_video_scale_shift_adaln_single": "av_cross_attn_video_scale_shift",
+        "av_ca_audio_scale_shift_adaln_single": "av_cross_attn_audio_scale_shift",
+        "av_ca_a2v_gate_adaln_single": "av_cross_attn_video_a2v_gate",
+        "av_ca_v2a_gate_adaln_single": "av_cross_attn_audio_v2a_gate",
+        "scale_shift_table_a2v_ca_video": "video_a2v_cross_attn_scale_shift_table",
+        "scale_shift_table_a2v_ca_audio": "audio_a2v_cross_attn_scale_shift_table",
+    },
+    "text_conditioner": {
+        **_ATTENTION_SEGMENTS,
+        "video_embeddings_connector": "video_connector",
+        "audio_embeddings_connector": "audio_connector",
+        "transformer_1d_blocks": "transformer_blocks",
+        "text_embedding_projection": "",
+        "aggregate_embed": "text_proj_in",
+        "video_aggregate_embed": "video_text_proj_in",
+        "audio_aggregate_embed": "audio_text_proj_in",
+    },
+    "video_vae": {
+        "res_blocks": "resnets",
+        "per_channel_statistics": "",
+        "mean-of-means": "latents_mean",
+        "std-of-means": "latents_std",
+    },
+    "audio_vae": {
+        "per_channel_statistics": "",
+        "mean-of-means": "latents_mean",
+        "std-of-means": "latents_std",
+    },
+    "vocoder": {
+        "conv_pre": "conv_in",
+        "conv_post": "conv_out",
+        "ups": "upsamplers",
+        "resblocks": "resnets",
+        "act_post": "act_out",
+        "lowpass": "",
+    },
+    "upscaler": {},
+}
+
+
+def ltx_names(component: str, keys: Iterable[str]) -> dict[str, str]:
+    """{our key: its name in the published single file (for the upscaler: in its own file)} of a part's keys."""
+    if component == "text_conditioner":
+        # The connectors live beside the DiT's tensors, the feature projection outside of them.
+        outside = "text_embedding_projection."
+        return {key: key if key.startswith(outside) else f"model.diffusion_model.{key}" for key in keys}
+    return {key: _LTX_PREFIXES[component] + key for key in keys}
+
+
+def ltx_component(key: str) -> str | None:
+    """The part that a key of the published single file belongs to; None for what no part uses.
+
+    Raises:
+        ValueError: the key belongs to no part of LTX-2; names the release if it is a later one.
+    """
+    if _LTX_UNUSED.fullmatch(key):
+        return None
+    if key.startswith(("text_embedding_projection.", "model.diffusion_model.")):
+        text = ("text_embedding_projection.", "video_embeddings_connector.", "audio_embeddings_connector.")
+        return "text_conditioner" if key.removeprefix("model.diffusion_model.").startswith(text) else "transformer"
+    for component in ("video_vae", "audio_vae", "vocoder"):
+        if key.startswith(_LTX_PREFIXES[component]):
+            return component
+    release = release_of([key])
+    belongs = f"it belongs to LTX-{release}" if release == "2.5" else "it belongs to no part of LTX-2"
+    raise ValueError(f"unknown key {key!r}: {belongs}; 2.0 and 2.3 checkpoints are supported")
+
+
+def diffusers_names(component: str, keys: Iterable[str]) -> dict[str, str]:
+    """{our key: its name in the part's diffusers folder} of all of a part's keys."""
+    renames = _DIFFUSERS_SEGMENTS[component]
+    keys = list(keys)
+    steps = {key.split(".")[2] for key in keys if key.startswith("encoder.down_blocks.") and int(key.split(".")[2]) % 2}
+    names: dict[str, str] = {}
+    for key in keys:
+        segments = [renames.get(segment, segment) for segment in key.split(".")]
+        if component == "video_vae" and segments[1:2] in (["down_blocks"], ["up_blocks"]):
+            segments = _nest_video_vae(segments, encoder_steps=len(steps))
+        names[key] = ".".join(filter(None, segments))
+    return names
+
+
+def _nest_video_vae(segments: list[str], *, encoder_steps: int) -> list[str]:
+    """Stages of residual blocks and the resolution steps between them stand in one list; diffusers nests them.
+
+    Encoder: stage 2i and the step after it are down block i, the last stage is the mid block.
+    Decoder: stage 0 is the mid block, step 2i + 1 and the stage after it are up block i.
+    """
+    side, blocks, number, *rest = segments
+    index = int(number)
+    if index == (0 if blocks == "up_blocks" else 2 * encoder_steps):
+        return [side, "mid_block", *rest]
+    if blocks == "up_blocks":
+        return [side, blocks, str((index - 1) // 2), *(["upsamplers", "0"] if index % 2 else []), *rest]
+    return [side, blocks, str(index // 2), *(["downsamplers", "0"] if index % 2 else []), *rest]
+
+
+def release_of(keys: Iterable[str]) -> str | None:
+    """The release whose marks some of the keys bear (the latest one), or None where every release has them all."""
+    keys = list(keys)
+    for release, mark in _MARKS.items():
+        if any(mark.search(key) for key in keys):
+            return release
+    return None
