@@ -91,6 +91,7 @@ class Packets:
     def __init__(self, container: InputContainer, stream: VideoStream | AudioStream, start_s: float) -> None:
         self.container, self.stream, self.start_s = container, stream, start_s
         self.error = ""
+        self.moved = False
         for other in container.streams:
             if other.index != stream.index:
                 other.discard = Discard.all  # a demuxer with an index then does not even read them
@@ -98,31 +99,39 @@ class Packets:
     def __iter__(self) -> Iterator[av.Packet]:
         # Close to the start, reading on is cheaper than seeking and needs no index.
         begin = max(0.0, (self.container.start_time or 0) / av.time_base)
-        if self.start_s > begin + 1.0:
-            for back in SEEK_BACK_S:
-                first = self._seek(self.start_s - back)
-                if first is not None and first <= self.start_s:
-                    break
-            else:
-                self._seek(None)
-        yield from self._read()
+        if self.start_s <= begin + 1.0 or not any(self._seek(self.start_s - back) for back in SEEK_BACK_S):
+            self._seek(None)
+        whole = not isinstance(self.stream, VideoStream)
+        for packet in self._read():
+            # Without an index a seek lands anywhere; nothing before the first key frame can be decoded.
+            whole = whole or packet.is_keyframe
+            if whole or not packet.size:
+                yield packet
 
-    def _seek(self, time_s: float | None) -> float | None:
-        """Seek to the key frame before `time_s` (None: to the start); gives the first timestamp there, if known."""
+    def _seek(self, time_s: float | None) -> bool:
+        """Seek to `time_s`, or for None to the start if anything was read; whether decoding can begin from there in
+        time: a key frame follows that is shown at `start_s` or before."""
+        if time_s is None and not self.moved:
+            return True
         try:
+            self.moved = True
             if time_s is None:
                 self.container.seek(self.container.start_time or 0, backward=True)
-                return None
+                return True
             offset = int(time_s / (self.stream.time_base or 1))
             self.container.seek(offset, stream=self.stream, backward=True)
             for packet in self.container.demux(self.stream):
                 stamp = timestamp(packet)
-                if stamp is not None:
+                if stamp is None:
+                    continue
+                if stamp > self.start_s:
+                    return False
+                if packet.is_keyframe:
                     self.container.seek(offset, stream=self.stream, backward=True)
-                    return stamp
+                    return True
         except (FFmpegError, OSError):
             pass  # an unseekable place: the caller tries an earlier one, at last the start
-        return None
+        return False
 
     def _read(self) -> Iterator[av.Packet]:
         try:

@@ -19,9 +19,10 @@ from av.video.stream import VideoStream
 
 from data_prep.clip import Clip
 from data_prep.container import Media, Packets, choose_streams, open_media, timestamp
+from data_prep.timeline import runs
 
 PREROLL_S = 0.25
-JITTER_S = 0.005  # timestamps of sound may waver by this much (containers round to 1 ms) without being a gap
+FILTER_S = 0.05  # further than the rate converter's filter reaches
 INF = float("inf")
 
 
@@ -108,7 +109,7 @@ def read_sound(media: Media, start_s: float, end_s: float, sample_rate: int, cha
             track.packets += bool(packet.size)
             try:
                 for frame in packet.decode():
-                    track.add(frame, end_s)
+                    track.add(frame)
             except (FFmpegError, ValueError):
                 track.errors += 1
         track.errors += bool(packets.error)
@@ -116,37 +117,25 @@ def read_sound(media: Media, start_s: float, end_s: float, sample_rate: int, cha
 
 
 class _Track:
-    """Decoded frames laid on their native-rate time line, mixed to mono or stereo on arrival."""
+    """Decoded frames with their times, mixed to mono or stereo on arrival."""
 
     def __init__(self, layout: str) -> None:
         self.layout = layout
         self.rate = self.channels = 0
-        self.begin = 0.0  # time of the first sample
-        self.length = 0  # samples so far
         self.blocks: list[np.ndarray] = []
+        self.times: list[float] = []
         self.mixers: dict[tuple, av.AudioResampler] = {}
         self.errors = self.packets = 0
 
-    def add(self, frame: av.AudioFrame, end_s: float) -> None:
+    def add(self, frame: av.AudioFrame) -> None:
         if not self.rate:
             self.rate, self.channels = frame.sample_rate, frame.layout.nb_channels
-        expected = self.begin + self.length / self.rate
-        time_s = float(frame.pts * frame.time_base) if frame.pts is not None and frame.time_base else expected
-        samples = self._mix(frame)
-        if not self.blocks:
-            self.begin = time_s
-        elif abs(time_s - expected) > JITTER_S:
-            gap = round((time_s - expected) * self.rate)
-            if gap > 0:
-                # Bounded: a timestamp that leaps past the span is a lie or the span's end.
-                gap = min(gap, max(0, round((end_s - expected) * self.rate)) if end_s < INF else self.rate * 60)
-                self.blocks.append(np.zeros((samples.shape[0], gap), np.float32))
-                self.length += gap
-            else:
-                samples = samples[:, -gap:]  # said twice: keep what is there
-        if samples.shape[1]:
-            self.blocks.append(samples)
-            self.length += samples.shape[1]
+        if frame.pts is not None and frame.time_base:
+            time_s = float(frame.pts * frame.time_base)
+        else:
+            time_s = self.times[-1] + self.blocks[-1].shape[1] / self.rate if self.times else 0.0
+        self.blocks.append(self._mix(frame))
+        self.times.append(time_s)
 
     def _mix(self, frame: av.AudioFrame) -> np.ndarray:
         layout = frame.layout.name
@@ -165,23 +154,31 @@ class _Track:
 
     def sound(self, start_s: float, end_s: float, sample_rate: int) -> Sound:
         channels = 1 if self.layout == "mono" else 2
-        if not self.blocks:
+        lengths = [block.shape[1] for block in self.blocks]
+        found = [run for run in runs(self.times, lengths, self.rate) if run.begin_s < end_s] if any(lengths) else []
+        if not found:
             empty = np.zeros((channels, 0), np.float32)
             return Sound(empty, sample_rate, start_s, start_s, start_s, self.errors, self.packets)
-        native = np.concatenate(self.blocks, axis=1)
+        begin = min(run.begin_s for run in found)
+        end = max(run.begin_s + sum(lengths[run.first : run.last]) / self.rate for run in found)
+        # What lies more than the rate filter's reach outside the span is dropped before the filter.
+        low_s, high_s = max(begin, start_s - FILTER_S), min(end, end_s + FILTER_S)
+        native = np.zeros((channels, max(0, round((high_s - low_s) * self.rate))), np.float32)
+        for run in found:
+            position = round((run.begin_s - low_s) * self.rate)
+            for block in self.blocks[run.first : run.last]:
+                low, high = max(0, position), min(native.shape[1], position + block.shape[1])
+                if high > low:  # where two runs say the same time, the later one is heard
+                    native[:, low:high] = block[:, low - position : high - position]
+                position += block.shape[1]
         self.blocks.clear()
         # A broken decoder's NaN or 1e30 would poison every measure after it.
         np.nan_to_num(native, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
         np.clip(native, -4.0, 4.0, out=native)
-        # Drop what lies more than the filter's reach outside the span before converting the rate.
-        reach = 0.05
-        low = max(0, round((start_s - reach - self.begin) * self.rate))
-        high = self.length if end_s == INF else min(self.length, round((end_s + reach - self.begin) * self.rate))
-        begin = self.begin + low / self.rate
-        samples = resample(native[:, low : max(low, high)], self.rate, sample_rate)
-        first, last = max(begin, start_s), min(begin + samples.shape[1] / sample_rate, end_s)
+        samples = resample(native, self.rate, sample_rate)
+        first, last = max(begin, start_s), min(end, end_s)
         return Sound(
-            samples, sample_rate, begin, first, max(first, last), self.errors, self.packets, self.rate, self.channels
+            samples, sample_rate, low_s, first, max(first, last), self.errors, self.packets, self.rate, self.channels
         )
 
 

@@ -1,0 +1,274 @@
+"""A clip as a file: the source's packets, copied, with exact in and out points. Nothing is encoded again.
+
+A picture can only be decoded from a key frame on, and a piece of sound needs the packets before it, so the file holds
+a little more than the clip. In mp4 an *edit list* (ISO 14496-12 §8.6.6) tells every player where the clip begins and
+how long it lasts. The muxer writes the in point from negative timestamps; the out point, which it does not know, is
+written into `elst`, `tkhd` and `mvhd` afterwards. A codec that mp4 cannot hold goes into Matroska, which has no edit
+list: the in and out points are then given to the caller (`Cut.in_s`, `Cut.out_s`).
+
+The bytes are a function of the source and the span: no creation time, no muxer version, packets in a fixed order.
+"""
+
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from data_prep.container import Media, Packets, choose_streams, open_media, timestamp
+from data_prep.timeline import LEAP_S, runs
+
+PREROLL_S = 0.25  # sound before the in point, so that its decoder has settled there
+REORDER = 64  # more packets than any codec reorders: so many after the out point end the reading
+MP4_VIDEO = frozenset(["h264", "hevc", "av1", "vp9", "mpeg4"])
+MP4_AUDIO = frozenset(["aac", "mp3", "opus", "flac", "ac3", "eac3", "alac"])
+MOVIE_TIMESCALE = 90_000  # ticks per second at least, in which mp4 says how long an edit lasts
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A clip's file, and the clip's place inside it.
+
+    Attributes:
+        data: the file. suffix: "mp4" or "mkv".
+        in_s, out_s: the clip's in and out point on the file's own time line; (0, duration) for mp4.
+    """
+
+    data: bytes
+    suffix: str
+    in_s: float
+    out_s: float
+
+
+def cut(media: Media, start_s: float, end_s: float) -> Cut:
+    """Copy the packets of [start_s, end_s) into a file of its own.
+
+    The first frame is the first with a timestamp ≥ start_s; sound starts at start_s to the sample.
+
+    Raises:
+        FFmpegError, OSError: the source cannot be opened, or no container can hold its codecs.
+        ValueError: the span holds no packet.
+    """
+    with ExitStack() as stack:
+        # Each stream is read by its own container: packets of one time may lie far apart in a badly laid file.
+        tracks = []
+        for kind in ("video", "audio"):
+            container = stack.enter_context(open_media(media))
+            stream = getattr(choose_streams(container), kind)
+            if stream is not None:
+                tracks.append(_Track(container, stream, start_s, end_s))
+        tracks = [track for track in tracks if track.packets]
+        if not tracks:
+            raise ValueError(f"no packet between {start_s:.3f} s and {end_s:.3f} s")
+        if {track.stream.codec_context.codec.canonical_name for track in tracks} <= MP4_VIDEO | MP4_AUDIO:
+            return Cut(_mp4(tracks, start_s, end_s), "mp4", 0.0, end_s - start_s)
+        # Whole milliseconds, the unit of Matroska's timestamps, so that shifting does not round.
+        origin = int(min(timestamp(packet) or 0.0 for track in tracks for packet in track.packets) * 1000 // 1) / 1000
+        return Cut(_mux(tracks, "matroska", {}, origin), "mkv", start_s - origin, end_s - origin)
+
+
+@dataclass
+class _Track:
+    """The packets of one stream that a clip needs, in decoding order."""
+
+    container: InputContainer
+    stream: VideoStream | AudioStream
+    start_s: float
+    end_s: float
+    packets: list[av.Packet] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.packets = self._video() if isinstance(self.stream, VideoStream) else self._audio()
+
+    def _video(self) -> list[av.Packet]:
+        """From the last key frame that is shown at or before the in point to the last packet shown before the end."""
+        half = float(self.stream.time_base or 0) / 2
+        packets, needed, late = [], 0, 0
+        for packet in Packets(self.container, self.stream, self.start_s):
+            time_s = timestamp(packet)
+            if time_s is None or not packet.size:
+                continue
+            if packet.is_keyframe and time_s <= self.start_s + half:
+                packets.clear()
+            packets.append(packet)
+            if time_s < self.end_s - half:
+                needed, late = len(packets), 0
+            else:
+                late += 1
+                if late > REORDER:
+                    break
+        return packets[:needed]
+
+    def _audio(self) -> list[av.Packet]:
+        packets, expected = [], None
+        for packet in Packets(self.container, self.stream, self.start_s - PREROLL_S):
+            time_s = timestamp(packet)
+            if time_s is None or not packet.size:
+                continue
+            if time_s >= self.end_s:
+                break
+            # A player drops sound before the in point by counting samples, which a hole in between would mislead.
+            if expected is not None and time_s > expected + LEAP_S and expected <= self.start_s:
+                packets.clear()
+            if time_s >= self.start_s - PREROLL_S:
+                packets.append(packet)
+            length = self._samples(packet)
+            expected = time_s + length / self._rate if length else None
+        return packets
+
+    @property
+    def _rate(self) -> int:
+        assert isinstance(self.stream, AudioStream)
+        return self.stream.sample_rate
+
+    def _samples(self, packet: av.Packet) -> int:
+        """How many samples a packet of sound decodes to; 0 when that cannot be told without decoding."""
+        assert isinstance(self.stream, AudioStream)
+        if size := self.stream.codec_context.frame_size:
+            return size
+        # Opus packets last whole milliseconds; of others, durations in a coarse time base are rounded.
+        if packet.time_base.denominator <= 1000 and self.stream.codec_context.codec.canonical_name != "opus":
+            return 0
+        return round(float((packet.duration or 0) * packet.time_base) * self._rate)
+
+    def shifted(self, origin_s: float) -> Iterator[av.Packet]:
+        """The packets with `origin_s` moved to time 0: the picture to a tick, the sound to a sample."""
+        timed = self._sound_times() if isinstance(self.stream, AudioStream) else self._picture_times()
+        last_dts = None
+        for packet, base, pts, dts, duration in timed:
+            if last_dts is not None and dts <= last_dts:
+                dts = last_dts + 1  # a muxer refuses time that stands still
+            last_dts = dts
+            origin = round(Fraction(origin_s) / base)
+            packet.time_base = base
+            packet.pts, packet.dts, packet.duration = max(pts, dts) - origin, dts - origin, duration
+            yield packet
+
+    def _picture_times(self) -> Iterator[tuple[av.Packet, Fraction, int, int, int]]:
+        shown = sorted(_pts(packet) for packet in self.packets)
+        steps = sorted(after - before for before, after in pairwise(shown) if after > before)
+        usual = steps[len(steps) // 2] if steps else 0
+        for packet in self.packets:
+            dts = packet.dts if packet.dts is not None else _pts(packet)
+            # WebM says no duration: the last frame would last no time and fall outside the edit.
+            yield packet, packet.time_base, _pts(packet), dts, packet.duration or usual
+
+    def _sound_times(self) -> Iterator[tuple[av.Packet, Fraction, int, int, int]]:
+        lengths = [self._samples(packet) for packet in self.packets]
+        if not all(lengths):
+            for packet in self.packets:
+                yield packet, packet.time_base, _pts(packet), _pts(packet), packet.duration or 0
+            return
+        base = Fraction(1, self._rate)
+        for run in runs([timestamp(packet) or 0.0 for packet in self.packets], lengths, self._rate):
+            stamp = round(run.begin_s * self._rate)
+            for index in range(run.first, run.last):
+                yield self.packets[index], base, stamp, stamp, lengths[index]
+                stamp += lengths[index]
+
+
+def _pts(packet: av.Packet) -> int:
+    stamp = packet.pts if packet.pts is not None else packet.dts
+    assert stamp is not None, "packets without any timestamp were left out"
+    return stamp
+
+
+def _mp4(tracks: list[_Track], start_s: float, end_s: float) -> bytes:
+    # A multiple of the picture's time base makes the edit's length exact for whole frames.
+    base = tracks[0].stream.time_base or Fraction(1, MOVIE_TIMESCALE)
+    scale = base.denominator * max(1, -(-MOVIE_TIMESCALE // base.denominator))
+    options = {"movflags": "+faststart", "movie_timescale": str(scale)}
+    return _set_out_point(_mux(tracks, "mp4", options, start_s), end_s - start_s)
+
+
+def _mux(tracks: list[_Track], name: str, options: dict[str, str], origin_s: float) -> bytes:
+    # The index is moved to the front by a second pass over the file, which takes a real one.
+    with tempfile.TemporaryDirectory(prefix="kinotone-cut-") as folder:
+        path = Path(folder) / "clip"
+        with av.open(str(path), "w", format=name, options={"fflags": "+bitexact", **options}) as output:
+            queue = []
+            for order, track in enumerate(tracks):
+                stream = output.add_stream_from_template(track.stream, opaque=True)
+                stream.metadata.clear()
+                for packet in track.shifted(origin_s):
+                    packet.stream = stream
+                    queue.append((float((packet.dts or 0) * packet.time_base), order, packet))
+            queue.sort(key=lambda item: item[:2])
+            for _, _, packet in queue:
+                output.mux_one(packet)
+        return path.read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------- ISO boxes (mp4)
+
+
+def _boxes(data: bytes | bytearray, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """(type, first byte of the content, end) of each box in a range."""
+    while start + 8 <= end:
+        size, kind = struct.unpack_from(">I4s", data, start)
+        head = 8
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", data, start + 8)
+            head = 16
+        size = size or end - start
+        if size < head:
+            return
+        yield bytes(kind), start + head, min(start + size, end)
+        start += size
+
+
+def _find(data: bytes | bytearray, start: int, end: int, kind: bytes) -> tuple[int, int] | None:
+    return next(((low, high) for name, low, high in _boxes(data, start, end) if name == kind), None)
+
+
+def _set_out_point(file: bytes, duration_s: float) -> bytes:
+    """The file with every track's edit, and the movie, ending after `duration_s` at the latest."""
+    data = bytearray(file)
+    moov = _find(data, 0, len(data), b"moov")
+    assert moov is not None, "the muxer wrote an mp4 without moov"
+    mvhd = _find(data, *moov, b"mvhd")
+    assert mvhd is not None, "the muxer wrote an mp4 without mvhd"
+    version = data[mvhd[0]]
+    (timescale,) = struct.unpack_from(">I", data, mvhd[0] + (20 if version else 12))
+    limit = round(duration_s * timescale)
+    longest = 0
+    for kind, low, high in _boxes(data, *moov):
+        if kind != b"trak":
+            continue
+        tkhd, edts = _find(data, low, high, b"tkhd"), _find(data, low, high, b"edts")
+        elst = _find(data, *edts, b"elst") if edts else None
+        assert tkhd is not None and elst is not None, "the muxer wrote a track without an edit list"  # noqa: PT018
+        shown = _limit_edits(data, elst[0], limit)
+        _put(data, tkhd[0], 28, 20, shown)
+        longest = max(longest, shown)
+    _put(data, mvhd[0], 24, 16, longest)
+    return bytes(data)
+
+
+def _limit_edits(data: bytearray, at: int, limit: int) -> int:
+    """Shorten the edits of an `elst` to `limit` ticks in all; gives what is left of them."""
+    wide = data[at] == 1
+    (count,) = struct.unpack_from(">I", data, at + 4)
+    total = 0
+    for index in range(count):
+        place = at + 8 + index * (20 if wide else 12)
+        (length,) = struct.unpack_from(">Q" if wide else ">I", data, place)
+        length = min(length, limit - total)
+        struct.pack_into(">Q" if wide else ">I", data, place, length)
+        total += length
+    return total
+
+
+def _put(data: bytearray, at: int, wide_offset: int, offset: int, value: int) -> None:
+    if data[at] == 1:
+        struct.pack_into(">Q", data, at + wide_offset, value)
+    else:
+        struct.pack_into(">I", data, at + offset, value)

@@ -1,0 +1,54 @@
+"""Where pieces of sound lie in time, told by all their timestamps together.
+
+A container may round each timestamp to a millisecond, and some decoders put a single block 10 ms off; the sound itself
+runs on by the sample. So pieces that follow each other form a *run*, which begins at the median of what its pieces
+say; a new run begins only where timestamps leap and stay there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+LEAP_S = 0.0025
+
+
+@dataclass(frozen=True)
+class Run:
+    """Pieces [first, last) without a hole between them; `begin_s` is the time of the first one's first sample."""
+
+    begin_s: float
+    first: int
+    last: int
+
+
+def runs(times_s: Sequence[float], lengths: Sequence[int], rate: int) -> list[Run]:
+    """Group consecutive pieces of sound.
+
+    Args:
+        times_s: what each piece's timestamp says, seconds.
+        lengths: samples of each piece.
+        rate: samples per second.
+    """
+    if not len(times_s):
+        return []
+    before = np.concatenate([[0], np.cumsum(lengths[:-1])]) / rate
+    starts = np.asarray(times_s, np.float64) - before  # where a run that holds this piece would begin, were it alone
+    middle = float(np.median(starts))
+    if np.abs(starts - middle).max() <= LEAP_S:
+        return [Run(middle, 0, len(starts))]
+    edges, recent = [0], [starts[0]]
+    for index in range(1, len(starts)):
+        leaps = abs(starts[index] - np.median(recent)) > LEAP_S
+        stays = index + 1 == len(starts) or abs(starts[index + 1] - starts[index]) <= LEAP_S
+        if leaps and stays:
+            edges.append(index)
+            recent = []
+        if not leaps or stays:
+            recent = [*recent[-15:], starts[index]]
+    edges.append(len(starts))
+    found = []
+    for first, last in pairwise(edges):
+        found.append(Run(float(np.median(starts[first:last]) + before[first]), first, last))
+    return found
