@@ -1,0 +1,240 @@
+"""A caption by rules from measured facts alone.
+
+Fixed order: picture, camera and movement, speech with its language and exact words, sounds in time, music, level and
+side. Each sentence keeps the facts that it was made from. Nothing is written that was not measured: no subject, no
+emotion, no guess. The same facts give the same words.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from captioning.vocabulary import LANGUAGES, MUSIC, NARROWER, SPEECH, UNTOLD, phrase, spans
+from data_prep.clip import Tag
+
+Source = Literal["picture", "transcript", "voice", "tags", "sound"]
+SHORT, MEDIUM, LONG = "short", "medium", "long"
+_QUOTE_GAP_S = 1.5  # a pause this long ends a quote and begins another
+_SHORT_QUOTE = 25  # words; a longer speech is named, not quoted, in the short caption
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that was measured of a clip; the only ground of its caption.
+
+    Attributes:
+        seconds: the clip's length.
+        picture: from `describe`. transcript: from `transcribe`. sound: from `levels`. tags: from curation.
+    """
+
+    seconds: float
+    picture: dict[str, Any] = field(default_factory=dict)
+    transcript: dict[str, Any] = field(default_factory=dict)
+    sound: dict[str, Any] = field(default_factory=dict)
+    tags: tuple[Tag, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence, where it comes from, its facts, and the captions that hold it."""
+
+    text: str
+    source: Source
+    facts: dict[str, Any]
+    variants: tuple[str, ...] = (MEDIUM, LONG)
+
+
+def compose(facts: Facts, max_sounds: int) -> list[Sentence]:
+    """Every sentence that the facts carry, in the fixed order."""
+    return [
+        *_picture(facts.picture),
+        *_speech(facts),
+        *_sounds(facts, max_sounds),
+        *_music(facts),
+        *_level(facts),
+    ]
+
+
+def text_of(sentences: list[Sentence], variant: str) -> str:
+    """The caption of one variant: "short", "medium" or "long"."""
+    return " ".join(sentence.text for sentence in sentences if variant in sentence.variants)
+
+
+def _picture(picture: dict[str, Any]) -> list[Sentence]:
+    if not picture:
+        return []
+    out = [_colours(picture)]
+    regions, colours = picture["regions"], list(picture["colours"])
+    main = colours[0] if colours else ""
+    if not picture["black_and_white"]:
+        for region, where in (("middle", "middle"), ("upper", "upper part"), ("lower", "lower part")):
+            if regions.get(region, main) != main:
+                text = f"There is {regions[region]} in the {where} of the picture."
+                out.append(Sentence(text, "picture", {"region": region, "colour": regions[region]}))
+    if picture["brightness"] < 0.2:
+        out.append(Sentence("The picture is dark.", "picture", {"brightness": picture["brightness"]}))
+    elif picture["brightness"] > 0.75:
+        out.append(Sentence("The picture is bright.", "picture", {"brightness": picture["brightness"]}))
+    out += _motion(picture)
+    if count := len(picture["cuts"]):
+        text = "The picture is cut once." if count == 1 else f"The picture is cut {count} times."
+        out.append(Sentence(text, "picture", {"cuts": picture["cuts"]}, (LONG,)))
+    return out
+
+
+def _colours(picture: dict[str, Any]) -> Sentence:
+    everywhere = (SHORT, MEDIUM, LONG)
+    if picture["black_and_white"]:
+        return Sentence("The picture is black and white.", "picture", {"black_and_white": True}, everywhere)
+    shares = picture["colours"]
+    named, sum_ = largest(shares)
+    how = "" if len(named) == 1 and sum_ >= 0.9 else "mostly " if sum_ >= 0.5 else "partly "
+    evidence = {"colours": {name: shares[name] for name in named}}
+    return Sentence(f"The picture is {how}{_list(named)}.", "picture", evidence, everywhere)
+
+
+def largest(shares: dict[str, float]) -> tuple[list[str], float]:
+    """The colours that make up most of the picture (at most three), and their share."""
+    named: list[str] = []
+    total = 0.0
+    for name, share in shares.items():
+        if named and (total >= 0.75 or share < 0.1 or len(named) == 3):
+            break
+        named.append(name)
+        total += share
+    return named, total
+
+
+def _motion(picture: dict[str, Any]) -> list[Sentence]:
+    out = []
+    movement, camera = picture["movement"], picture["camera"]
+    if movement is not None and movement < 0.0005 and not picture["cuts"]:
+        return [Sentence("The picture is still.", "picture", {"movement": movement})]
+    if camera == "static":
+        out.append(Sentence("The camera is static.", "picture", {"camera": camera}))
+    elif camera:
+        out.append(Sentence(f"The camera {camera}.", "picture", {"camera": camera}, (SHORT, MEDIUM, LONG)))
+    if picture["path"]:
+        text = f"Something moves across the picture from {picture['path']}."
+        out.append(Sentence(text, "picture", {"path": picture["path"]}, (SHORT, MEDIUM, LONG)))
+    elif picture["where"]:
+        where = "in the centre" if picture["where"] == "centre" else f"on the {picture['where']}"
+        text = f"There is movement {where} of the picture."
+        out.append(Sentence(text, "picture", {"movement": movement, "where": picture["where"]}))
+    return out
+
+
+def _speech(facts: Facts) -> list[Sentence]:
+    spoken = facts.transcript
+    words = spoken.get("words", [])
+    if not words:
+        # Voice activity alone also answers to singing: where no words can be trusted, the tagger must agree.
+        voiced = spoken.get("voiced", [])
+        if not voiced or not any(tag.label in SPEECH for tag in facts.tags):
+            return []
+        when = _when([(start, end) for start, end in voiced], facts.seconds)
+        timed = Sentence(f"Speech is heard {when}.", "voice", {"voiced": voiced})
+        return [timed, Sentence("Speech is heard.", "voice", {"voiced": voiced}, (SHORT,))]
+    language = LANGUAGES.get(spoken["language"], "") if spoken["language_probability"] is not None else ""
+    known = {"language": spoken["language"], "language_probability": spoken["language_probability"]} if language else {}
+    subject = f"Speech in {language}" if language else "Speech"
+    out = []
+    if len(words) <= _SHORT_QUOTE:
+        text = f"{subject} is heard: {quote(words)}."
+        out.append(Sentence(text, "transcript", known | {"words": [0, len(words)]}, (SHORT,)))
+    else:
+        out.append(Sentence(f"{subject} is heard.", "transcript", known, (SHORT,)))
+    for number, (first, last) in enumerate(_utterances(words)):
+        part = words[first:last]
+        when = f"from {part[0]['start']:.1f} to {part[-1]['end']:.1f} seconds"
+        text = f"{subject if number == 0 else 'Speech'} is heard {when}: {quote(part)}."
+        out.append(Sentence(text, "transcript", known | {"words": [first, last]}))
+    return out
+
+
+def quote(words: list[dict]) -> str:
+    """Words as said, between the only quotation marks of the caption. What was said cannot end its own quote."""
+    said = " ".join(" ".join(word["word"] for word in words).split())
+    said = said.translate(str.maketrans({"“": "‘", "”": "’", '"': "’", "„": "‘", "«": "‘", "»": "’"}))
+    said = "".join(character for character in said if character.isprintable())
+    return f"“{said.rstrip('.') if said.endswith('.') and not said.endswith('..') else said}”"
+
+
+def _utterances(words: list[dict]) -> list[tuple[int, int]]:
+    breaks = [i for i in range(1, len(words)) if words[i]["start"] - words[i - 1]["end"] >= _QUOTE_GAP_S]
+    return list(zip([0, *breaks], [*breaks, len(words)], strict=True))
+
+
+def told(tags: tuple[Tag, ...]) -> dict[str, list[Tag]]:
+    """The tags worth telling, by phrase: no speech, no music as such, nothing too general or said more narrowly."""
+    labels = {tag.label for tag in tags}
+    groups: dict[str, list[Tag]] = {}
+    for tag in tags:
+        if tag.label in SPEECH | UNTOLD | MUSIC or _narrowed(tag, tags, labels):
+            continue
+        groups.setdefault(phrase(tag.label), []).append(tag)
+    return groups
+
+
+def _narrowed(tag: Tag, tags: tuple[Tag, ...], labels: set[str]) -> bool:
+    narrower = NARROWER.get(tag.label, frozenset()) & labels
+    return any(o.label in narrower and o.start_s < tag.end_s and tag.start_s < o.end_s for o in tags)
+
+
+def _sounds(facts: Facts, max_sounds: int) -> list[Sentence]:
+    groups = told(facts.tags)
+    weight = {name: sum((t.end_s - t.start_s) * t.score for t in tags) for name, tags in groups.items()}
+    chosen = sorted(groups, key=lambda name: (-weight[name], name))[:max_sounds]
+    out = []
+    if chosen:
+        names = chosen[:2]
+        evidence = {"tags": [asdict(tag) for name in names for tag in groups[name]]}
+        out.append(Sentence(f"The sound of {_list(names)} is heard.", "tags", evidence, (SHORT,)))
+    for name in sorted(chosen, key=lambda name: (min(tag.start_s for tag in groups[name]), name)):
+        tags = groups[name]
+        text = f"The sound of {name} is heard {_when(spans(tags), facts.seconds)}."
+        out.append(Sentence(text, "tags", {"tags": [asdict(tag) for tag in tags]}))
+    return out
+
+
+def _music(facts: Facts) -> list[Sentence]:
+    tags = [tag for tag in facts.tags if tag.label in MUSIC]
+    if not tags:
+        return []
+    evidence = {"tags": [asdict(tag) for tag in tags]}
+    when = _when(spans(tags), facts.seconds)
+    return [
+        Sentence("Music is heard.", "tags", evidence, (SHORT,)),
+        Sentence(f"Music is heard {when}.", "tags", evidence),
+    ]
+
+
+def _level(facts: Facts) -> list[Sentence]:
+    sound = facts.sound
+    if not sound or sound["level_db"] is None:
+        return []
+    out = []
+    if sound["level_db"] < -40:
+        out.append(Sentence("The sound is quiet.", "sound", {"level_db": sound["level_db"]}, (LONG,)))
+    elif sound["level_db"] > -12:
+        out.append(Sentence("The sound is loud.", "sound", {"level_db": sound["level_db"]}, (LONG,)))
+    if sound["course_db"] is not None and abs(sound["course_db"]) >= 10:
+        course = "louder" if sound["course_db"] > 0 else "quieter"
+        out.append(Sentence(f"The sound grows {course}.", "sound", {"course_db": sound["course_db"]}))
+    if sound["travel"]:
+        out.append(Sentence(f"The sound moves from {sound['travel']}.", "sound", {"travel": sound["travel"]}))
+    elif abs(sound["side_db"]) >= 6:
+        side = "right" if sound["side_db"] > 0 else "left"
+        out.append(Sentence(f"The sound is louder on the {side}.", "sound", {"side_db": sound["side_db"]}))
+    return out
+
+
+def _when(intervals: list[tuple[float, float]], seconds: float) -> str:
+    """ "throughout", or at most four spans in seconds, the longest ones."""
+    if sum(end - start for start, end in intervals) >= 0.9 * seconds:
+        return "throughout"
+    longest = sorted(sorted(intervals, key=lambda span: span[0] - span[1])[:4])
+    return _list([f"from {start:.1f} to {min(end, seconds):.1f} seconds" for start, end in longest])
+
+
+def _list(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

@@ -1,0 +1,211 @@
+"""What is measured in a clip's picture without a model: colours and where they are, light, camera, movement, cuts.
+
+Frames are small (about 160 pixels across, 8 per second): F, H, W, 3, uint8 RGB. Global shift comes from phase
+correlation of blocks (Kuglin & Hines 1975): where most textured blocks shift alike, the camera moved.
+"""
+
+import numpy as np
+
+COLOURS = ("black", "grey", "white", "red", "orange", "brown", "yellow", "green", "cyan", "blue", "purple", "pink")
+_HUES = ((20, "red"), (45, "orange"), (68, "yellow"), (160, "green"), (198, "cyan"), (258, "blue"), (300, "purple"))
+_LAG_S = 0.25  # frames this far apart are compared: shorter hides a slow pan, longer loses a fast one
+_BLOCKS = 4  # blocks a side
+_TEXTURE = 0.02  # a block's standard deviation (of 1) below which it shows no shift
+_CHANGE = 0.06  # change of grey level (of 1) that counts as movement
+_CUT = 0.35  # share of the colour histogram that changes between two frames at a cut
+
+
+def describe(frames: np.ndarray, times_s: np.ndarray) -> dict:
+    """Frames (F, H, W, 3) uint8 at their times → measurements as plain data.
+
+    Returns:
+        colours: {name: share of the picture}, the largest first, of at least 5 %; regions: {"upper" | "lower" | "left"
+        | "right" | "middle": the one colour that fills at least half of it}; black_and_white; brightness (mean luma,
+        0 to 1); camera: "static", "pans left" …, "tilts up" …, or "" where it is not clear; movement: share of the
+        picture that changes; where: "left", "centre", "right" of the picture or ""; path: "left to right" … or "";
+        cuts: times in seconds.
+
+    Raises:
+        ValueError: no frame.
+    """
+    if len(frames) == 0:
+        raise ValueError("no frame could be decoded")
+    luma = frames.astype(np.float32) @ np.array([0.2126, 0.7152, 0.0722], np.float32) / 255
+    cuts = find_cuts(frames)
+    pairs = _pairs(times_s, cuts)
+    camera = _camera(luma, pairs)
+    return {
+        **_colours(frames),
+        "brightness": round(float(luma.mean()), 3),
+        "camera": camera,
+        **_movement(luma, pairs, still_camera=camera == "static"),
+        "cuts": [round(float(times_s[index]), 2) for index in cuts],
+    }
+
+
+def name_colours(rgb: np.ndarray) -> np.ndarray:
+    """RGB (..., 3) uint8 → index into COLOURS (...)."""
+    value = rgb.max(-1).astype(np.float32) / 255
+    chroma = value - rgb.min(-1).astype(np.float32) / 255
+    saturation = chroma / np.maximum(value, 1e-6)
+    hue = _hue(rgb, chroma)
+    names = np.full(hue.shape, COLOURS.index("pink"))
+    for limit, name in reversed(_HUES):
+        names[hue < limit] = COLOURS.index(name)
+    names[(hue >= 340) | (hue < 12)] = COLOURS.index("red")
+    names[((hue >= 330) | (hue < 20)) & (saturation < 0.5) & (value > 0.7)] = COLOURS.index("pink")
+    names[(hue >= 12) & (hue < 45) & (value * saturation < 0.5) & (value < 0.75)] = COLOURS.index("brown")
+    # Weak colour is grey; the darker the pixel, the more of its hue is noise.
+    neutral = (saturation < 0.18) | (chroma < 0.08)
+    names[neutral] = COLOURS.index("grey")
+    names[neutral & (value > 0.85)] = COLOURS.index("white")
+    names[value < 0.16] = COLOURS.index("black")
+    return names
+
+
+def _hue(rgb: np.ndarray, chroma: np.ndarray) -> np.ndarray:
+    red, green, blue = (rgb[..., i].astype(np.float32) / 255 for i in range(3))
+    top = np.maximum(np.maximum(red, green), blue)
+    divisor = np.maximum(chroma, 1e-6)
+    sector = np.where(
+        top == red,
+        ((green - blue) / divisor) % 6,
+        np.where(top == green, (blue - red) / divisor + 2, (red - green) / divisor + 4),
+    )
+    return 60 * sector
+
+
+def _colours(frames: np.ndarray) -> dict:
+    sample = frames[np.linspace(0, len(frames) - 1, min(12, len(frames))).round().astype(int), ::2, ::2]
+    spread = sample.max(-1).astype(int) - sample.min(-1)
+    names = name_colours(sample)
+    shares = np.bincount(names.ravel(), minlength=len(COLOURS)) / names.size
+    order = [index for index in np.argsort(-shares, kind="stable") if shares[index] >= 0.05]
+    third_h, third_w = names.shape[1] // 3, names.shape[2] // 3
+    parts = {
+        "upper": names[:, :third_h],
+        "lower": names[:, -third_h:],
+        "left": names[:, :, :third_w],
+        "right": names[:, :, -third_w:],
+        "middle": names[:, third_h:-third_h, third_w:-third_w],
+    }
+    regions = {}
+    for region, part in parts.items():
+        counts = np.bincount(part.ravel(), minlength=len(COLOURS))
+        if counts.max() >= 0.5 * part.size:
+            regions[region] = COLOURS[int(counts.argmax())]
+    return {
+        "colours": {COLOURS[index]: round(float(shares[index]), 3) for index in order},
+        "regions": regions,
+        "black_and_white": bool(np.percentile(spread, 98) < 20),
+    }
+
+
+def find_cuts(frames: np.ndarray) -> list[int]:
+    """Frames at which the picture is replaced: the colour histogram of each quarter jumps, and jumps at once."""
+    if len(frames) < 3:
+        return []
+    half_h, half_w = frames.shape[1] // 2, frames.shape[2] // 2
+    coarse = (frames >> 6).astype(np.int64)
+    code = coarse[..., 0] * 16 + coarse[..., 1] * 4 + coarse[..., 2]
+    quarters = [code[:, y, x] for y in _halves(half_h) for x in _halves(half_w)]
+    histograms = np.stack(
+        [np.stack([np.bincount(frame.ravel(), minlength=64) / frame.size for frame in part]) for part in quarters], 1
+    )
+    change = np.abs(np.diff(histograms, axis=0)).sum(-1).mean(-1) / 2
+    usual = np.median(change)
+    return [
+        index + 1
+        for index, jump in enumerate(change)
+        if jump > max(_CUT, 4 * usual) and jump == change[max(0, index - 1) : index + 2].max()
+    ]
+
+
+def _halves(half: int) -> tuple[slice, slice]:
+    return slice(None, half), slice(half, None)
+
+
+def _pairs(times_s: np.ndarray, cuts: list[int]) -> list[tuple[int, int]]:
+    """Frames about 0.25 s apart with no cut between."""
+    times = np.asarray(times_s)
+    later = np.searchsorted(times, times + _LAG_S - 1e-3)
+    return [
+        (first, int(second))
+        for first, second in enumerate(later)
+        if second < len(times) and not any(first < cut <= second for cut in cuts)
+    ]
+
+
+def _camera(luma: np.ndarray, pairs: list[tuple[int, int]]) -> str:
+    height, width = (size // _BLOCKS for size in luma.shape[1:])
+    blocks = luma[:, : height * _BLOCKS, : width * _BLOCKS].reshape(len(luma), _BLOCKS, height, _BLOCKS, width)
+    blocks = blocks.transpose(0, 1, 3, 2, 4).reshape(len(luma), -1, height, width)
+    window = np.outer(np.hanning(height), np.hanning(width))
+    shifts, still = [], 0
+    for first, second in pairs:
+        a, b = blocks[first], blocks[second]
+        textured = (a.std((1, 2)) > _TEXTURE) & (b.std((1, 2)) > _TEXTURE)
+        if textured.sum() < _BLOCKS * _BLOCKS // 3:
+            continue
+        shift = _phase_shift(a[textured], b[textured], window)
+        middle = np.median(shift, axis=0)
+        if (np.abs(shift - middle).max(1) <= 1.5).mean() < 0.6:
+            shifts.append(None)
+        else:
+            shifts.append(middle)
+            still += np.abs(middle).max() < 1
+    if len(shifts) < 3 or len(shifts) < len(pairs) / 2:
+        return ""
+    if still >= 0.8 * len(shifts):
+        return "static"
+    moved = np.array([shift for shift in shifts if shift is not None and np.abs(shift).max() >= 1])
+    if len(moved) < 0.6 * len(shifts):
+        return ""
+    mean = moved.mean(0)
+    if np.hypot(*mean) < 0.8 * np.hypot(*moved.T).mean():
+        return ""
+    # What is filmed goes left when the camera turns right.
+    dy, dx = mean
+    if abs(dx) >= 2 * abs(dy):
+        return "pans right" if dx < 0 else "pans left"
+    if abs(dy) >= 2 * abs(dx):
+        return "tilts down" if dy < 0 else "tilts up"
+    return ""
+
+
+def _phase_shift(a: np.ndarray, b: np.ndarray, window: np.ndarray) -> np.ndarray:
+    """How far each block (N, h, w) moved from `a` to `b`: (N, 2) rows and columns, whole pixels."""
+    spectra = [np.fft.rfft2((x - x.mean((1, 2), keepdims=True)) * window) for x in (a, b)]
+    cross = spectra[1] * spectra[0].conj()
+    surface = np.fft.irfft2(cross / np.maximum(np.abs(cross), 1e-9), s=a.shape[1:])
+    flat = surface.reshape(len(a), -1).argmax(1)
+    rows, columns = np.unravel_index(flat, a.shape[1:])
+    signed = [np.where(at > size // 2, at - size, at) for at, size in zip((rows, columns), a.shape[1:], strict=True)]
+    return np.stack(signed, axis=1)
+
+
+def _movement(luma: np.ndarray, pairs: list[tuple[int, int]], *, still_camera: bool) -> dict:
+    if not pairs:
+        return {"movement": None, "where": "", "path": ""}
+    changed = np.stack([np.abs(luma[second] - luma[first]) > _CHANGE for first, second in pairs])
+    shares = changed.mean((1, 2))
+    result = {"movement": round(float(shares.mean()), 4), "where": "", "path": ""}
+    moving = shares > 0.002
+    if not still_camera or moving.mean() < 0.3:
+        return result
+    width = changed.shape[2]
+    columns = changed[moving].sum(1)
+    centres = (columns * (np.arange(width) + 0.5)).sum(1) / columns.sum(1) / width
+    if np.std(centres) < 0.1 and _spread(columns, centres) < 0.2:
+        mean = float(centres.mean())
+        result["where"] = "left" if mean < 0.36 else "right" if mean > 0.64 else "centre"
+    steps = np.arange(len(centres))
+    if len(centres) >= 6 and np.ptp(centres) > 0.3 and abs(np.corrcoef(steps, centres)[0, 1]) > 0.9:
+        result["path"] = "left to right" if centres[-1] > centres[0] else "right to left"
+    return result
+
+
+def _spread(columns: np.ndarray, centres: np.ndarray) -> float:
+    """Mean deviation of the changed pixels from their centre, in picture widths."""
+    at = (np.arange(columns.shape[1]) + 0.5) / columns.shape[1]
+    return float(np.sqrt(((at[None] - centres[:, None]) ** 2 * columns).sum() / columns.sum()))

@@ -1,0 +1,59 @@
+"""What is measured in a clip's sound without a model: its level, its course and its side."""
+
+import numpy as np
+
+_FRAME_S = 0.1
+_ACTIVE_DB = -60.0  # below, a frame is silent
+
+
+def measure(audio: np.ndarray, sample_rate: int) -> dict:
+    """Audio (channels, N) float32 → plain data.
+
+    Returns:
+        seconds; level_db: RMS over the frames that sound, dB below full scale (None: all silent); sounding: share of
+        frames above -60 dB; course_db: last third's level less the first third's (None where either is silent);
+        side_db: the right channel's level less the left's (None when silent); travel: "left to right", "right to
+        left" or "".
+    """
+    seconds = audio.shape[1] / sample_rate
+    size = int(_FRAME_S * sample_rate)
+    count = audio.shape[1] // size
+    silent = {"seconds": round(seconds, 3), "level_db": None, "sounding": 0.0, "course_db": None, "side_db": None}
+    if count == 0:
+        return {**silent, "travel": ""}
+    power = (audio[:, : count * size].reshape(len(audio), count, size).astype(np.float64) ** 2).mean(-1)
+    total = power.mean(0)
+    active = total > 10 ** (_ACTIVE_DB / 10)
+    if not active.any():
+        return {**silent, "travel": ""}
+    left, right = power[0], power[-1]
+    return {
+        "seconds": round(seconds, 3),
+        "level_db": round(_db(total[active].mean()), 1),
+        "sounding": round(float(active.mean()), 3),
+        "course_db": _course(total),
+        "side_db": round(_db(right[active].mean()) - _db(left[active].mean()), 1),
+        "travel": _travel(left[active], right[active]),
+    }
+
+
+def _db(power: float) -> float:
+    return float(10 * np.log10(max(power, 1e-10)))
+
+
+def _course(total: np.ndarray) -> float | None:
+    third = len(total) // 3
+    if third == 0:
+        return None
+    first, last = _db(total[:third].mean()), _db(total[-third:].mean())
+    return None if min(first, last) < _ACTIVE_DB else round(last - first, 1)
+
+
+def _travel(left: np.ndarray, right: np.ndarray) -> str:
+    side = (right - left) / (right + left + 1e-12)
+    if len(side) < 10 or np.ptp(side) < 0.4 or side.std() < 0.1:
+        return ""
+    correlation = np.corrcoef(np.arange(len(side)), side)[0, 1]
+    if abs(correlation) < 0.9:
+        return ""
+    return "left to right" if correlation > 0 else "right to left"
