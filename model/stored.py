@@ -98,9 +98,9 @@ def open_parts(paths: Paths, layout: Layout | None = None, components: Iterable[
     if published:
         for part in _open_ltx(published, wanted):
             _add(found, part, published[0])
-    for name in COMPONENTS if wanted is None else sorted(wanted):
-        if wanted is not None and name not in found:
-            raise ValueError(f"{', '.join(map(str, given))}: no {name} here; found {', '.join(found) or 'nothing'}")
+    if absent := sorted((wanted or set()) - found.keys()):
+        there = ", ".join(part.name for part in open_parts(given, layout)) or "nothing"
+        raise ValueError(f"{', '.join(map(str, given))}: no {absent[0]} here; found {there}")
     return [found[name] for name in COMPONENTS if name in found]
 
 
