@@ -436,6 +436,11 @@ def _generator(config: VocoderConfig, *, snake: bool, finals: tuple[str, ...]) -
     ):
         if found not in supported:
             raise ValueError(f"vocoder.{name} is {found!r}; the ltx layout has room for {supported[0]!r} only")
+    for dilations in config.res_dilations:
+        if len(dilations) != 3:
+            raise ValueError(
+                f"vocoder.res_dilations has {dilations}; the ltx layout has room for three in a block only"
+            )
     return {
         "upsample_initial_channel": config.channels,
         "resblock": "AMP1" if snake else "1",

@@ -97,7 +97,7 @@ def _tiny() -> ModelConfig:
             decoder_layers=(1, 1, 1, 1),
         ),
         audio_vae=AudioVAEConfig(channel_multipliers=(1, 1, 1), res_blocks=0),
-        vocoder=VocoderConfig(channels=128, res_kernels=(3, 7), res_dilations=((1, 3), (1, 3))),
+        vocoder=VocoderConfig(channels=128, res_kernels=(3, 7), res_dilations=((1, 3, 5), (1, 3, 5))),
         upscaler=UpscalerConfig(in_channels=32, mid_channels=32, num_blocks_per_stage=1),
     )
 

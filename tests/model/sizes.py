@@ -71,7 +71,8 @@ def tiny_2_3() -> ModelConfig:
 
 
 def random_model(config: ModelConfig, seed: int = 0) -> model.LTX2:
-    """Every parameter and statistic random (a fresh model's gates are zero, and would hide what they gate)."""
+    """Fresh, and noise on every parameter and statistic (a fresh model's gates are zero, and hide what they gate)."""
+    torch.manual_seed(seed)
     ltx2 = model.build(config)
     randomise(ltx2, seed)
     return ltx2
@@ -82,7 +83,7 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
+        parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3 * fan_in**-0.5)
     for part in module.modules():
         if isinstance(part, LatentStatistics):
             part.set(

@@ -1,0 +1,299 @@
+"""What we write is what the published classes read: strictly, built from the file's own words, with equal outputs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import model
+from model import weights
+from model.key_maps import DIFFUSERS_FOLDERS
+from model.ltx_config import to_ltx
+from model.modality import Modality, audio_positions, video_positions
+from model.presets import preset
+from tests.model.sizes import random_model, tiny_2_0, tiny_2_3
+
+CONFIGS = {"2.0": tiny_2_0(), "2.3": tiny_2_3()}
+F, H, W, T = 2, 2, 3, 5  # latent frames, height, width; audio latents
+
+
+@pytest.fixture(scope="module", params=["2.0", "2.3"])
+def ltx2(request: pytest.FixtureRequest) -> model.LTX2:
+    return random_model(CONFIGS[request.param]).eval()
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def equal(ours: Any, theirs: Any) -> None:
+    assert ours.abs().mean() > 1e-3  # a zero output would equal much
+    torch.testing.assert_close(ours, theirs, atol=1e-5 * float(ours.abs().max().clamp(min=1)), rtol=0)
+
+
+def streams(ltx2: model.LTX2) -> tuple[Modality, Modality]:
+    """Noisy streams at σ of their own, with a clean first token."""
+    config = ltx2.transformer.config
+    batch, sigmas = 2, (torch.tensor([0.3, 0.8]), torch.tensor([0.6, 0.1]))
+    timesteps = [sigma[:, None].repeat(1, tokens) for sigma, tokens in zip(sigmas, (F * H * W, T), strict=True)]
+    timesteps[0][:, 0] = 0
+    text = [ltx2.text_conditioner.config.video_width, ltx2.text_conditioner.config.audio_width]
+    video = Modality(
+        latent=normal(batch, F * H * W, config.in_channels),
+        timesteps=timesteps[0],
+        sigma=sigmas[0],
+        positions=video_positions(F, H, W, 24.0, batch=batch),
+        context=normal(batch, 7, text[0], seed=1),
+    )
+    audio = Modality(
+        latent=normal(batch, T, config.audio_in_channels, seed=2),
+        timesteps=timesteps[1],
+        sigma=sigmas[1],
+        positions=audio_positions(T, batch=batch),
+        context=normal(batch, 7, text[1], seed=3),
+    )
+    return video, audio
+
+
+def hidden_states(ltx2: model.LTX2, tokens: int = 128) -> tuple[tuple[Tensor, ...], Tensor]:
+    config = ltx2.text_conditioner.config
+    states = tuple(normal(1, tokens, config.hidden_size, seed=i) for i in range(config.num_states))
+    mask = torch.ones(1, tokens, dtype=torch.int64)
+    mask[:, : tokens - 9] = 0  # left-padded
+    return states, mask
+
+
+@torch.no_grad()
+def ours(ltx2: model.LTX2) -> dict[str, Tensor]:
+    video, audio = ltx2.transformer(*streams(ltx2))
+    video_context, audio_context, _ = ltx2.text_conditioner(*hidden_states(ltx2))
+    pixels, mel = normal(1, 3, 9, 64, 64).clamp(-1, 1), normal(1, 2, 9, 64)
+    latent, audio_latent = normal(1, 32, 2, 2, 2), normal(1, 8, 3, 16)
+    return {
+        "video": video,
+        "audio": audio,
+        "video_context": video_context,
+        "audio_context": audio_context,
+        "video_latent": ltx2.video_vae.encode(pixels),
+        "pixels": ltx2.video_vae.decode(latent),
+        "audio_latent": ltx2.audio_vae.encode(mel),
+        "mel": ltx2.audio_vae.decode(audio_latent),
+        "wave": ltx2.vocoder(mel),
+        "upscaled": ltx2.upscaler(latent),
+    }
+
+
+# ---- ltx-core
+
+
+@torch.no_grad()
+def test_ltx_core_reads_the_ltx_layout(tmp_path: Path, ltx2: model.LTX2, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ltx_core", reason="ltx-core is an oracle of the development set-up")
+    from ltx_core.loader.sd_ops import SDOps
+    from ltx_core.loader.sft_loader import SafetensorsModelStateDictLoader
+    from ltx_core.model.audio_vae import model_configurator as audio_vae
+    from ltx_core.model.transformer import model_configurator as transformer
+    from ltx_core.model.transformer.modality import Modality as TheirModality
+    from ltx_core.model.upsampler import LatentUpsamplerConfigurator
+    from ltx_core.model.video_vae import model_configurator as video_vae
+    from ltx_core.text_encoders.gemma.encoders import encoder_configurator as text
+
+    # ltx-core knows one text encoder, Gemma 3 12B; the tiny models have a smaller one.
+    gemma = text.GEMMA3_CONFIG_FOR_LTX.text_config
+    monkeypatch.setattr(gemma, "hidden_size", ltx2.text_conditioner.config.hidden_size)
+    monkeypatch.setattr(gemma, "num_hidden_layers", ltx2.text_conditioner.config.num_states - 1)
+
+    path = tmp_path / "ltx2.safetensors"
+    weights.save(ltx2, path, "ltx")
+    loader = SafetensorsModelStateDictLoader()
+    config = loader.metadata(str(path))
+    unread = set(load_file(path))
+
+    def load(configurator: Any, operations: SDOps | None, file: Path = path, config: dict = config) -> Any:
+        module = configurator.from_config(config).eval()
+        # 1.0.0 renames a key of the whole file to theirs or drops it; no key of ours may be dropped by all.
+        tensors = loader.load(str(file), operations).sd
+        if operations is not None:
+            unread.difference_update(key for key in load_file(file) if operations.apply_to_key(key) is not None)
+        if operations is transformer.LTXV_MODEL_COMFY_RENAMING_MAP:  # which leaves the connectors to their own class
+            tensors = {key: value for key, value in tensors.items() if "embeddings_connector." not in key}
+        # Both directions: all of theirs there, none of ours over. `assign`: some of theirs are built on meta.
+        module.load_state_dict(tensors, strict=True, assign=True)
+        return module.float()
+
+    found = ours(ltx2)
+
+    dit = load(transformer.LTXModelConfigurator, transformer.LTXV_MODEL_COMFY_RENAMING_MAP)
+    theirs = [
+        TheirModality(latent=m.latent, sigma=m.sigma, timesteps=m.timesteps, positions=m.positions, context=m.context)
+        for m in streams(ltx2)
+    ]
+    video, audio = dit(*theirs, None)
+    equal(found["video"], video)
+    equal(found["audio"], audio)
+
+    processor = load(text.EmbeddingsProcessorConfigurator, text.EMBEDDINGS_PROCESSOR_KEY_OPS)
+    contexts = processor.process_hidden_states(*hidden_states(ltx2), "left")
+    equal(found["video_context"], contexts.video_encoding)
+    equal(found["audio_context"], contexts.audio_encoding)
+
+    encoder = load(video_vae.VideoEncoderConfigurator, video_vae.VAE_ENCODER_COMFY_KEYS_FILTER)
+    decoder = load(video_vae.VideoDecoderConfigurator, video_vae.VAE_DECODER_COMFY_KEYS_FILTER)
+    equal(found["video_latent"], encoder(normal(1, 3, 9, 64, 64).clamp(-1, 1)))
+    equal(found["pixels"], decoder(normal(1, 32, 2, 2, 2)))
+
+    encoder = load(audio_vae.AudioEncoderConfigurator, audio_vae.AUDIO_VAE_ENCODER_COMFY_KEYS_FILTER)
+    decoder = load(audio_vae.AudioDecoderConfigurator, audio_vae.AUDIO_VAE_DECODER_COMFY_KEYS_FILTER)
+    equal(found["audio_latent"], encoder(normal(1, 2, 9, 64)))
+    equal(found["mel"], decoder(normal(1, 8, 3, 16)))
+
+    vocoder = load(audio_vae.VocoderConfigurator, audio_vae.VOCODER_COMFY_KEYS_FILTER)
+    equal(found["wave"], vocoder(normal(1, 2, 9, 64)))
+
+    upscaler_path = tmp_path / "ltx2-upscaler.safetensors"
+    upscaler = load(LatentUpsamplerConfigurator, None, upscaler_path, loader.metadata(str(upscaler_path)))
+    equal(found["upscaled"], upscaler(normal(1, 32, 2, 2, 2)))
+
+    assert not unread
+
+
+def test_the_preset_goes_there_too(tmp_path: Path) -> None:
+    """`tiny` itself, as `kinotone export` would write it after a run, has room in both published layouts."""
+    ltx2 = model.build("tiny")
+    weights.save(ltx2, tmp_path / "tiny.safetensors", "ltx")
+    weights.save(ltx2, tmp_path / "tiny", "diffusers")
+    assert weights.fingerprint(tmp_path / "tiny.safetensors") == weights.fingerprint(tmp_path / "tiny")
+
+
+# The configuration that LTX-2.3 carries, as it is published; its choice of words is not ours.
+PUBLISHED_2_3_VAE = {
+    "encoder_blocks": [
+        ["res_x", {"num_layers": 4}],
+        ["compress_space_res", {"multiplier": 2}],
+        ["res_x", {"num_layers": 6}],
+        ["compress_time_res", {"multiplier": 2}],
+        ["res_x", {"num_layers": 4}],
+        ["compress_all_res", {"multiplier": 2}],
+        ["res_x", {"num_layers": 2}],
+        ["compress_all_res", {"multiplier": 1}],
+        ["res_x", {"num_layers": 2}],
+    ],
+    "decoder_blocks": [
+        ["res_x", {"num_layers": 4}],
+        ["compress_space", {"multiplier": 2}],
+        ["res_x", {"num_layers": 6}],
+        ["compress_time", {"multiplier": 2}],
+        ["res_x", {"num_layers": 4}],
+        ["compress_all", {"multiplier": 1}],
+        ["res_x", {"num_layers": 2}],
+        ["compress_all", {"multiplier": 2}],
+        ["res_x", {"num_layers": 2}],
+    ],
+    "spatial_padding_mode": "zeros",
+    "timestep_conditioning": False,
+}
+
+
+def test_published_words() -> None:
+    config = preset("ltx2.3-22b")
+    sections = to_ltx({name: getattr(config, name) for name in DIFFUSERS_FOLDERS if name != "upscaler"})
+    assert {key: sections["vae"][key] for key in PUBLISHED_2_3_VAE} == PUBLISHED_2_3_VAE
+    assert "kinotone" not in sections
+    assert sections["vocoder"]["bwe"]["n_fft"] == 512
+    transformer = sections["transformer"]
+    assert transformer["caption_channels"] == 3840
+    assert transformer["connector_positional_embedding_max_pos"] == [4096]
+    config = preset("ltx2-19b")
+    sections = to_ltx({name: getattr(config, name) for name in DIFFUSERS_FOLDERS if name != "upscaler"})
+    assert "caption_proj_before_connector" not in sections["transformer"]
+    assert "spatial_padding_mode" not in sections["vae"]
+    assert sections["vae"]["decoder_blocks"][1] == ["compress_all", {"residual": True, "multiplier": 2}]
+
+
+# ---- diffusers
+
+
+@torch.no_grad()
+def test_diffusers_reads_the_diffusers_layout(tmp_path: Path, ltx2: model.LTX2) -> None:
+    pytest.importorskip("diffusers", reason="diffusers is an oracle of the development set-up")
+    import diffusers
+    from diffusers.pipelines import ltx2 as pipelines
+
+    weights.save(ltx2, tmp_path, "diffusers")
+
+    def load(name: str) -> Any:
+        folder = tmp_path / DIFFUSERS_FOLDERS[name]
+        kind = json.loads((folder / "config.json").read_text())["_class_name"]
+        kind = getattr(diffusers, kind, None) or getattr(pipelines, kind)
+        module, report = kind.from_pretrained(folder, output_loading_info=True, low_cpu_mem_usage=False)
+        assert not any(report.values()), report  # missing, unexpected, mismatched
+        return module.eval()
+
+    found = ours(ltx2)
+
+    video, audio = streams(ltx2)
+    scale = ltx2.transformer.config.timestep_scale_multiplier
+    theirs = load("transformer")(
+        hidden_states=video.latent,
+        audio_hidden_states=audio.latent,
+        encoder_hidden_states=video.context,
+        audio_encoder_hidden_states=audio.context,
+        timestep=video.timesteps * scale,
+        audio_timestep=audio.timesteps * scale,
+        sigma=video.sigma * scale,
+        audio_sigma=audio.sigma * scale,
+        video_coords=video.positions,
+        audio_coords=audio.positions,
+        use_cross_timestep=True,
+        return_dict=False,
+    )
+    equal(found["video"], theirs[0])
+    equal(found["audio"], theirs[1])
+
+    states, mask = hidden_states(ltx2)
+    theirs = load("text_conditioner")(torch.stack(states, dim=-1), mask)
+    equal(found["video_context"], theirs[0])
+    equal(found["audio_context"], theirs[1])
+
+    vae = load("video_vae")
+    statistics = [vae.latents_mean.view(1, -1, 1, 1, 1), vae.latents_std.view(1, -1, 1, 1, 1)]
+    pixels, latent = normal(1, 3, 9, 64, 64).clamp(-1, 1), normal(1, 32, 2, 2, 2)
+    equal(found["video_latent"], (vae.encode(pixels).latent_dist.mode() - statistics[0]) / statistics[1])
+    equal(found["pixels"], vae.decode(latent * statistics[1] + statistics[0]).sample)
+
+    vae = load("audio_vae")
+    mel, latent = normal(1, 2, 9, 64), normal(1, 8, 3, 16)
+    statistics = [s.view(1, 8, 1, 16) for s in (vae.latents_mean, vae.latents_std)]
+    equal(found["audio_latent"], (vae.encode(mel).latent_dist.mode() - statistics[0]) / statistics[1])
+    equal(found["mel"], vae.decode(latent * statistics[1] + statistics[0]).sample)
+
+    equal(found["wave"], load("vocoder")(mel))
+    equal(found["upscaled"], load("upscaler")(normal(1, 32, 2, 2, 2)))
+
+
+def test_we_read_what_diffusers_writes(tmp_path: Path, ltx2: model.LTX2) -> None:
+    """Its own save_pretrained: configurations with all their defaults filled in, tensors in shards."""
+    pytest.importorskip("diffusers", reason="diffusers is an oracle of the development set-up")
+    import diffusers
+    from diffusers.pipelines import ltx2 as pipelines
+
+    weights.save(ltx2, tmp_path / "ours", "diffusers")
+    for name, folder in DIFFUSERS_FOLDERS.items():
+        kind = json.loads((tmp_path / "ours" / folder / "config.json").read_text())["_class_name"]
+        kind = getattr(diffusers, kind, None) or getattr(pipelines, kind)
+        module = kind.from_pretrained(tmp_path / "ours" / folder)
+        module.save_pretrained(tmp_path / "theirs" / folder, max_shard_size="1MB" if name == "transformer" else "5GB")
+    assert len(list((tmp_path / "theirs" / "transformer").glob("*.safetensors"))) > 1
+    loaded = weights.load(tmp_path / "theirs", layout="diffusers")
+    for key, tensor in ltx2.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], tensor), key
+    # What has no word in diffusers' configurations may be lost on its way through them.
+    for name, config in ltx2.configs.items():
+        if name == "transformer":
+            assert loaded.configs[name].av_timestep in ("gate_other", "other")
+        elif name != "text_conditioner":
+            assert loaded.configs[name] == config
