@@ -1,0 +1,276 @@
+"""One source segment → its clips, each judged once. Cheap first: a clip stops at the first gate that it fails.
+
+The order, with what a second of media costs on one core: container and packets (0.1 ms), sound (1 ms), levels (1 ms),
+spectra (3 ms), voice activity and event tags (2–4 ms each), the picture for scene cuts, and last the copying of
+packets. A segment whose whole sound is uninformative is dropped before its picture is touched.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from statistics import median
+
+import numpy as np
+from av.error import FFmpegError
+from pydantic import Field
+
+from data_prep import scenes, sound
+from data_prep.clip import Clip, Segment, Tag, stable_id
+from data_prep.container import Packets, choose_streams, open_media
+from data_prep.cutting import cut
+from data_prep.media import Sound, decoded, picture, read_sound, resample
+from data_prep.policy import Judgement, PolicySettings, judge
+from data_prep.settings import Settings
+from data_prep.tags import load_tagger
+from data_prep.voice_activity import FRAME as VOICE_FRAME
+from data_prep.voice_activity import RATE as VOICE_RATE
+from data_prep.voice_activity import voice_probability
+
+LATE_S = 0.1  # a track that starts or ends this much apart from the other is still whole
+HASH_WHOLE = 64 << 20  # bytes; of a larger file the content key covers head, tail and size
+
+
+class CurateSettings(Settings):
+    """How sources are cut and judged."""
+
+    clip_min_s: float = Field(default=2.0, gt=0, description="shorter clips are dropped, seconds")
+    clip_max_s: float = Field(default=12.0, gt=0, description="longer scenes are divided, at pauses in speech, seconds")
+    segment_s: float = Field(default=600.0, gt=0, description="longest part of a source in one unit of work, seconds")
+    tagger: str = Field(default="package:yamnet", description="YAMNet weights: package:yamnet, or a folder")
+    policy: PolicySettings = Field(default=PolicySettings(), description="rules from scores to verdict")
+
+
+class Curator:
+    """Judges segments; holds the settings, and in its process the networks."""
+
+    def __init__(self, settings: CurateSettings) -> None:
+        """Raises ValueError when the tagger's weights are not there."""
+        if settings.clip_max_s < settings.clip_min_s:
+            raise ValueError("clip_max_s is below clip_min_s; raise it")
+        self.settings = settings
+        self.tagger = load_tagger(settings.tagger)
+
+    def __call__(self, segments: list[Segment]) -> list[Segment]:
+        """The segments with their clips and verdicts; kept clips bring their media. Bad media never raises."""
+        return [self.curate(segment) for segment in segments]
+
+    def curate(self, segment: Segment) -> Segment:
+        """One segment. What fails as a whole is one `failed` clip that names the stage."""
+        stage = "read"
+        try:
+            segment = replace(segment, content_key=content_key(segment.uri))
+            track = scenes.read_track(segment.uri, segment.start_s, segment.end_s)
+            if track is None:
+                return segment.failed("read", "no video packet in the source")
+            stage = "sound"
+            heard = read_sound(segment.uri, float(track.times[0]), track.end, sound.RATE, 2)
+            if heard is not None and heard.errors and not heard.samples.size:
+                raise ValueError(f"none of {heard.packets} packets of sound can be decoded")
+            work = _Work(self, segment, track, heard)
+            whole = work.clip(float(track.times[0]), track.end)
+            judged = work.judge_cheaply(whole)
+            if judged.verdict == "dropped":
+                return replace(segment, clips=[work.told(whole, judged).dropped(judged.reason)])
+            stage = "scenes"
+            spans = work.spans()
+        except (FFmpegError, OSError, ValueError, MemoryError) as error:
+            return segment.failed(stage, error)
+        return replace(segment, clips=[work.judged(*span) for span in spans])
+
+
+def content_key(uri: str) -> str:
+    """A hash of a source's bytes; of a large one, of its first and last MiB and its size."""
+    digest = hashlib.sha256()
+    if "://" in uri and not uri.startswith("file://"):
+        import fsspec  # slow to import and only needed here
+
+        opened = fsspec.core.url_to_fs(uri)[0].open(uri, "rb")
+    else:
+        opened = open(uri.removeprefix("file://"), "rb")  # noqa: SIM115
+    with opened as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        if size <= HASH_WHOLE:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        else:
+            digest.update(f"{size}".encode() + file.read(1 << 20))
+            file.seek(-(1 << 20), os.SEEK_END)
+            digest.update(file.read(1 << 20))
+    return digest.hexdigest()[:20]
+
+
+@dataclass
+class _Measured:
+    """What is known of a span, and by which stages."""
+
+    scores: dict[str, float]
+    tags: list[Tag] = field(default_factory=list)
+    stages: set[str] = field(default_factory=set)
+
+
+class _Work:
+    """A segment in work: its packets, its sound, and what was measured of it."""
+
+    def __init__(self, curator: Curator, segment: Segment, track: scenes.Track, heard: Sound | None) -> None:
+        self.settings, self.tagger = curator.settings, curator.tagger
+        self.segment, self.track, self.heard = segment, track, heard
+        self.measured: dict[str, _Measured] = {}
+        self._voiced: np.ndarray | None = None
+        self._mono: np.ndarray | None = None
+
+    def clip(self, start_s: float, end_s: float) -> Clip:
+        # Microseconds: finer than any frame, and the same in every run.
+        span = round(start_s, 6), round(end_s, 6)
+        return Clip(stable_id(self.segment.content_key, *span), *span)
+
+    # -- measuring, stage by stage; what was measured of a span stays
+
+    def judge_cheaply(self, clip: Clip) -> Judgement:
+        """The whole segment's sound, up to the point where it is known to be uninformative or not to be."""
+        found = self._run(clip, [self._levels, self._spectra])
+        steady = found.scores.get("stationarity", 0.0) >= self.settings.policy.stationary_min
+        # Only a steady sound is uninformative as a whole for more than its level; the rest is judged clip by clip.
+        if self._judge(found).verdict == "kept" and steady:
+            self._run(clip, [self._voice, self._tags])
+        return self._judge(found)
+
+    def judge_fully(self, clip: Clip) -> Judgement:
+        return self._judge(self._run(clip, [self._levels, self._spectra, self._voice, self._tags]))
+
+    def _run(self, clip: Clip, stages: list[Callable]) -> _Measured:
+        found = self.measured.setdefault(clip.clip_id, _Measured({"has_audio": float(self.heard is not None)}))
+        for stage in stages:
+            if self._judge(found).verdict == "dropped":
+                break
+            if stage.__name__ not in found.stages:
+                stage(clip, found)
+                found.stages.add(stage.__name__)
+        return found
+
+    def _judge(self, found: _Measured) -> Judgement:
+        return judge(found.scores, self.settings.policy)
+
+    def _samples(self, clip: Clip) -> np.ndarray:
+        assert self.heard is not None, "only a clip with an audio stream is listened to"
+        return self.heard.between(clip.start_s, clip.end_s)
+
+    def _levels(self, clip: Clip, found: _Measured) -> None:
+        found.scores |= sound.level_scores(self._samples(clip), self.settings.policy.silence_db)
+
+    def _spectra(self, clip: Clip, found: _Measured) -> None:
+        found.scores |= sound.spectral_scores(self._samples(clip))
+
+    def _voice(self, clip: Clip, found: _Measured) -> None:
+        low, high = (round((edge - self.start_s) * VOICE_RATE / VOICE_FRAME) for edge in (clip.start_s, clip.end_s))
+        found.scores |= sound.voice_scores(self.voiced[max(0, low) : max(0, high)])
+
+    def _tags(self, clip: Clip, found: _Measured) -> None:
+        low, high = (round((edge - self.start_s) * VOICE_RATE) for edge in (clip.start_s, clip.end_s))
+        scores, found.tags = sound.tag_scores(self.mono[low:high], self.tagger)
+        found.scores |= scores
+
+    @property
+    def start_s(self) -> float:
+        return float(self.track.times[0])
+
+    @property
+    def mono(self) -> np.ndarray:
+        """The segment's sound, (N,) at 16 kHz from `start_s` on."""
+        assert self.heard is not None, "only a segment with an audio stream is listened to"
+        if self._mono is None:
+            both = self.heard.between(self.start_s, self.track.end)
+            mono = resample(sound.louder_mix(both)[None], sound.RATE, VOICE_RATE)[0]
+            self._mono = mono
+            return mono
+        return self._mono
+
+    @property
+    def voiced(self) -> np.ndarray:
+        """The probability of speech per 32 ms from `start_s` on."""
+        if self._voiced is None:
+            self._voiced = voice_probability(self.mono)
+        return self._voiced
+
+    def told(self, clip: Clip, judgement: Judgement) -> Clip:
+        """The clip with what was measured of it."""
+        found = self.measured[clip.clip_id]
+        return replace(clip, scores=_rounded(found.scores), tags=found.tags, sound_class=judgement.sound_class)
+
+    # -- cutting
+
+    def spans(self) -> list[tuple[float, float]]:
+        """The segment's clips: its scenes, and where its sound begins and ends, divided to at most the longest clip."""
+        assert self.heard is not None, "a segment without an audio stream was dropped"
+        edges = {self.start_s, self.track.end, *scenes.scene_cuts(self.segment.uri, self.track)}
+        times = self.track.times
+        if self.heard.first_s > self.start_s + LATE_S:
+            edges.add(float(times[min(np.searchsorted(times, self.heard.first_s), len(times) - 1)]))
+        if self.heard.last_s < self.track.end - LATE_S:
+            edges.add(float(times[max(0, np.searchsorted(times, self.heard.last_s, side="right") - 1)]))
+        ordered = sorted(edges)
+        found = []
+        for first, last in pairwise(ordered):
+            longest = self.settings.clip_max_s
+            voiced = self.voiced if last - first > longest else np.zeros(0, np.float32)
+            found += scenes.parts(first, last, longest, self.track, voiced, self.start_s)
+        return found
+
+    def judged(self, start_s: float, end_s: float) -> Clip:
+        """A span as a clip with its verdict and, if it is kept, its file."""
+        clip = self.clip(start_s, end_s)
+        if clip.end_s - clip.start_s < self.settings.clip_min_s - self.track.step / 2:
+            return clip.dropped("too_short")
+        stage = "sound"
+        try:
+            judgement = self.judge_fully(clip)
+            clip = self.told(clip, judgement)
+            if judgement.verdict == "dropped":
+                return clip.dropped(judgement.reason)
+            stage = "cut"
+            return self._cut(clip)
+        except (FFmpegError, OSError, ValueError, MemoryError) as error:
+            return clip.failed(stage, error)
+
+    def _cut(self, clip: Clip) -> Clip:
+        made = cut(self.segment.uri, clip.start_s, clip.end_s)
+        info = self._info(clip) | {"in_s": made.in_s, "out_s": made.out_s}
+        return replace(clip, media=made.data, media_suffix=made.suffix, info=info)
+
+    def _info(self, clip: Clip) -> dict:
+        assert self.heard is not None, "a kept clip has sound"
+        with open_media(self.segment.uri) as container:
+            streams = choose_streams(container)
+            video = streams.video
+            assert video is not None, "the track was read from a video stream"
+            packets = Packets(container, video, clip.start_s)
+            frame = next(decoded(packets), None)
+            if frame is None:
+                raise ValueError("no picture can be decoded")
+            shown = picture(frame, video)
+            codec = video.codec_context.codec.canonical_name
+        inside = self.track.times[
+            (self.track.times >= clip.start_s - 1e-6) & (self.track.times < clip.end_s - self.track.step / 2)
+        ]
+        steps = np.diff(inside)
+        return {
+            "width": shown.width,
+            "height": shown.height,
+            "rotation": shown.rotation,
+            "fps": round(1 / float(steps.mean()), 6) if len(steps) else round(1 / self.track.step, 6),
+            "frames": len(inside),
+            "constant_rate": bool(len(steps) and np.abs(steps - median(steps)).max() < 0.002),
+            "sample_rate": self.heard.native_rate,
+            "channels": self.heard.native_channels,
+            "duration": round(clip.end_s - clip.start_s, 6),
+            "video_codec": codec,
+            "audio_errors": self.heard.errors,
+            **streams.record,
+        }
+
+
+def _rounded(scores: dict[str, float]) -> dict[str, float]:
+    """Six significant digits: what a float32 carries, and the same on every machine as far as its arithmetic is."""
+    return {name: float(f"{value:.6g}") for name, value in scores.items()}
