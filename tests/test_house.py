@@ -19,7 +19,8 @@ FLOORS = ("model", "data_prep", "captioning", "pipelines", "jobs")
 PYTHON_FOLDERS = (*FLOORS, "benchmarks", "tests")
 OWNERS = {"ray": {"pipelines", "jobs"}, "deepspeed": {"pipelines"}, "mlflow": {"pipelines"}}
 MODEL_AT_ANY_TIME = {"torch", "model"}
-MODEL_LAZILY = {"safetensors", "transformers", "flash_attn_interface"}
+# Optional: inside the function that needs it, or under `try … except ImportError`.
+MODEL_LAZILY = {"safetensors", "transformers", "tokenizers", "flash_attn_interface"}
 MAX_LINES = 600
 
 
@@ -51,7 +52,8 @@ def _imports(path: Path) -> list[str]:
 
 
 def _module_level_imports(path: Path) -> list[str]:
-    """Those that run when the file is imported: not inside a function, nor under `if TYPE_CHECKING`."""
+    """Those that must succeed when the file is imported: not inside a function, nor under `if TYPE_CHECKING` or `try`
+    with an ImportError caught."""
     found: list[str] = []
     pending: list[ast.AST] = list(_tree(path).body)
     while pending:
@@ -60,6 +62,9 @@ def _module_level_imports(path: Path) -> list[str]:
             continue
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             pending.extend(node.orelse)
+            continue
+        if isinstance(node, ast.Try) and any("ImportError" in ast.unparse(h.type) for h in node.handlers if h.type):
+            pending.extend([*node.orelse, *node.finalbody])
             continue
         found.extend(_names(node, path))
         pending.extend(ast.iter_child_nodes(node))
