@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.gguf_tokenizer import load_tokenizer
+
 
 class GemmaTextEncoder(nn.Module):
     """A frozen Gemma 3 text model with its tokenizer. `model` is the decoder stack without head (Gemma3TextModel)."""
@@ -108,8 +110,8 @@ class GemmaTextEncoder(nn.Module):
 def _unpacked(gguf: Path) -> Path:
     """The folder that holds a GGUF file's text model and tokenizer, made when it is missing or older than the file.
 
-    transformers reads a GGUF's 262,144-word tokenizer and takes its blocks apart in Python at every load; done once, the
-    lock keeps other processes of this machine from doing it at the same time.
+    transformers takes a GGUF apart in Python, which is slow; it is done once, and the lock keeps other processes of
+    this machine from doing it at the same time.
     """
     import transformers
 
@@ -131,6 +133,6 @@ def _unpacked(gguf: Path) -> Path:
                 f"text encoder {gguf} is a {model.config.model_type} model; this family is made for Gemma 3"
             )
         model.model.save_pretrained(half)
-        transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(half)
+        load_tokenizer(gguf).save_pretrained(half)
         half.rename(folder)
     return folder
