@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from model.audio_vae import AudioVAEConfig
-from model.ltx_config import check_audio_statistics, expect, plain, take
+from model.ltx_config import check_audio_statistics, expect, plain, take, upscaler
 from model.text_conditioner import TextConditionerConfig
 from model.transformer import TransformerConfig
 from model.upscaler import UpscalerConfig
@@ -413,7 +413,7 @@ def _upscaler(config: UpscalerConfig) -> Section:
 def _read_upscaler(section: Section) -> UpscalerConfig:
     expect(section, "latent_upsampler", {"dims": 3})
     section = {"use_rational_resampler": True, **section}  # diffusers' own default, where it differs from ours
-    return UpscalerConfig(**{ours: section[theirs] for ours, theirs in _UPSCALER_NAMES.items() if theirs in section})
+    return upscaler({ours: section[theirs] for ours, theirs in _UPSCALER_NAMES.items() if theirs in section})
 
 
 _WRITERS: dict[str, Any] = {

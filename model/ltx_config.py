@@ -187,7 +187,15 @@ def upscaler_to_ltx(config: UpscalerConfig) -> Section:
 def upscaler_from_ltx(section: Mapping[str, Any]) -> UpscalerConfig:
     expect(section, "upscaler", {"dims": 3})
     defaults: Section = {"mid_channels": 512}  # ltx-core's own, where it differs from ours
-    return UpscalerConfig(**defaults | {name: section[name] for name in _UPSCALER_NAMES if name in section})
+    return upscaler(defaults | {name: section[name] for name in _UPSCALER_NAMES if name in section})
+
+
+def upscaler(arguments: Section) -> UpscalerConfig:
+    """The published classes heed `rational_resampler` in space alone, and the scale only with it."""
+    space_alone = arguments.get("spatial_upsample", True) and not arguments.get("temporal_upsample", False)
+    if not (space_alone and arguments.get("rational_resampler", False)):
+        arguments = arguments | {"rational_resampler": False, "spatial_scale": 2.0}
+    return UpscalerConfig(**arguments)
 
 
 # ---- transformer and text conditioner
@@ -238,7 +246,7 @@ def _check_transformer_section(section: Section) -> None:
     for name, value in _ROPE.items():
         if section.get(name) != value:
             raise ValueError(f"transformer.{name} is {section.get(name)!r}; only {value!r} is supported")
-    if section.get("ff_bias", True) is not True or section.get("keyframes_abs_pos_embedding"):
+    if section.get("ff_bias", True) is not True or section.get("use_keyframes_abs_pos_embedding"):
         raise ValueError("transformer.ff_bias is False: this is an LTX-2.5 checkpoint; 2.0 and 2.3 are supported")
     if section.get("caption_proj_before_connector"):
         expect(section, "transformer", _TEXT_2_3)

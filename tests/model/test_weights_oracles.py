@@ -12,9 +12,11 @@ from torch import Tensor
 import model
 from model import weights
 from model.key_maps import DIFFUSERS_FOLDERS
-from model.ltx_config import to_ltx
+from model.ltx_config import from_ltx, to_ltx, upscaler_from_ltx, upscaler_to_ltx
 from model.modality import Modality, audio_positions, video_positions
 from model.presets import preset
+from model.upscaler import UpscalerConfig
+from model.weight_files import Spec
 from tests.model.sizes import random_model, tiny_2_0, tiny_2_3
 
 CONFIGS = {"2.0": tiny_2_0(), "2.3": tiny_2_3()}
@@ -169,49 +171,66 @@ def test_the_preset_goes_there_too(tmp_path: Path) -> None:
     assert weights.fingerprint(tmp_path / "tiny.safetensors") == weights.fingerprint(tmp_path / "tiny")
 
 
-# The configuration that LTX-2.3 carries, as it is published; its choice of words is not ours.
-PUBLISHED_2_3_VAE = {
-    "encoder_blocks": [
-        ["res_x", {"num_layers": 4}],
-        ["compress_space_res", {"multiplier": 2}],
-        ["res_x", {"num_layers": 6}],
-        ["compress_time_res", {"multiplier": 2}],
-        ["res_x", {"num_layers": 4}],
-        ["compress_all_res", {"multiplier": 2}],
-        ["res_x", {"num_layers": 2}],
-        ["compress_all_res", {"multiplier": 1}],
-        ["res_x", {"num_layers": 2}],
-    ],
-    "decoder_blocks": [
-        ["res_x", {"num_layers": 4}],
-        ["compress_space", {"multiplier": 2}],
-        ["res_x", {"num_layers": 6}],
-        ["compress_time", {"multiplier": 2}],
-        ["res_x", {"num_layers": 4}],
-        ["compress_all", {"multiplier": 1}],
-        ["res_x", {"num_layers": 2}],
-        ["compress_all", {"multiplier": 2}],
-        ["res_x", {"num_layers": 2}],
-    ],
-    "spatial_padding_mode": "zeros",
-    "timestep_conditioning": False,
+# What only the published training and preprocessing read.
+UNREAD = {
+    "attention_type",
+    "causal_temporal_positioning",
+    "causal_padding",
+    "connector_learnable_registers_std",
+    "downsample_time",
+    "duration",
+    "max_wav_value",
+    "norm_num_groups",
+    "normalize_latent_channels",
+    "scaling_factor",
+    "text_encoder_norm_type",
+    "use_quant_conv",
 }
 
 
-def test_published_words() -> None:
+def differences(published: Any, written: Any, where: str = "") -> list[str]:
+    if isinstance(published, dict) and isinstance(written, dict):
+        keys = published.keys() - UNREAD
+        return [line for key in keys for line in differences(published[key], written.get(key), f"{where}.{key}")]
+    return [] if published == written else [f"{where}: {published} is written {written}"]
+
+
+def test_published_2_3_configuration() -> None:
+    """The metadata of the released LTX-2.3 file: read, they are our preset; written, they are the published words."""
+    published = json.loads((Path(__file__).parent / "ltx2_3_metadata.json").read_text())
+    del published["scheduler"]
+    parts = [name for name in DIFFUSERS_FOLDERS if name != "upscaler"]
+    specs = {"text_embedding_projection.video_aggregate_embed.weight": Spec((4096, 188_160), torch.bfloat16)}
+    configs = from_ltx(published, specs, parts)
     config = preset("ltx2.3-22b")
-    sections = to_ltx({name: getattr(config, name) for name in DIFFUSERS_FOLDERS if name != "upscaler"})
-    assert {key: sections["vae"][key] for key in PUBLISHED_2_3_VAE} == PUBLISHED_2_3_VAE
-    assert "kinotone" not in sections
-    assert sections["vocoder"]["bwe"]["n_fft"] == 512
-    transformer = sections["transformer"]
-    assert transformer["caption_channels"] == 3840
-    assert transformer["connector_positional_embedding_max_pos"] == [4096]
+    assert configs == {name: getattr(config, name) for name in parts}
+    written = to_ltx(configs)
+    assert not differences(published, written)
+    assert "kinotone" not in written
+
+
+def test_2_0_configuration() -> None:
     config = preset("ltx2-19b")
     sections = to_ltx({name: getattr(config, name) for name in DIFFUSERS_FOLDERS if name != "upscaler"})
-    assert "caption_proj_before_connector" not in sections["transformer"]
+    # Their absence is what tells 2.0 from 2.3 to ltx-core.
+    assert not {"caption_proj_before_connector", "caption_projection_first_linear"} & sections["transformer"].keys()
     assert "spatial_padding_mode" not in sections["vae"]
     assert sections["vae"]["decoder_blocks"][1] == ["compress_all", {"residual": True, "multiplier": 2}]
+    specs = {"text_embedding_projection.aggregate_embed.weight": Spec((3840, 188_160), torch.bfloat16)}
+    assert from_ltx(sections, specs, ["text_conditioner"])["text_conditioner"] == config.text_conditioner
+
+
+def test_published_upscaler_configurations() -> None:
+    words: dict[str, Any] = {"in_channels": 128, "mid_channels": 1024, "num_blocks_per_stage": 4, "dims": 3}
+    spatial = words | {"spatial_upsample": True, "temporal_upsample": False}
+    plain = spatial | {"spatial_scale": 2.0, "rational_resampler": False}
+    assert upscaler_from_ltx(plain) == preset("ltx2-19b").upscaler
+    assert upscaler_to_ltx(preset("ltx2-19b").upscaler) == {"_class_name": "LatentUpsampler", **plain}
+    half = upscaler_from_ltx(spatial | {"spatial_scale": 1.5, "rational_resampler": True})
+    assert half == UpscalerConfig.ltx2_x1_5()
+    # The temporal one says `rational_resampler`, which counts in space alone.
+    temporal = words | {"spatial_upsample": False, "temporal_upsample": True, "rational_resampler": True}
+    assert upscaler_from_ltx(temporal | {"mid_channels": 512}) == UpscalerConfig.ltx2_temporal()
 
 
 # ---- diffusers
