@@ -151,7 +151,7 @@ def _open_kinotone(path: Path, wanted: set[str] | None) -> Iterator[StoredPart]:
             raise ValueError(f"{file}: its metadata name the component {name!r}; expected {file.stem!r}")
         if wanted is not None and name not in wanted:
             continue
-        config = read_config(name, json.loads(header.metadata["config"]), str(file))
+        config = read_config(name, _json(header, "config", file), str(file))
         places = {file: {key: key for key in header.specs}}
         yield _check(name, config, places, header.specs, "kinotone", header.metadata.get("fingerprint"))
 
@@ -169,16 +169,18 @@ def _open_ltx(paths: list[Path], wanted: set[str] | None) -> Iterator[StoredPart
     sections: dict[str, Any] = {}
     fingerprints: dict[str, str] = {}
     for file, header in list(headers.items()):
-        section = json.loads(header.metadata.get("config", "{}"))
+        section = _json(header, "config", file)
         if "spatial_upsample" in section:
             del headers[file]
             if wanted is None or "upscaler" in wanted:
                 config = ltx_config.upscaler_from_ltx(section)
                 places = {file: {key: key for key in header.specs}}
-                yield _check("upscaler", config, places, header.specs, "ltx", _fingerprints(header).get("upscaler"))
+                yield _check(
+                    "upscaler", config, places, header.specs, "ltx", _json(header, "fingerprint", file).get("upscaler")
+                )
         else:
             sections |= section
-            fingerprints |= _fingerprints(header)
+            fingerprints |= _json(header, "fingerprint", file)
     if not headers:
         return
     if not sections:
@@ -201,8 +203,12 @@ def _open_ltx(paths: list[Path], wanted: set[str] | None) -> Iterator[StoredPart
         yield _check(name, configs[name], places, own_specs, "ltx", fingerprints.get(name))
 
 
-def _fingerprints(header: Header) -> dict[str, str]:
-    return json.loads(header.metadata.get("fingerprint", "{}"))
+def _json(header: Header, entry: str, file: Path) -> dict[str, Any]:
+    """An entry of the metadata that is JSON; empty where there is none."""
+    try:
+        return json.loads(header.metadata.get(entry, "{}"))
+    except ValueError as error:
+        raise ValueError(f"{file}: `{entry}` in the metadata is not JSON ({error})") from error
 
 
 # ---- diffusers

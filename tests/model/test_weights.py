@@ -14,7 +14,9 @@ from torch import nn
 
 import model
 from model import weights
-from model.stored import Layout
+from model.key_maps import ltx_names
+from model.ltx_config import to_ltx
+from model.stored import Layout, expected_specs
 from model.weight_files import FileWriter, read_header, specs_of
 from tests.model.sizes import random_model, tiny_2_0, tiny_2_3
 
@@ -315,6 +317,9 @@ def test_other_shapes(tmp_path: Path) -> None:
     save_file(tensors, path, header.metadata | {"config": json.dumps(config)})
     with pytest.raises(ValueError, match="configuration of vocoder has the unknown field 'channel'"):
         weights.load(tmp_path)
+    save_file(tensors, path, header.metadata | {"config": "{"})
+    with pytest.raises(ValueError, match="`config` in the metadata is not JSON"):
+        weights.load(tmp_path)
 
 
 def test_no_weights_there(tmp_path: Path) -> None:
@@ -346,6 +351,26 @@ def test_shapes_that_a_layout_has_no_room_for(
     assert not list(tmp_path.rglob("*.safetensors"))
     weights.save(module, tmp_path / "own")  # ours takes every shape
     assert weights.configs(tmp_path / "own") == {part: config}
+
+
+@pytest.mark.parametrize(("preset", "keys"), [("ltx2-19b", 3_510), ("ltx2.3-22b", 4_186)])
+def test_a_file_of_full_size_opens(tmp_path: Path, preset: str, keys: int) -> None:
+    """Headers of the released sizes, in bfloat16 as released: they are judged without a tensor being read."""
+    config = model.preset(preset)
+    parts = {name: getattr(config, name) for name in model.COMPONENTS if name != "upscaler"}
+    entries: dict[str, object] = {"__metadata__": {"config": json.dumps(to_ltx(parts))}}
+    end = 0
+    for name, part in parts.items():
+        specs = expected_specs(part)
+        for ours, theirs in ltx_names(name, specs).items():
+            start, end = end, end + 2 * torch.Size(specs[ours].shape).numel()
+            entries[theirs] = {"dtype": "BF16", "shape": specs[ours].shape, "data_offsets": [start, end]}
+    header = json.dumps(entries).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert end > 40e9  # bytes
+    assert weights.configs(tmp_path / "m.safetensors") == parts
+    transformer = [key for key in entries if key.startswith("model.diffusion_model.") and "_connector." not in key]
+    assert len(transformer) == keys
 
 
 # ---- files
