@@ -105,7 +105,8 @@ class _Track:
                 late += 1
                 if late > REORDER:
                     break
-        return packets[:needed]
+        packets = packets[:needed]
+        return packets if any((timestamp(packet) or 0.0) >= self.start_s - half for packet in packets) else []
 
     def _audio(self) -> list[av.Packet]:
         packets, expected = [], None
@@ -122,7 +123,8 @@ class _Track:
                 packets.append(packet)
             length = self._samples(packet)
             expected = time_s + length / self._rate if length else None
-        return packets
+        # Sound that ends before the in point is none of the clip's.
+        return packets if packets and (expected or timestamp(packets[-1]) or 0.0) > self.start_s else []
 
     @property
     def _rate(self) -> int:
@@ -153,13 +155,19 @@ class _Track:
             yield packet
 
     def _picture_times(self) -> Iterator[tuple[av.Packet, Fraction, int, int, int]]:
-        shown = sorted(_pts(packet) for packet in self.packets)
+        stamps = [_pts(packet) for packet in self.packets]
+        shown = sorted(stamps)
         steps = sorted(after - before for before, after in pairwise(shown) if after > before)
         usual = steps[len(steps) // 2] if steps else 0
-        for packet in self.packets:
-            dts = packet.dts if packet.dts is not None else _pts(packet)
+        decoding = [packet.dts for packet in self.packets]
+        if not _decodable(decoding, stamps):
+            # Matroska stores no decoding times. The frames' own times in order, moved early enough, serve.
+            early = max(time - stamp for time, stamp in zip(shown, stamps, strict=True))
+            decoding = [time - early for time in shown]
+        for packet, pts, dts in zip(self.packets, stamps, decoding, strict=True):
+            assert dts is not None, "checked by _decodable"
             # WebM says no duration: the last frame would last no time and fall outside the edit.
-            yield packet, packet.time_base, _pts(packet), dts, packet.duration or usual
+            yield packet, packet.time_base, pts, dts, packet.duration or usual
 
     def _sound_times(self) -> Iterator[tuple[av.Packet, Fraction, int, int, int]]:
         lengths = [self._samples(packet) for packet in self.packets]
@@ -173,6 +181,13 @@ class _Track:
             for index in range(run.first, run.last):
                 yield self.packets[index], base, stamp, stamp, lengths[index]
                 stamp += lengths[index]
+
+
+def _decodable(decoding: list[int | None], shown: list[int]) -> bool:
+    """Whether decoding times are known, increase, and come no later than the frames are shown."""
+    known = [time for time in decoding if time is not None]
+    increasing = all(after > before for before, after in pairwise(known))
+    return len(known) == len(shown) and increasing and all(d <= s for d, s in zip(known, shown, strict=True))
 
 
 def _pts(packet: av.Packet) -> int:

@@ -200,7 +200,8 @@ def _small(frame: av.VideoFrame) -> np.ndarray:
     height, width = SMALL
     if frame.format.name in _PLANAR and frame.height >= 2 * height and frame.width >= 2 * width:
         plane = frame.planes[0]  # read in place: scaling in full costs as much as decoding
-        pixels = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
+        plane_bytes = np.asarray(memoryview(plane))
+        pixels = plane_bytes.reshape(-1, plane.line_size)[: frame.height, : frame.width]
         step = max(1, min(frame.height // height, frame.width // width) // 8)
         pixels = pixels[::step, ::step]
     else:
@@ -243,7 +244,8 @@ def _pause(voiced: np.ndarray, start_s: float, low_s: float, high_s: float) -> f
     window = voiced[max(0, low) : max(0, high)]
     if not len(window):
         return (low_s + high_s) / 2
-    best, begin, place = 0, None, int(window.argmin())
+    from_middle = np.abs(np.arange(len(window)) - len(window) / 2)
+    best, begin, place = 0, None, int((window + 1e-3 * from_middle / len(window)).argmin())
     for index in range(len(window) + 1):
         if index < len(window) and window[index] < 0.5:
             begin = index if begin is None else begin

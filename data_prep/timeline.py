@@ -23,7 +23,7 @@ class Run:
     last: int
 
 
-def runs(times_s: Sequence[float], lengths: Sequence[int], rate: int) -> list[Run]:
+def runs(times_s: Sequence[float] | np.ndarray, lengths: Sequence[int], rate: int) -> list[Run]:
     """Group consecutive pieces of sound.
 
     Args:

@@ -1,0 +1,154 @@
+"""Sound and frames come back at their own times, whatever the container does to them."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.container import choose_streams, last_timestamp, open_media
+from data_prep.media import INF, decode_audio, decode_video, frame_times, read_sound, resample
+from data_prep.timeline import runs
+from tests.data_prep.marked_media import lag_s, noise_sound, number_of, numbered_frame, write
+
+SHARED = Path(__file__).parents[2].parent / "shared"
+needs_clips = pytest.mark.skipif(not (SHARED / "media" / "clips").is_dir(), reason="shared/media is not here")
+
+KINDS = {
+    "mp4": ("a.mp4", ("libx264", "aac")),
+    "ts": ("a.ts", ("libx264", "aac")),
+    "mkv": ("a.mkv", ("libx264", "aac")),
+    "webm": ("a.webm", ("libvpx", "libopus")),
+}
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def marked(request, tmp_path_factory):
+    name, codecs = KINDS[request.param]
+    folder = tmp_path_factory.mktemp("marked")
+    sound = noise_sound(6.0, 48000)
+    path = write(folder / name, [numbered_frame(k) for k in range(150)], sound, codecs=codecs)
+    return path, sound
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 20), (37, 90), (61, 62), (100, 150)])
+def test_frames_are_exact(marked, start, end):
+    path, _ = marked
+    times = frame_times(path, 0.0, INF)
+    assert len(times) == 150
+    last = times[end] if end < 150 else INF
+    frames, at = decode_video(path, times[start], last)
+    assert [number_of(frame) for frame in frames] == list(range(start, end))
+    np.testing.assert_allclose(at, times[start:end], atol=1e-9)
+
+
+@pytest.mark.parametrize("start_s", [0.0, 1.48, 3.333])
+def test_sound_is_on_time(marked, start_s):
+    path, sound = marked
+    origin = frame_times(path, 0.0, INF)[0]  # a transport stream begins at 1.4 s
+    heard = decode_audio(path, origin + start_s, origin + start_s + 2.0, 48000, 1)
+    assert heard.shape == (1, 96000)
+    first = round(start_s * 48000)
+    assert abs(lag_s(sound[0, first : first + 96000], heard[0], 48000)) <= 0.001
+
+
+def test_a_constant_rate_shows_what_is_on_display(tmp_path):
+    times = [Fraction(k * k, 100) for k in range(12)]  # each frame stays longer than the one before
+    path = write(tmp_path / "vfr.mp4", [numbered_frame(k) for k in range(12)], None, times=times)
+    frames, at = decode_video(path, 0.0, 1.2, fps=50)
+    shown = [max(k for k in range(12) if times[k] <= Fraction(n, 50)) for n in range(60)]
+    assert [number_of(frame) for frame in frames] == shown
+    np.testing.assert_allclose(at, np.arange(60) / 50)
+    # From between two frames on, the one before is on display, and one keeps being the last frame's own.
+    frames, _ = decode_video(path, 0.3, 0.5, fps=20)
+    assert [number_of(frame) for frame in frames] == [5, 5, 6, 6]
+
+
+def test_rates_of_a_millisecond_time_base_do_not_slip(tmp_path):
+    path = write(tmp_path / "a.mkv", [numbered_frame(k) for k in range(90)], None, fps=30)
+    frames, _ = decode_video(path, 0.0, 3.0, fps=30)
+    assert [number_of(frame) for frame in frames] == list(range(90))
+
+
+def test_at_most_so_many_frames_spread_evenly(marked):
+    path, _ = marked
+    origin = frame_times(path, 0.0, INF)[0]
+    frames, _ = decode_video(path, origin, INF, max_frames=4, size=(32, 64))
+    assert frames.shape == (4, 32, 64, 3)
+    numbers = [number_of(frame) for frame in frames]
+    assert numbers[0] == 0
+    assert numbers[-1] == 149
+    assert np.ptp(np.diff(numbers)) <= 1
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_late_sound_is_padded(tmp_path, suffix):
+    sound = noise_sound(2.0, 48000)
+    path = write(tmp_path / f"late.{suffix}", [numbered_frame(k) for k in range(75)], sound, sound_late_s=0.5)
+    heard = decode_audio(path, 0.0, 3.0, 48000, 2)
+    assert heard.shape == (2, 144000)
+    assert np.abs(heard[:, :23000]).max() < 1e-3
+    assert abs(lag_s(sound[0], heard[0, 24000:], 48000)) <= 0.001
+    track = read_sound(path, 0.0, INF, 48000, 2)
+    assert track is not None
+    assert track.first_s == pytest.approx(0.5, abs=0.03)
+
+
+def test_no_sound_is_silence(tmp_path):
+    path = write(tmp_path / "mute.mp4", [numbered_frame(k) for k in range(10)], None)
+    assert read_sound(path, 0.0, INF, 16000, 1) is None
+    assert not decode_audio(path, 0.0, 0.4, 16000, 1).any()
+
+
+def test_bytes_read_as_files_do(marked):
+    path, _ = marked
+    from_bytes = decode_audio(path.read_bytes(), 2.0, 4.0, 16000, 1)
+    np.testing.assert_array_equal(from_bytes, decode_audio(path, 2.0, 4.0, 16000, 1))
+
+
+def test_resampling_keeps_time_zero():
+    click = np.zeros((1, 48000), np.float32)
+    click[0, 24000] = 1.0
+    out = resample(click, 48000, 16000)
+    assert int(np.abs(out[0]).argmax()) == 8000
+    assert abs(out.shape[1] - 16000) <= 1
+
+
+def test_runs_ignore_jitter_and_outliers_and_find_holes():
+    lengths = [1024] * 40
+    true = np.arange(40) * 1024 / 48000
+    rounded = np.round(true + 0.25, 3)
+    (run,) = runs(rounded, lengths, 48000)
+    assert run.begin_s == pytest.approx(0.25, abs=2e-4)
+    outlier = rounded.copy()
+    outlier[7] += 0.01
+    (run,) = runs(outlier, lengths, 48000)
+    assert run.begin_s == pytest.approx(0.25, abs=2e-4)
+    holed = rounded + 0.5 * (np.arange(40) >= 20)
+    first, second = runs(holed, lengths, 48000)
+    assert (first.first, first.last, second.first, second.last) == (0, 20, 20, 40)
+    assert second.begin_s == pytest.approx(0.75 + true[20], abs=3e-4)
+
+
+@needs_clips
+def test_rotation_is_honoured():
+    path = SHARED / "media" / "broken" / "decord__video_90.mov"
+    frames, _ = decode_video(path, 0.0, INF)
+    assert frames.shape[1:] == (568, 320, 3)
+
+
+@needs_clips
+def test_the_best_of_several_streams():
+    with open_media(SHARED / "media" / "clips" / "speech_en_nasa_jwst_multistream.mp4") as container:
+        streams = choose_streams(container)
+        assert streams.video is not None
+        assert streams.audio is not None
+        assert (streams.video.width, streams.audio.sample_rate) == (480, 16000)
+        assert streams.record["video_streams"] == 2
+
+
+def test_headers_are_not_believed(marked, tmp_path):
+    path, _ = marked
+    assert last_timestamp(str(path)) == pytest.approx(frame_times(path, 0, INF)[-1], abs=0.001)
+    (tmp_path / "none.mp4").write_bytes(b"")
+    assert last_timestamp(str(tmp_path / "none.mp4")) == 0.0

@@ -1,0 +1,162 @@
+"""The scores say what they are named for, on sounds whose truth is known."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep import sound, tags
+from data_prep.media import read_sound
+from data_prep.voice_activity import voice_probability
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "media"
+needs_media = pytest.mark.skipif(not SHARED.is_dir(), reason="shared/media is not here")
+RATE = sound.RATE
+TIME = np.arange(4 * RATE) / RATE
+
+
+def _noise(level: float = 0.05, seed: int = 0) -> np.ndarray:
+    return (level * np.random.default_rng(seed).standard_normal((2, len(TIME)))).astype(np.float32)
+
+
+def _both(mono: np.ndarray) -> np.ndarray:
+    return np.tile(mono, (2, 1)).astype(np.float32)
+
+
+def test_levels_of_a_sine():
+    found = sound.level_scores(_both(0.5 * np.sin(2 * np.pi * 440 * TIME)), -55.0)
+    assert found["rms_db"] == pytest.approx(-9.03, abs=0.02)
+    assert found["peak_db"] == pytest.approx(-6.02, abs=0.02)
+    assert found["active_s"] == pytest.approx(4.0)
+    assert found["silence_ratio"] == 0.0
+    assert found["stereo_width"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_levels_of_silence_and_of_one_event_in_it():
+    nothing = np.zeros((2, 4 * RATE), np.float32)
+    found = sound.level_scores(nothing, -55.0)
+    assert (found["digital_silence_ratio"], found["silence_ratio"], found["active_s"]) == (1.0, 1.0, 0.0)
+    nothing[:, RATE : RATE + RATE // 2] = 0.3
+    found = sound.level_scores(nothing, -55.0)
+    assert found["active_s"] == pytest.approx(0.5)
+    assert found["silence_ratio"] == pytest.approx(0.875)
+
+
+def test_channels_of_opposite_sign_are_not_silence():
+    one = 0.3 * np.sin(2 * np.pi * 300 * TIME)
+    opposite = np.stack([one, -one]).astype(np.float32)
+    assert sound.level_scores(opposite, -55.0)["active_s"] == pytest.approx(4.0)
+    assert sound.level_scores(opposite, -55.0)["stereo_width"] == pytest.approx(1.0)
+    assert np.abs(sound.louder_mix(opposite)).max() > 0.25
+
+
+def test_clipping_is_counted():
+    loud = np.clip(_both(3.0 * np.sin(2 * np.pi * 200 * TIME)), -1, 1)
+    assert sound.level_scores(loud, -55.0)["clipped_ratio"] > 0.5
+
+
+@pytest.mark.parametrize("level", [0.3, 0.05, 0.002])
+def test_noise_is_stationary_at_any_level(level):
+    found = sound.spectral_scores(_noise(level))
+    assert found["stationarity"] > 0.85
+    assert found["tone_ratio"] < 0.1
+    assert found["wander"] == pytest.approx(1.0, abs=0.1)
+    assert found["flatness"] > 0.9
+
+
+def test_hum_and_tone_are_steady_lines():
+    hum = np.sum([np.sin(2 * np.pi * 50 * n * TIME) / n for n in range(1, 8)], axis=0)
+    found = sound.spectral_scores(_both(0.05 * hum) + _noise(0.001))
+    assert found["tone_ratio"] > 0.8
+    assert found["stationarity"] > 0.85
+    tone = sound.spectral_scores(_both(0.1 * np.sin(2 * np.pi * 1000 * TIME)))
+    assert tone["tone_ratio"] > 0.95
+    assert tone["bandwidth_hz"] < 1200
+
+
+def test_events_are_not_stationary():
+    knocks = np.zeros(len(TIME))
+    for at in (0.5, 1.2, 2.0, 2.9, 3.5):
+        start = round(at * RATE)
+        knocks[start : start + 3200] += np.exp(-np.arange(3200) / 600) * np.random.default_rng(1).standard_normal(3200)
+    found = sound.spectral_scores(_both(0.2 * knocks) + _noise(0.0005))
+    assert found["stationarity"] < 0.1
+    assert found["onsets_per_s"] == pytest.approx(5 / 4, abs=0.5)
+
+
+def test_bandwidth_of_narrow_sound():
+    spectrum = np.fft.rfft(_noise()[0])
+    spectrum[np.fft.rfftfreq(len(TIME), 1 / RATE) > 3400] = 0
+    narrow = np.fft.irfft(spectrum, len(TIME))
+    assert sound.spectral_scores(_both(narrow))["bandwidth_hz"] == pytest.approx(3400, abs=60)
+
+
+@pytest.mark.parametrize("samples", [1, 100, 5000])
+def test_the_shortest_sounds_are_measured_too(samples):
+    short = _noise()[:, :samples]
+    assert sound.level_scores(short, -55.0)
+    assert sound.spectral_scores(short)
+    assert len(voice_probability(short[0])) == -(-samples // 512)
+
+
+def test_the_mel_front_end_follows_yamnet():
+    mel = tags.log_mel(np.zeros(16000, np.float32))
+    assert mel.shape == (98, 64)
+    assert mel[0, 0] == pytest.approx(np.log(0.001))
+    tone = np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000).astype(np.float32)
+    # 1,000 Hz is at 1,000 mel; the bands divide 185 to 2,787 mel in 65 equal steps.
+    low, high = (1127 * np.log1p(edge / 700) for edge in (125.0, 7500.0))
+    expected = (1127 * np.log1p(1000 / 700) - low) / ((high - low) / 65) - 1
+    assert abs(int(tags.log_mel(tone).mean(axis=0).argmax()) - expected) <= 0.6
+
+
+def test_patches_cover_the_whole_sound():
+    patches, begins = tags.patches(np.zeros(16000 * 5, np.float32), 0.96)
+    assert patches.shape[1:] == (96, 64)
+    assert begins[0] == 0.0
+    assert begins[-1] + 0.96 >= 4.5  # less than half a hop is left unheard
+
+
+def test_events_have_times():
+    scores = np.zeros((4, 2), np.float32)
+    scores[1:3, 1] = [0.5, 0.9]
+    (tag,) = tags.events(("a", "b"), scores, np.arange(4) * 0.96, 3.9, 0.2)
+    assert (tag.label, tag.start_s, tag.end_s, tag.score) == ("b", 0.96, 2.88, 0.9)
+
+
+@needs_media
+def test_voice_and_tags_on_real_sound():
+    tagger = tags.load_tagger("package:yamnet")
+
+    def heard(name: str):
+        track = read_sound(SHARED / name, 0.0, 10.0, 16000, 1)
+        assert track is not None
+        scores, events = sound.tag_scores(track.samples[0], tagger)
+        return scores | sound.voice_scores(voice_probability(track.samples[0])), {tag.label for tag in events}
+
+    speech, labels = heard("audio/jfk.flac")
+    assert speech["voice_ratio"] > 0.5
+    assert speech["tag_speech"] > 0.8
+    assert "Speech" in labels
+    bird, labels = heard("clips/env_canary.mp4")
+    assert bird["voice_ratio"] < 0.05
+    assert bird["tag_event"] > 0.5
+    assert "Bird" in labels
+    assert heard("clips/music_harp.mp4")[0]["tag_music"] > 0.8
+
+
+@pytest.mark.skipif(not (SHARED.parent / "models" / "yamnet").is_dir(), reason="shared/models is not here")
+def test_the_quantised_tagger_agrees_with_the_float_one():
+    sound_of = read_sound(SHARED / "clips" / "env_applause.mp4", 0.0, 10.0, 16000, 1)
+    assert sound_of is not None
+    patches, _ = tags.patches(sound_of.samples[0], 0.96)
+    packaged = tags.load_tagger("package:yamnet")
+    whole = tags.load_tagger(str(SHARED.parent / "models" / "yamnet"))
+    assert packaged.names == whole.names
+    assert len(whole.names) == 521
+    assert np.abs(packaged.scores(patches) - whole.scores(patches)).mean() < 0.003
+
+
+def test_missing_weights_are_named():
+    with pytest.raises(ValueError, match=r"package:yamnet or a folder"):
+        tags.load_tagger("/nowhere/at/all")
