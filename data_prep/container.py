@@ -19,6 +19,9 @@ from av.video.stream import VideoStream
 
 SEEK_BACK_S = (0.0, 2.0, 10.0)  # how much earlier to try when a seek lands too late
 
+# PyAV raises IndexError when damage makes a stream appear in the middle of a file.
+_BROKEN = (FFmpegError, OSError, IndexError)
+
 Media = str | Path | bytes
 
 
@@ -129,14 +132,14 @@ class Packets:
                 if packet.is_keyframe:
                     self.container.seek(offset, stream=self.stream, backward=True)
                     return True
-        except (FFmpegError, OSError):
+        except _BROKEN:
             pass  # an unseekable place: the caller tries an earlier one, at last the start
         return False
 
     def _read(self) -> Iterator[av.Packet]:
         try:
             yield from self.container.demux(self.stream)
-        except (FFmpegError, OSError) as error:
+        except _BROKEN as error:
             self.error = f"{type(error).__name__}: {error}"
 
 
@@ -162,5 +165,5 @@ def last_timestamp(uri: str) -> float:
             for packet in Packets(container, stream, max(0.0, claimed - 5.0)):
                 last = max(last, timestamp(packet) or 0.0)
             return last
-    except (FFmpegError, OSError, ValueError):
+    except (*_BROKEN, ValueError):
         return 0.0  # the read stage opens it again and gives the verdict

@@ -13,7 +13,6 @@ from itertools import pairwise
 from statistics import median
 
 import numpy as np
-from av.error import FFmpegError
 from pydantic import Field
 
 from data_prep import scenes, sound
@@ -29,6 +28,7 @@ from data_prep.voice_activity import RATE as VOICE_RATE
 from data_prep.voice_activity import voice_probability
 
 LATE_S = 0.1  # a track that starts or ends this much apart from the other is still whole
+LIAR = 2.0  # segments' lengths, after which timestamps are not believed
 HASH_WHOLE = 64 << 20  # bytes; of a larger file the content key covers head, tail and size
 
 
@@ -61,7 +61,9 @@ class Curator:
         stage = "read"
         try:
             segment = replace(segment, content_key=content_key(segment.uri))
-            track = scenes.read_track(segment.uri, segment.start_s, segment.end_s)
+            # A segment is `segment_s` long unless timestamps lie; then work and memory end here.
+            end_s = min(segment.end_s, segment.start_s + LIAR * self.settings.segment_s)
+            track = scenes.read_track(segment.uri, segment.start_s, end_s)
             if track is None:
                 return segment.failed("read", "no video packet in the source")
             stage = "sound"
@@ -75,7 +77,7 @@ class Curator:
                 return replace(segment, clips=[work.told(whole, judged).dropped(judged.reason)])
             stage = "scenes"
             spans = work.spans()
-        except (FFmpegError, OSError, ValueError, MemoryError) as error:
+        except Exception as error:  # damaged media make libraries raise anything; that is a verdict
             return segment.failed(stage, error)
         return replace(segment, clips=[work.judged(*span) for span in spans])
 
@@ -231,7 +233,7 @@ class _Work:
                 return clip.dropped(judgement.reason)
             stage = "cut"
             return self._cut(clip)
-        except (FFmpegError, OSError, ValueError, MemoryError) as error:
+        except Exception as error:  # as in `curate`
             return clip.failed(stage, error)
 
     def _cut(self, clip: Clip) -> Clip:

@@ -19,8 +19,8 @@ MEDIA_SUFFIXES = frozenset(
         *("flv", "wmv", "3gp", "3g2", "ogv", "mxf", "vob", "asf", "f4v"),
     ]
 )
-# A video of fewer bytes per second than this is not worth a second segment: smaller files are not opened to measure.
-_BYTES_PER_SECOND = 2_000
+# No video has fewer bytes per second. Smaller files are not opened to measure them, and a length beyond it is a lie.
+_LEAST_BYTES_PER_S = 1_000
 SEGMENT_S = 600.0
 
 
@@ -44,7 +44,7 @@ def list_sources(inputs: list[str], segment_s: float = SEGMENT_S) -> list[Segmen
 
 
 def _segments(uri: str, size: int, segment_s: float) -> list[Segment]:
-    length = last_timestamp(uri) if size > segment_s * _BYTES_PER_SECOND else 0.0
+    length = min(last_timestamp(uri), size / _LEAST_BYTES_PER_S) if size > segment_s * _LEAST_BYTES_PER_S else 0.0
     count = max(1, math.ceil(length / segment_s - 1e-3))
     edges = [0.0, *(index * segment_s for index in range(1, count)), math.inf]
     return [

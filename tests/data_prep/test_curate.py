@@ -3,6 +3,7 @@
 import collections
 import csv
 import itertools
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from data_prep.media import decode_audio, decode_video, span
 from data_prep.mp4 import write_mp4
 from data_prep.shards import write_segment
 from data_prep.sources import list_sources
-from tests.data_prep.marked_media import noise_sound, numbered_frame
+from tests.data_prep.marked_media import noise_sound, numbered_frame, write
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "media"
 needs_media = pytest.mark.skipif(not SHARED.is_dir(), reason="shared/media is not here")
@@ -118,6 +119,14 @@ def test_bad_sources_are_verdicts(curator, tmp_path):
     assert segments["whole.mp4"].clips[0].kept
     for segment in segments.values():
         write_segment(tmp_path / "set", segment)
+
+
+def test_a_lying_timestamp_costs_no_memory(curator, tmp_path):
+    times = [*(Fraction(k, 25) for k in range(100)), Fraction(90_000)]
+    path = write(tmp_path / "liar.mp4", [numbered_frame(3)] * 101, _knocks(4.0), times=times)
+    (segment,) = curator(list_sources([str(path)]))
+    assert segment.clips[0].kept
+    assert segment.clips[-1].end_s < 5
 
 
 def test_missing_weights_are_the_users_mistake():
