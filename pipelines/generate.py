@@ -1,0 +1,215 @@
+"""Prompts → mp4 files with stereo sound: encode the text, sample both latents together, decode them, write the file.
+
+The text encoder is used first and let go before anything is sampled, so that it never stands beside the transformer.
+Sample n of a run is a function of the weights, the settings and its prompt alone; a run that was stopped keeps the
+samples that are whole.
+"""
+
+import gc
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from data_prep import storage
+from data_prep.buckets import Bucket
+from data_prep.mp4 import write_mp4
+from data_prep.packaged_weights import resolve
+from data_prep.settings import Settings
+from model import LTX2, weights
+from model.flow import inference_schedule
+from model.guidance import Guidance, GuidanceScales
+from model.modality import audio_positions, unpatchify_audio, unpatchify_video, video_positions
+from model.sampler import SampleStream, TextContext, sample
+from model.text_encoder import GemmaTextEncoder
+from pipelines.previews import contact_sheet, spectrogram
+from pipelines.tracking import TrackingSettings, start_run
+
+PARTS = ("transformer", "text_conditioner", "video_vae", "audio_vae", "vocoder")
+
+
+class ScaleSettings(Settings):
+    """Guidance strengths of one stream (arXiv 2601.03233, §4)."""
+
+    text: float = Field(3.0, description="pull away from the negative prompt; 1: none")
+    stg: float = Field(0.0, description="spatio-temporal guidance, with stg-blocks; 0: none")
+    modality: float = Field(1.0, description="pull towards what the other stream adds; 1: none, published: 3")
+    rescale: float = Field(0.7, ge=0, le=1, description="share of the result brought back to the unguided deviation")
+
+    def scales(self) -> GuidanceScales:
+        return GuidanceScales(self.text, self.stg, self.modality, self.rescale)
+
+
+class GenerateSettings(Settings):
+    """What is sampled, and how."""
+
+    shape: Bucket = Field(default=Bucket(), description="size, frames and frame rate of the samples")
+    steps: int = Field(40, ge=1, description="Euler steps; each costs one forward of up to four passes")
+    video: ScaleSettings = ScaleSettings()
+    audio: ScaleSettings = ScaleSettings(text=7.0)
+    stg_blocks: tuple[int, ...] = Field((), description="blocks that STG perturbs; published: 29 in 2.0, 28 in 2.3")
+    negative_prompt: str = Field("", description="what text guidance pulls away from")
+    text_encoder: str = Field("package:gemma3-270m", description="Gemma 3: folder, hub id, .gguf file or package:NAME")
+    seed: int = Field(0, ge=0, description="of the noise, with the sample's number")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU when there is one")
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts in a text file, one per line; empty lines are passed over.
+
+    Raises:
+        ValueError: no such file, or no prompt in it.
+    """
+    if not path.is_file():
+        raise ValueError(f"prompts {path}: no such file; give a text file with one prompt per line")
+    prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"prompts {path}: holds no prompt; write one per line")
+    return prompts
+
+
+def generate(
+    checkpoint: Path,
+    prompts: list[str],
+    settings: GenerateSettings,
+    output: Path,
+    tracking: TrackingSettings,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict:
+    """Write `<output>/000.mp4`, `000.png` (contact sheet), `000.spectrogram.png` … and `summary.json`, its result.
+
+    Args:
+        checkpoint: a training run's output (its `weights/` folder is taken) or a model folder with all parts.
+
+    Raises:
+        ValueError: no such checkpoint, a part or the text encoder is missing; before anything is computed.
+    """
+    began = time.monotonic()
+    folder = checkpoint / "weights" if (checkpoint / "weights").is_dir() else checkpoint
+    if not folder.is_dir():
+        raise ValueError(f"checkpoint {checkpoint}: no such folder; give the output of `kinotone train dit`")
+    missing = [part for part in PARTS if not (folder / f"{part}.safetensors").is_file()]
+    if missing:
+        raise ValueError(
+            f"checkpoint {checkpoint}: {missing[0]}.safetensors is missing; give a run's output with all parts"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    key = _run_key(folder, settings)
+    jobs = [(n, prompt, output / f"{n:03d}.mp4") for n, prompt in enumerate(prompts)]
+    todo = [job for job in jobs if _made_with(job[2]) != [key, job[1]]]
+    params = {"generate": settings.model_dump(mode="json"), "checkpoint": str(checkpoint)}
+    if progress:
+        progress("generate", len(jobs) - len(todo), len(jobs))
+    if todo:
+        with start_run(tracking, "kinotone", "generate", {"checkpoint": str(checkpoint)}, params, output) as run:
+            device = _device(settings.device)
+            contexts = _encode_prompts(folder, [prompt for _, prompt, _ in todo], settings, device)
+            model = weights.load(folder, device=device, components=[p for p in PARTS if p != "text_conditioner"]).eval()
+            for done, (n, prompt, path) in enumerate(todo, start=1):
+                frames, waveform = _sample(model, contexts[done - 1], settings, settings.seed + n, device)
+                write_mp4(path, frames, settings.shape.fps, waveform, model.vocoder.sample_rate)
+                path.with_suffix(".png").write_bytes(contact_sheet(frames))
+                path.with_suffix(".spectrogram.png").write_bytes(spectrogram(waveform, model.vocoder.sample_rate))
+                with storage.whole(path.with_suffix(".json")) as out:
+                    out.write(
+                        json.dumps({"made_with": [key, prompt], "prompt": prompt, "seed": settings.seed + n}).encode()
+                    )
+                run.artifact(path, f"samples/{n:03d}")
+                run.artifact(path.with_suffix(".json"), f"samples/{n:03d}")
+                run.image("sample", path.with_suffix(".png"), n)
+                run.image("spectrogram", path.with_suffix(".spectrogram.png"), n)
+                if progress:
+                    progress("generate", len(jobs) - len(todo) + done, len(jobs))
+    summary = {
+        "samples": [{"file": path.name, "prompt": prompt} for _, prompt, path in jobs],
+        "made_now": len(todo),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    (output / "settings.yaml").write_text(_yaml(params))
+    (output / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False))
+    return summary
+
+
+def _encode_prompts(folder: Path, prompts: list[str], settings: GenerateSettings, device) -> list[list[TextContext]]:
+    """[context, negative context] of each prompt."""
+    encoder = GemmaTextEncoder.load(resolve(settings.text_encoder), dtype=torch.float32, device=device)
+    conditioner = weights.load_component(folder, "text_conditioner").to(device).eval()
+    found = []
+    with torch.no_grad():
+        for prompt in prompts:
+            # In one batch with the negative prompt, so that both have one length.
+            states, mask = encoder.encode([prompt, settings.negative_prompt])
+            video, audio, _ = conditioner.connect(*conditioner.project(states, mask), mask)
+            found.append([TextContext(video[n : n + 1], audio[n : n + 1]) for n in range(2)])
+    del encoder
+    gc.collect()
+    return found
+
+
+def _sample(
+    model: LTX2, contexts: list[TextContext], settings: GenerateSettings, seed: int, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames uint8 (F, H, W, 3), and sound float32 (2, N) of the same length."""
+    shape = settings.shape
+    f, h, w = shape.latent_shape
+    transformer = model.transformer.config
+    video, audio = sample(
+        model.transformer,
+        video=SampleStream(video_positions(f, h, w, shape.fps, device=device), transformer.in_channels),
+        audio=SampleStream(audio_positions(shape.audio_tokens, device=device), transformer.audio_in_channels),
+        context=contexts[0],
+        negative=contexts[1],
+        schedule=inference_schedule(settings.steps),
+        guidance=Guidance(settings.video.scales(), settings.audio.scales(), settings.stg_blocks),
+        generator=torch.Generator().manual_seed(seed),
+    )
+    assert video is not None
+    assert audio is not None
+    config = model.audio_vae.config
+    with torch.no_grad():
+        pixels = model.video_vae.decode(unpatchify_video(video, f, h, w))
+        mel = model.audio_vae.decode(unpatchify_audio(audio, config.latent_channels, config.latent_bins))
+        waveform = model.vocoder(mel)
+    return _frames(pixels), _fitted(waveform[0], round(shape.duration_s * model.vocoder.sample_rate))
+
+
+def _frames(pixels_bcfhw: Tensor) -> np.ndarray:
+    scaled = (pixels_bcfhw[0].float().clamp(-1, 1) + 1) * 127.5
+    return scaled.round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
+
+
+def _fitted(waveform: Tensor, samples: int) -> np.ndarray:
+    """Cut, or padded with silence, to the picture's length: audio latents do not end on a frame."""
+    sound = waveform.float().clamp(-1, 1)[:, :samples]
+    return torch.nn.functional.pad(sound, (0, samples - sound.shape[1])).cpu().numpy()
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("generate.device: cuda, but this machine has no GPU; use cpu or auto")
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
+
+
+def _run_key(folder: Path, settings: GenerateSettings) -> str:
+    """What the samples depend on beside their prompts: the settings and the fingerprint of every part."""
+    parts = [weights.fingerprint(folder / f"{part}.safetensors") for part in PARTS]
+    return hashlib.sha256(json.dumps([settings.model_dump(mode="json"), parts]).encode()).hexdigest()
+
+
+def _made_with(path: Path) -> list[str] | None:
+    """The key and prompt of a finished sample; its `.json` is written last."""
+    about = path.with_suffix(".json")
+    return json.loads(about.read_text())["made_with"] if about.is_file() and path.is_file() else None
+
+
+def _yaml(params: dict) -> str:
+    import yaml
+
+    return yaml.safe_dump(params, sort_keys=False)
