@@ -18,7 +18,7 @@ demo: $(STAMP)      ## the main job end to end: raw clips to a trained tiny mode
 	@$(BIN)/kinotone demo --output $(RUNS)
 
 ui: $(STAMP)        ## open the MLflow page of the demo's runs
-	@$(BIN)/kinotone ui --output $(RUNS)
+	@test -f $(RUNS)/mlflow.db || { echo "make: $(RUNS)/mlflow.db is not there yet; run make demo first" >&2; exit 2; }; $(BIN)/mlflow ui --backend-store-uri sqlite:///$(RUNS)/mlflow.db
 
 test: $(STAMP)      ## every test that takes seconds (≤ 15 minutes on 2 cores)
 	@$(BIN)/python -m pytest -m "not slow"

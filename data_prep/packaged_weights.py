@@ -25,7 +25,7 @@ def resolve(name: str) -> str:
         return name
     package = name.removeprefix("package:")
     if package not in _PACKAGES:
-        raise ValueError(f"weights {name!r}: unknown package; known are {', '.join(sorted(_PACKAGES))}")
+        raise ValueError(f"weights {name!r}: unknown package; known are {', '.join(NAMES)}")
     return str(_PACKAGES[package]())
 
 
@@ -78,6 +78,7 @@ _PACKAGES: dict[str, Callable[[], Path]] = {
     "gemma3-270m": _gemma3_270m,
     "yamnet": _yamnet,
 }
+NAMES = tuple(sorted(_PACKAGES))
 
 
 def _join(parts: list[Path], target: Path, sha256: str | None) -> None:
