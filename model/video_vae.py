@@ -117,12 +117,29 @@ def pixel_size(f: int, h: int, w: int) -> tuple[int, int, int]:
 class TimeStream:
     """What the layers remember between two chunks of one clip; give a fresh one to each pass over a clip.
 
-    Set `last` before the last chunk: the decoder, which looks ahead, then lets out the frames it was holding back.
+    The encoder never looks ahead, so each of its chunks comes out at once. Every convolution of the decoder holds one
+    frame back: when the clip has ended, call `release` and run the decoder on an empty chunk, until all frames are out.
     """
 
     def __init__(self) -> None:
-        self.last = False
         self._frames: dict[tuple[nn.Module, str], Tensor] = {}
+        self._started: set[nn.Module] = set()
+        self._released: set[nn.Module] = set()
+        self._releases = 0
+
+    def release(self, layers: int) -> None:
+        """In the next pass, that many more layers (from the first on) let out the frame that they hold back.
+
+        A few at a time keep the last passes as small as the others.
+        """
+        self._releases = layers
+
+    def releases(self, layer: nn.Module) -> bool:
+        if layer in self._released or not self._releases:
+            return False
+        self._releases -= 1
+        self._released.add(layer)
+        return True
 
     def take(self, layer: nn.Module, what: str = "past") -> Tensor | None:
         return self._frames.pop((layer, what), None)
@@ -139,11 +156,10 @@ class TimeStream:
         return queue[:, :, :frames]
 
     def is_first(self, layer: nn.Module) -> bool:
-        """True until the layer has let out its first frame (which `mark_started` tells)."""
-        return (layer, "started") not in self._frames
-
-    def mark_started(self, layer: nn.Module) -> None:
-        self._frames[(layer, "started")] = torch.empty(0)
+        """True once for each layer."""
+        first = layer not in self._started
+        self._started.add(layer)
+        return first
 
 
 class Conv3d(nn.Module):
@@ -170,7 +186,7 @@ class Conv3d(nn.Module):
             past = x_bcfhw[:, :, :1]
             past = torch.cat([past, past], dim=2) if self.causal else past
         x_bcfhw = torch.cat([past, x_bcfhw], dim=2)
-        if stream.last and not self.causal:
+        if not self.causal and stream.releases(self):
             x_bcfhw = torch.cat([x_bcfhw, x_bcfhw[:, :, -1:]], dim=2)
         if x_bcfhw.shape[2]:
             stream.keep(self, x_bcfhw[:, :, -2:])
@@ -247,8 +263,6 @@ class Downsample(nn.Module):
     def forward(self, x_bcfhw: Tensor, stream: TimeStream | None = None) -> Tensor:
         if self.stride[0] == 2 and (stream is None or stream.is_first(self)):
             x_bcfhw = torch.cat([x_bcfhw[:, :, :1], x_bcfhw], dim=2)
-        if stream is not None:
-            stream.mark_started(self)
         skip = space_to_depth(x_bcfhw, self.stride)
         skip = skip.unflatten(1, (self.out_channels, -1)).mean(dim=2)
         return space_to_depth(self.conv(x_bcfhw, stream), self.stride) + skip
@@ -279,8 +293,6 @@ class Upsample(nn.Module):
             h_bcfhw = h_bcfhw + skip.repeat(1, self.out_channels // skip.shape[1], 1, 1, 1)
         if self.stride[0] == 2 and h_bcfhw.shape[2] and (stream is None or stream.is_first(self)):
             h_bcfhw = h_bcfhw[:, :, 1:]
-            if stream is not None:
-                stream.mark_started(self)
         return h_bcfhw
 
 

@@ -1,0 +1,163 @@
+"""The video VAE over clips that are too long or too large to go through whole: exact in time, blended in space.
+
+In time nothing is approximated. The clip goes through in chunks, and every convolution keeps the two frames that it
+needs of the chunk before (`model.video_vae.TimeStream`), the centred ones of the decoder holding back one frame; so
+the result is that of the whole clip, and what is kept does not grow with its length.
+
+In space, tiles overlap. A tile's edge is padded instead of seeing its neighbour, an error that fades with the distance
+from the edge; across the middle of each overlap the weight passes linearly from one tile to the next. The weights of
+all tiles sum to 1 everywhere.
+
+Memory beyond the clip and the latent themselves: one tile × one chunk of activations and of kept frames.
+
+Shapes (suffixes of the tensors below): b batch, c channels, f frames, h height, w width.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.video_vae import SPACE_STRIDE, TIME_STRIDE, TimeStream, VideoVAE, check_pixel_size, pixel_size
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """`tile` and `overlap` in pixels of a side (multiples of 32), `chunk` in frames (a multiple of 8).
+
+    The defaults decode 1080p in the memory of 512 × 512 × 32 frames.
+    """
+
+    tile: int = 512
+    overlap: int = 128
+    chunk: int = 32
+
+    def __post_init__(self) -> None:
+        for name, value, stride, least in (
+            ("tile", self.tile, SPACE_STRIDE, 2 * SPACE_STRIDE),
+            ("overlap", self.overlap, SPACE_STRIDE, 0),
+            ("chunk", self.chunk, TIME_STRIDE, TIME_STRIDE),
+        ):
+            if value < least or value % stride:
+                nearest = max(least, stride * round(value / stride))
+                raise ValueError(f"{name} = {value} is not a multiple of {stride} of at least {least}; use {nearest}")
+        if self.tile < 3 * self.overlap:
+            raise ValueError(
+                f"overlap = {self.overlap} is more than a third of tile = {self.tile}; "
+                f"use at most {self.tile // 3 // SPACE_STRIDE * SPACE_STRIDE}"
+            )
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Where one tile lies on one side, in latents, and its weight at each latent or pixel."""
+
+    start: int
+    stop: int
+    weight: Tensor
+
+
+def _spans(size: int, tile: int, overlap: int, scale: int) -> list[_Span]:
+    """Tiles of equal length, evenly placed over `size` latents; weights at `scale` positions per latent.
+
+    Neighbours overlap by at least `overlap`; the weight passes over `overlap` in the middle of what they share.
+    """
+    if size <= tile:
+        return [_Span(0, size, torch.ones(size * scale))]
+    count = -(-(size - overlap) // (tile - overlap))
+    starts = [round(i * (size - tile) / (count - 1)) for i in range(count)]
+    position = (torch.arange(size * scale) + 0.5) / scale
+    # Rising ramps, one per border; tile i has what the ramp before it has given and the one after it has not yet taken.
+    ramps = [torch.ones_like(position)]
+    for left, right in itertools.pairwise(starts):
+        middle = (right + left + tile) / 2
+        if overlap:
+            ramps.append(((position - middle) / overlap + 0.5).clamp(0, 1))
+        else:
+            ramps.append((position > round(middle)).float())
+    ramps.append(torch.zeros_like(position))
+    weights = [ramps[i] - ramps[i + 1] for i in range(count)]
+    return [
+        _Span(start, start + tile, weight[start * scale : (start + tile) * scale])
+        for start, weight in zip(starts, weights, strict=True)
+    ]
+
+
+def _tiles(height: int, width: int, tiling: Tiling, scale: int) -> Iterator[tuple[_Span, _Span, Tensor]]:
+    """(rows, columns, weight (h, w)) of each tile of an (height, width) latent."""
+    tile, overlap = tiling.tile // SPACE_STRIDE, tiling.overlap // SPACE_STRIDE
+    for rows in _spans(height, tile, overlap, scale):
+        for columns in _spans(width, tile, overlap, scale):
+            yield rows, columns, torch.outer(rows.weight, columns.weight)
+
+
+@torch.no_grad()
+def tiled_decode(vae: VideoVAE, latent: Tensor, tiling: Tiling | None = None) -> Tensor:
+    """Pixels (B, 3, F, H, W), as `vae.decode`, of a normalised latent (B, C, f, h, w).
+
+    The latent may lie on another device than the VAE: chunks travel there and back, and the pixels stay where the
+    latent is, in its dtype. ValueError for a latent that the VAE cannot take.
+    """
+    tiling = tiling or Tiling()
+    vae.check_latent(latent)
+    weight = vae.decoder.conv_in.conv.weight
+    b, _, f, h, w = latent.shape
+    frames, height, width = pixel_size(f, h, w)
+    pixels = latent.new_zeros(b, 3, frames, height, width)
+    for rows, columns, blend_hw in _tiles(h, w, tiling, SPACE_STRIDE):
+        blend_hw = blend_hw.to(weight)
+        target = pixels[..., _pixels(rows), _pixels(columns)]
+        source = latent[..., rows.start : rows.stop, columns.start : columns.stop]
+        stream, done, read, step = TimeStream(), 0, 0, tiling.chunk // TIME_STRIDE
+        while done < frames:
+            if read == f:  # the clip has ended; what the decoder holds back comes out, no more than a chunk at a time
+                stream.release(step)
+            chunk = source[:, :, read : read + step].to(weight)
+            read += chunk.shape[2]
+            part = vae.decoder(vae.denormalize(chunk), stream).mul_(blend_hw)
+            target[:, :, done : done + part.shape[2]] += part.to(pixels)
+            done += part.shape[2]
+        assert done == frames
+    return pixels
+
+
+@torch.no_grad()
+def tiled_encode(vae: VideoVAE, pixels: Tensor, tiling: Tiling | None = None) -> Tensor:
+    """Normalised latent (B, C, f, h, w), as `vae.encode`, of pixels (B, 3, F, H, W) in [−1, 1].
+
+    The pixels may lie on another device than the VAE: chunks travel there and back, and the latent stays where the
+    pixels are, in their dtype. ValueError when F is not 1 + 8k or 32 does not divide H and W.
+    """
+    tiling = tiling or Tiling()
+    if pixels.dim() != 5 or pixels.shape[1] != 3:
+        raise ValueError(f"pixels have shape {tuple(pixels.shape)}; expected (batch, 3, frames, height, width)")
+    b, _, frames, height, width = pixels.shape
+    check_pixel_size(frames, height, width)
+    weight = vae.encoder.conv_in.conv.weight
+    channels = vae.config.latent_channels
+    h, w = height // SPACE_STRIDE, width // SPACE_STRIDE
+    latent = pixels.new_zeros(b, channels, 1 + (frames - 1) // TIME_STRIDE, h, w)
+    # The first latent stands for one frame: a first chunk that is 7 frames short keeps all others on whole latents.
+    bounds = [0, *range(min(frames, tiling.chunk - TIME_STRIDE + 1), frames, tiling.chunk), frames]
+    for rows, columns, blend_hw in _tiles(h, w, tiling, 1):
+        blend_hw = blend_hw.to(weight)
+        source = pixels[..., _pixels(rows), _pixels(columns)]
+        target = latent[..., rows.start : rows.stop, columns.start : columns.stop]
+        stream, done = TimeStream(), 0
+        for start, stop in itertools.pairwise(bounds):
+            if start == stop:
+                continue
+            mean = vae.encoder(source[:, :, start:stop].to(weight), stream)[:, :channels]
+            part = vae.normalize(mean).mul_(blend_hw)
+            target[:, :, done : done + part.shape[2]] += part.to(latent)
+            done += part.shape[2]
+        assert done == latent.shape[2]
+    return latent
+
+
+def _pixels(span: _Span) -> slice:
+    return slice(span.start * SPACE_STRIDE, span.stop * SPACE_STRIDE)
