@@ -1,0 +1,100 @@
+"""Floating-point operations of a forward of the transformer, per stream, equal to torch's `FlopCounterMode`.
+
+A multiply-add counts as two. Counted are matrix products and attention; norms, activations and RoPE are not.
+Backward is twice the forward: each product has two of the same size for its gradients.
+"""
+
+from dataclasses import dataclass
+
+from model.layers import SINUSOID_WIDTH
+from model.transformer import TransformerConfig
+
+
+@dataclass(frozen=True)
+class StreamFlops:
+    """FLOPs of one forward: of each stream running alone, and what joining them adds."""
+
+    video: int
+    audio: int
+    cross_modal: int
+
+    @property
+    def total(self) -> int:
+        return self.video + self.audio + self.cross_modal
+
+
+def transformer_flops(
+    config: TransformerConfig,
+    video_tokens: int,
+    audio_tokens: int,
+    text_tokens: int,
+    batch: int = 1,
+    *,
+    per_token: bool = False,
+) -> StreamFlops:
+    """FLOPs of one forward.
+
+    Args:
+        video_tokens, audio_tokens, text_tokens: per sample.
+        per_token: timesteps differ between a sample's tokens, so that AdaLN runs on every token, not on every sample.
+    """
+    c = config
+    video = batch * _stream(
+        c, video_tokens, text_tokens, c.in_channels, c.out_channels, c.width, c.cross_attention_dim,
+        c.num_attention_heads, per_token=per_token,
+    )  # fmt: skip
+    audio = batch * _stream(
+        c, audio_tokens, text_tokens, c.audio_in_channels, c.audio_out_channels, c.audio_width,
+        c.audio_cross_attention_dim, c.audio_num_attention_heads, per_token=per_token,
+    )  # fmt: skip
+    inner, heads = c.audio_width, c.audio_num_attention_heads
+    a2v = _attention(c, video_tokens, audio_tokens, c.width, c.audio_width, inner, heads)
+    v2a = _attention(c, audio_tokens, video_tokens, c.audio_width, c.width, inner, heads)
+    modulation = 0
+    for width, tokens in ((c.width, video_tokens), (c.audio_width, audio_tokens)):
+        scale_shift = 1 if c.av_timestep == "other" or not per_token else tokens
+        gate = tokens if c.av_timestep == "own" and per_token else 1
+        modulation += _adaln(scale_shift, width, 4) + _adaln(gate, width, 1)
+    return StreamFlops(video, audio, batch * (c.num_layers * (a2v + v2a) + modulation))
+
+
+def _linear(rows: int, wide_in: int, wide_out: int) -> int:
+    return 2 * rows * wide_in * wide_out
+
+
+def _attention(
+    c: TransformerConfig, queries: int, keys: int, query_dim: int, context_dim: int, inner: int, heads: int
+) -> int:
+    gates = _linear(queries, query_dim, heads) if c.apply_gated_attention else 0
+    projections = 2 * _linear(queries, query_dim, inner) + 2 * _linear(keys, context_dim, inner)
+    return projections + gates + 2 * (2 * queries * keys * inner)
+
+
+def _adaln(rows: int, width: int, coefficient: int) -> int:
+    return (
+        _linear(rows, SINUSOID_WIDTH, width) + _linear(rows, width, width) + _linear(rows, width, coefficient * width)
+    )
+
+
+def _stream(
+    c: TransformerConfig,
+    tokens: int,
+    text: int,
+    channels_in: int,
+    channels_out: int,
+    width: int,
+    context: int,
+    heads: int,
+    *,
+    per_token: bool,
+) -> int:
+    block = _attention(c, tokens, tokens, width, width, width, heads)
+    block += _attention(c, tokens, text, width, context, width, heads)
+    block += 2 * _linear(tokens, width, 4 * width)
+    ends = _linear(tokens, channels_in, width) + _linear(tokens, width, channels_out)
+    ends += _adaln(tokens if per_token else 1, width, 9 if c.cross_attention_adaln else 6)
+    if c.cross_attention_adaln:
+        ends += _adaln(1, width, 2)
+    if c.caption_channels is not None:
+        ends += _linear(text, c.caption_channels, width) + _linear(text, width, width)
+    return c.num_layers * block + ends
