@@ -24,12 +24,35 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class EncodedBatch:
-    """A homogeneous batch of B samples.
+class Batch:
+    """A homogeneous batch of B samples; what kinds of tensors it holds, its subclasses say.
 
     Attributes:
         ids: the clips' ids.
         weights: (B,) loss weights, 0 for a repeat.
+    """
+
+    ids: tuple[str, ...]
+    weights: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Self:
+        """On a device; a copy from pinned memory does not wait."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """In page-locked memory, from which a GPU copies without waiting."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
+
+
+@dataclass(frozen=True)
+class EncodedBatch(Batch):
+    """Latents and text features.
+
+    Attributes:
         video_latent: (B, C, f, h, w), normalised.
         audio_latent: (B, 8, t, 16), normalised.
         fps: (B,) frames per second.
@@ -38,20 +61,12 @@ class EncodedBatch:
         text_mask: (B, S) bool, True at the caption's tokens, which are last.
     """
 
-    ids: tuple[str, ...]
-    weights: torch.Tensor
     video_latent: torch.Tensor
     audio_latent: torch.Tensor
     fps: torch.Tensor
     video_features: torch.Tensor
     audio_features: torch.Tensor
     text_mask: torch.Tensor
-
-    def to(self, device: torch.device | str) -> Self:
-        """On a device; a copy from pinned memory does not wait."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, torch.Tensor)}
-        return replace(self, **moved)
 
 
 class EncodedSamples:

@@ -1,0 +1,1 @@
+"""Training: `engine.train` is the driver's side, `loop` what every worker runs, `task` what a task must say."""

@@ -1,0 +1,128 @@
+"""Settings of a training run. What every task shares stands at the top; each task adds a section of its own."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from data_prep.batch_plan import BatchSettings
+from data_prep.buckets import Bucket
+from data_prep.settings import Settings
+
+Task = Literal["dit", "video-vae", "audio-vae", "vocoder"]
+
+
+class OptimizerSettings(Settings):
+    """AdamW, its learning rate over time, and the average of the weights."""
+
+    lr: float = Field(default=3e-4, description="peak learning rate", gt=0)
+    warmup_steps: int = Field(default=20, description="steps of linear warm-up", ge=0)
+    schedule: Literal["constant", "cosine"] = Field(default="cosine", description="learning rate after the warm-up")
+    final_lr: float = Field(default=0.1, description="learning rate at the last step, as a part of lr", ge=0, le=1)
+    beta1: float = Field(default=0.9, description="AdamW's first moment decay", ge=0, lt=1)
+    beta2: float = Field(default=0.99, description="AdamW's second moment decay", ge=0, lt=1)
+    eps: float = Field(default=1e-8, description="AdamW's denominator floor", gt=0)
+    weight_decay: float = Field(default=0.01, description="AdamW's decoupled decay, of matrices only", ge=0)
+    clip_norm: float = Field(default=1.0, description="gradients are scaled down to this norm", gt=0)
+    ema_decay: float = Field(
+        default=0.99,
+        description="decay of the moving average of the weights, which is what is exported; 0: none",
+        ge=0,
+        lt=1,
+    )
+
+
+class CheckpointSettings(Settings):
+    """When the state is saved, and how much of it is kept."""
+
+    every_steps: int = Field(default=200, description="steps between checkpoints", ge=1)
+    keep: int = Field(default=2, description="newest whole checkpoints kept", ge=1)
+
+
+class WorkerSettings(Settings):
+    """The processes that train."""
+
+    count: int = Field(default=2, description="workers (ranks)", ge=1)
+    gpu: bool = Field(default=False, description="one GPU per worker")
+    cpus: int = Field(default=1, description="CPUs, and threads, per worker", ge=1)
+    zero_stage: Literal[1, 2, 3] | None = Field(
+        default=None, description="DeepSpeed ZeRO stage; default: 3 for dit, 1 for the others"
+    )
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 keeps fp32 master weights")
+    max_failures: int = Field(default=0, description="times that lost workers are started again", ge=0)
+
+
+class DiTSettings(Settings):
+    """Rectified flow on both modalities."""
+
+    sigma: Literal["independent", "shared"] = Field(
+        default="independent", description="each modality draws its own noise level, or both take one"
+    )
+    video_weight: float = Field(default=1.0, description="weight of the video loss", ge=0)
+    audio_weight: float = Field(default=1.0, description="weight of the audio loss", ge=0)
+    caption_dropout: float = Field(
+        default=0.1, description="part of the samples trained without their caption (for text guidance)", ge=0, le=1
+    )
+    cross_modal_dropout: float = Field(
+        default=0.1, description="part of the steps trained without A↔V attention (for modality guidance)", ge=0, le=1
+    )
+    train_connectors: bool = Field(default=True, description="train the text connectors with the transformer")
+    sigma_bins: int = Field(default=4, description="equal bins of sigma over which the losses are logged", ge=1)
+
+
+class VideoVAESettings(Settings):
+    """Reconstruction of crops out of curated clips."""
+
+    buckets: tuple[Bucket, ...] = Field(
+        default=(Bucket(),),
+        description="clips are scaled as encode will scale them: give encode's buckets",
+        min_length=1,
+    )
+    crop_frames: int = Field(default=17, description="frames of a crop: 1 + a multiple of 8", ge=9)
+    crop_size: int = Field(default=96, description="height and width of a crop, pixels: a multiple of 32", ge=32)
+    l1: float = Field(default=1.0, description="weight of the absolute error", ge=0)
+    gradient: float = Field(default=0.5, description="weight of the error of the picture's edges", ge=0)
+    kl: float = Field(default=1e-5, description="weight of the KL divergence to N(0, 1), per latent value", ge=0)
+
+
+class AudioVAESettings(Settings):
+    """Reconstruction of log-mel spectrograms."""
+
+    crop_latents: int = Field(default=25, description="length of a crop, audio latents (25 per second)", ge=2)
+    l1: float = Field(default=1.0, description="weight of the absolute error of the log-mel", ge=0)
+    gradient: float = Field(default=0.5, description="weight of the error of its differences in time and pitch", ge=0)
+    kl: float = Field(default=1e-5, description="weight of the KL divergence to N(0, 1), per latent value", ge=0)
+
+
+class VocoderSettings(Settings):
+    """Waveforms from ground-truth log-mel spectrograms."""
+
+    crop_mel_frames: int = Field(default=50, description="length of a crop, mel frames (100 per second)", ge=16)
+    stft: float = Field(default=1.0, description="weight of the multi-resolution STFT loss", ge=0)
+    mel: float = Field(default=1.0, description="weight of the log-mel loss", ge=0)
+
+
+class TrainSettings(Settings):
+    """A training run."""
+
+    input: str = Field(default="", description="encoded set (dit), or curated set (the other tasks)")
+    preset: str = Field(default="tiny", description="the model family's preset")
+    init_from: tuple[str, ...] = Field(
+        default=(), description="model folders or files to start from; what they lack starts from random weights"
+    )
+    seed: int = Field(default=0, description="of weights, data order, noise and crops", ge=0)
+    steps: int = Field(default=400, description="optimizer steps", ge=1)
+    log_every: int = Field(default=10, description="steps between log entries", ge=1)
+    statistics_clips: int = Field(
+        default=256, description="clips, spread over the set, from which a VAE's latent statistics are computed", ge=1
+    )
+    cache_mb: int = Field(
+        default=1024, description="decoded clips each worker keeps in memory, MiB (tasks that read media)", ge=0
+    )
+    batch: BatchSettings = BatchSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    workers: WorkerSettings = WorkerSettings()
+    dit: DiTSettings = DiTSettings()
+    video_vae: VideoVAESettings = VideoVAESettings()
+    audio_vae: AudioVAESettings = AudioVAESettings()
+    vocoder: VocoderSettings = VocoderSettings()

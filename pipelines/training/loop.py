@@ -1,0 +1,328 @@
+"""The one training loop, as it runs on every worker: Ray Train's process group, DeepSpeed's sharded optimizer.
+
+What happened is written by rank 0 to `<output>/metrics.jsonl`, a line per log step; the driver reads it and tells the
+tracking server and the person who waits, so that no step waits for either. Losses stay on the device between log steps.
+
+Facts that shape it (DeepSpeed 0.19.8): `engine.step()` leaves out a step whose gradient norm is not finite, on all
+ranks alike; all ranks must run the same modules and save together. Importing DeepSpeed imports MLflow for its
+autotuner, and its CPU accelerator compiles a shared-memory all-reduce on first use: both cost more than a tiny run and
+are left out.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from data_prep import batch_plan
+from data_prep.loader import Prefetch
+from pipelines.settings import TrainSettings
+from pipelines.training import checkpoint
+from pipelines.training.ema import MovingAverage
+from pipelines.training.partitions import local_partitions, set_weights, specs, stream_state
+from pipelines.training.schedule import learning_rate
+from pipelines.training.task import Dataset, Mean, Task, Trainee
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver hands to every worker."""
+
+    task: type[Task]
+    settings: TrainSettings
+    output: Path
+    files: dict[str, Path]  # component → the file that it starts from
+
+
+def run_worker(config: dict[str, Job]) -> None:
+    """Train from the newest whole checkpoint, or from the start, to the last step; then write the weights."""
+    import ray.train
+
+    job = config["job"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    settings = job.settings
+    torch.set_num_threads(settings.workers.cpus)
+    device = torch.device("cuda", torch.cuda.current_device()) if settings.workers.gpu else torch.device("cpu")
+    torch.manual_seed(settings.seed)
+
+    task = job.task(settings)
+    dataset = task.dataset()
+    plan = batch_plan.plan(dataset.buckets, dataset.tokens, settings.batch, seed=settings.seed, world=world)
+    trainee = task.build(components(job))
+    run = _Run(job, task, dataset, plan, trainee, rank, world, device)
+    run.train()
+    run.finish()
+
+
+def components(job: Job) -> dict[str, nn.Module]:
+    """The task's components on the CPU: out of the files given, else freshly initialised under the run's seed."""
+    import model
+
+    parts: dict[str, nn.Module] = {}
+    for name in job.task.uses:
+        if name in job.files:
+            parts[name] = model.weights.load_component(job.files[name], name)
+        else:
+            # Seeded by name, so that a part's start does not depend on which others are built.
+            torch.manual_seed(job.settings.seed + sum(name.encode()))
+            parts[name] = getattr(model.build(job.settings.preset, components=[name]), name)
+    return parts
+
+
+class _Run:
+    def __init__(
+        self,
+        job: Job,
+        task: Task,
+        dataset: Dataset,
+        plan: batch_plan.Plan,
+        trainee: Trainee,
+        rank: int,
+        world: int,
+        device: torch.device,
+    ) -> None:
+        self.job, self.settings, self.task, self.dataset, self.plan = job, job.settings, task, dataset, plan
+        self.rank, self.world, self.device = rank, world, device
+        self.root = job.output / "checkpoints"
+        self.engine = start_engine(trainee, task, self.settings, world, device)
+        self.trainee: Trainee = self.engine.module
+        self.average = MovingAverage(local_partitions(self.trainee), self.settings.optimizer.ema_decay)
+        self.means = Means(device)
+        self.skipped = 0
+        self.start = self._resume()
+
+    def _resume(self) -> int:
+        found = checkpoint.latest(self.root)
+        if found is None:
+            return 0
+        step, _ = found
+        state = checkpoint.load(self.engine, self.root, step)
+        self.average.load(state["average"])
+        self.means.load(state["means"])
+        self.skipped = state["skipped"]
+        return step
+
+    def _save(self, step: int) -> float:
+        """Seconds that it took."""
+        began = time.perf_counter()
+        state = {"average": self.average.state(), "means": self.means.state(), "skipped": self.skipped}
+        about = {"task": self.task.name, "steps_per_epoch": self.plan.steps_per_epoch}
+        checkpoint.save(self.engine, self.root, step, state, about, self.settings.checkpoint.keep)
+        return time.perf_counter() - began
+
+    def train(self) -> None:
+        steps, every = self.settings.steps, self.settings.log_every
+        log = _Log(self.job.output / METRICS, self.start) if self.rank == 0 else None
+        accumulation = self.settings.batch.micro_batches // self.world
+        samples = tokens = 0
+        flops = saving_s = waited_before = 0.0
+        since = time.perf_counter()
+        with Prefetch(self._micro_batch, start=self.start * accumulation, depth=2 * accumulation) as batches:
+            for step in range(self.start, steps):
+                bucket, weights = self._whole(step)
+                for group in self.engine.optimizer.param_groups:
+                    group["lr"] = learning_rate(self.settings.optimizer, step, steps)
+                for _ in range(accumulation):
+                    batch = next(batches).to(self.device)
+                    loss, means = self.engine(batch, step)
+                    self.engine.backward(loss)
+                    self.means.add(means)
+                    flops += self.task.flops(self.trainee, batch) * self.world
+                    self.engine.step()
+                self._after_step()
+                samples += weights
+                tokens += weights * self.dataset.tokens[bucket]
+
+                done = step + 1
+                if done % every == 0 or done == steps:
+                    means = self.means.take()
+                    now = time.perf_counter()
+                    seconds = now - since - saving_s
+                    record = means | {
+                        "lr": learning_rate(self.settings.optimizer, step, steps),
+                        "epoch": done / self.plan.steps_per_epoch,
+                        "skipped_steps": self.skipped,
+                        "samples_per_s": samples / seconds,
+                        "tokens_per_s": tokens / seconds,
+                        "tflop_per_s": flops / seconds / 1e12,
+                        "steps_per_s": every / seconds,
+                        "loader_wait": (batches.waited_s - waited_before) / seconds,
+                        "checkpoint_s": saving_s,
+                    }
+                    if log is not None:
+                        log.write(done, record)
+                    samples, tokens, flops, saving_s, waited_before = 0, 0, 0.0, 0.0, batches.waited_s
+                    since = now
+                if done % self.settings.checkpoint.every_steps == 0 or done == steps:
+                    saving_s += self._save(done)
+
+    def _after_step(self) -> None:
+        skipped = self.engine.skipped_steps
+        if skipped == self.skipped:
+            self.average.update()
+            norm = torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32, device=self.device)
+            self.means.add({"grad_norm": (norm, torch.ones_like(norm))})
+        self.skipped = skipped
+
+    def _micro_batch(self, number: int) -> Any:
+        """This rank's `number`-th micro-batch of the run."""
+        step, index = divmod(number, self.settings.batch.micro_batches // self.world)
+        batch = self.dataset.batch(self.plan.step(step).ranks[self.rank][index], step)
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()
+        return batch
+
+    def _whole(self, step: int) -> tuple[str, int]:
+        """The step's bucket and its real samples over all ranks: known from the plan, so never asked of a device."""
+        planned = self.plan.step(step)
+        weights = [weight for rank in planned.ranks for micro in rank for weight in micro.weights]
+        return planned.bucket, sum(weight > 0 for weight in weights)
+
+    def finish(self) -> None:
+        """Give the trainee the averaged weights, let the task finish, write `<output>/weights`."""
+        if self.settings.optimizer.ema_decay:
+            set_weights(self.trainee, self.average.average)
+        self.engine.eval()
+        with torch.no_grad():
+            self.task.finish(self.trainee, self.dataset, self.rank, self.world)
+            self._export()
+
+    def _export(self) -> None:
+        """Rank 0 writes each parameter as it is gathered; no rank holds more than one whole at a time."""
+        from model import weights
+
+        for name, part in self.trainee.components().items():
+            tensors = stream_state(part)
+            if self.rank == 0:
+                stored = weights.Part(name, part.config, specs(part), lambda tensors=tensors: tensors)
+                weights.save_parts([stored], self.job.output / "weights")
+            else:
+                for _ in tensors:
+                    pass
+        dist.barrier()
+
+
+def start_engine(trainee: Trainee, task: Task, settings: TrainSettings, world: int, device: torch.device) -> Any:
+    """The trainee under DeepSpeed, with AdamW."""
+    deepspeed = _import_deepspeed(device)
+    stage = task.zero_stage if settings.workers.zero_stage is None else settings.workers.zero_stage
+    trained = [p for p in trainee.parameters() if p.requires_grad]
+    options = settings.optimizer
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": options.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=options.lr,
+        betas=(options.beta1, options.beta2),
+        eps=options.eps,
+        fused=True,
+    )
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": settings.batch.micro_batches // world,
+        "gradient_clipping": options.clip_norm,
+        "zero_optimization": {"stage": stage, "overlap_comm": device.type == "cuda"},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": settings.workers.precision == "bf16"},
+        "steps_per_print": sys.maxsize,
+    }
+    engine, *_ = deepspeed.initialize(model=trainee.to(device), optimizer=optimizer, config=config)
+    return engine
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    hidden = "mlflow" not in sys.modules
+    if hidden:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        import deepspeed
+        import deepspeed.ops
+    finally:
+        if hidden:
+            del sys.modules["mlflow"]
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if device.type == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+class Means:
+    """Sums and counts on the device, by name; brought to the host, over all ranks, when they are logged."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._sums: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def add(self, means: dict[str, Mean]) -> None:
+        """Entries that are not finite are left out of sum and count."""
+        for name, (total, count) in means.items():
+            total, count = total.detach().double(), count.detach().double()
+            finite = torch.isfinite(total)
+            total, count = torch.where(finite, total, 0.0), torch.where(finite, count, 0.0)
+            if name in self._sums:
+                before, number = self._sums[name]
+                total, count = before + total, number + count
+            self._sums[name] = (total, count)
+
+    def take(self) -> dict[str, float]:
+        """The means since the last time, the same on every rank; a name without a count is left out. Waits."""
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        flat = torch.cat([torch.stack(self._sums[name]).reshape(2, -1) for name in names], dim=1)
+        sizes = [self._sums[name][0].numel() for name in names]
+        dist.all_reduce(flat)
+        totals, counts = flat.cpu().tolist()
+        self._sums.clear()
+        found: dict[str, float] = {}
+        at = 0
+        for name, size in zip(names, sizes, strict=True):
+            for i in range(size):
+                if counts[at + i]:
+                    found[name if size == 1 else f"{name}/{i}"] = totals[at + i] / counts[at + i]
+            at += size
+        return found
+
+    def state(self) -> dict[str, list[Tensor]]:
+        return {name: list(pair) for name, pair in self._sums.items()}
+
+    def load(self, state: dict[str, list[Tensor]]) -> None:
+        self._sums = {name: (pair[0].to(self.device), pair[1].to(self.device)) for name, pair in state.items()}
+
+
+class _Log:
+    """metrics.jsonl, cut back to the step that a run goes on from."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        lines = read_metrics(path)
+        kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= start)
+        half = path.with_name(f".{path.name}")
+        half.write_text(kept)
+        half.replace(path)
+        self._file = path.open("a")
+
+    def write(self, step: int, record: dict[str, float]) -> None:
+        # Python's shortest form of a float reads back as the same number to the bit.
+        self._file.write(json.dumps({"step": step, **record}) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The records of a metrics.jsonl; a last line that was cut off is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

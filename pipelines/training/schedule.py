@@ -1,0 +1,15 @@
+"""The learning rate as a function of the step alone, so that a resumed run needs no scheduler state."""
+
+import math
+
+from pipelines.settings import OptimizerSettings
+
+
+def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
+    """The rate of step `step` (from 0) of `steps`: linear warm-up, then constant or half a cosine down to final_lr."""
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return settings.lr
+    done = (step - settings.warmup_steps) / max(1, steps - 1 - settings.warmup_steps)
+    return settings.lr * (settings.final_lr + (1 - settings.final_lr) * (1 + math.cos(math.pi * min(1.0, done))) / 2)

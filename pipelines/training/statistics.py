@@ -1,0 +1,40 @@
+"""Mean and standard deviation of latents over a data set, in one pass over all ranks."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Moments:
+    """Running sums, float64, of C channels."""
+
+    def __init__(self, channels: int, device: torch.device) -> None:
+        self._sums = torch.zeros(2, channels, dtype=torch.float64, device=device)
+        self._count = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, values_cn: Tensor) -> None:
+        """N values of each channel, (C, N)."""
+        values_cn = values_cn.double()
+        self._sums += torch.stack([values_cn.sum(1), values_cn.square().sum(1)])
+        self._count += values_cn.shape[1]
+
+    def mean_and_std(self) -> tuple[Tensor, Tensor]:
+        """(C,) float32 each, over all ranks' values; the deviation is at least 1e-3, for a channel that is constant."""
+        dist.all_reduce(self._sums)
+        dist.all_reduce(self._count)
+        mean, square = self._sums / self._count
+        return mean.float(), (square - mean.square()).clamp(min=1e-6).sqrt().float()
+
+
+def spread(samples: int, rank: int, world: int, limit: int) -> Iterator[tuple[int, bool]]:
+    """This rank's share of at most `limit` rows spread evenly over `samples`, as (row, whether it counts).
+
+    Every rank gets the same number of rows, for all ranks must run the same modules; a filled-up row does not count.
+    """
+    taken = min(samples, limit)
+    rows = [i * samples // taken for i in range(taken)]
+    for start in range(0, taken, world):
+        at = start + rank
+        yield (rows[at], True) if at < taken else (rows[-1], False)

@@ -1,0 +1,113 @@
+"""What the engine asks of a task: what to build, which data, what the loss is, what is finished at the end.
+
+A task's random draws (noise, crops, dropout) are functions of (seed, sample id, step) through `generator`, never of the
+rank, so that a run is the same at any number of workers and goes on exactly where it was cut off.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from data_prep.batch_plan import MicroBatch
+from pipelines.settings import TrainSettings
+
+# A mean to be logged: sum and count, of shape () or (n,); the loop adds them up over micro-batches, steps and ranks.
+Mean = tuple[Tensor, Tensor]
+
+
+class Dataset(ABC):
+    """The samples of a task.
+
+    Attributes:
+        buckets: the bucket of every sample.
+        tokens: tokens of one sample, by bucket.
+        skipped: samples that the set holds and the task cannot use, counted by reason.
+    """
+
+    buckets: pa.Array | pa.ChunkedArray | list[str]
+    tokens: dict[str, int]
+    skipped: dict[str, int]
+
+    @abstractmethod
+    def batch(self, micro: MicroBatch, step: int) -> Any:
+        """A batch on the CPU (called in the loader's thread); it has `weights` (B,), `ids`, and `to(device)`."""
+
+
+class Trainee(nn.Module, ABC):
+    """The module that DeepSpeed wraps: forward gives the loss, so that every parameter is used inside it."""
+
+    @abstractmethod
+    def forward(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Mean]]:
+        """The weighted mean loss of a batch, and the means to be logged (the same names at every step)."""
+
+    @abstractmethod
+    def components(self) -> dict[str, nn.Module]:
+        """The model's components that are trained, by their names in a model folder."""
+
+
+class Task(ABC):
+    """One kind of training run.
+
+    Attributes:
+        name: as it is typed.
+        zero_stage: DeepSpeed ZeRO stage unless the settings say otherwise.
+        uses: components that the task needs; what no model folder gives starts from random weights.
+    """
+
+    name: ClassVar[str]
+    zero_stage: ClassVar[int] = 1
+    uses: ClassVar[tuple[str, ...]]
+
+    def __init__(self, settings: TrainSettings) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def dataset(self) -> Dataset:
+        """The samples of `settings.input`.
+
+        Raises:
+            ValueError: the set is missing, empty, or not one that the task can use.
+        """
+
+    @abstractmethod
+    def build(self, parts: dict[str, nn.Module]) -> Trainee:
+        """What is trained, out of the components named in `uses`."""
+
+    def check(self, dataset: Dataset, files: dict[str, Path]) -> None:  # noqa: B027
+        """Raises ValueError where the data do not belong to the weights (component → its file) that it starts from."""
+
+    @abstractmethod
+    def flops(self, trainee: Trainee, batch: Any) -> float:
+        """Floating-point operations of one batch, forward and backward."""
+
+    def finish(self, trainee: Trainee, dataset: Dataset, rank: int, world: int) -> None:  # noqa: B027
+        """Run on every rank when the last step is done and the trainee holds the averaged weights."""
+
+
+def generator(seed: int, sample_id: str, step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The source of a sample's random draws at a step: a function of its arguments alone."""
+    digest = hashlib.sha256(f"{seed}\0{sample_id}\0{step}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def noise_like(x: Tensor, seed: int, ids: Sequence[str], step: int, purpose: str = "noise") -> Tensor:
+    """Standard normal noise of the shape of x (B, …), drawn sample by sample."""
+    draws = [
+        torch.randn(x.shape[1:], generator=generator(seed, f"{sample_id}/{purpose}", step, x.device), device=x.device)
+        for sample_id in ids
+    ]
+    return torch.stack(draws).to(x.dtype)
+
+
+def per_sample(loss: Tensor, weights: Tensor, means: dict[str, Tensor]) -> tuple[Tensor, dict[str, Mean]]:
+    """What `Trainee.forward` gives, out of each sample's loss (B,), the weights (B,) and values (B,) to be logged."""
+    real = (weights > 0).float()
+    # A repeat of weight 0 may hold a value that is not finite; 0 · inf would spoil the sum.
+    logged = {name: (torch.where(real > 0, value, 0.0).sum(), real.sum()) for name, value in means.items()}
+    return (weights * loss).mean(), logged

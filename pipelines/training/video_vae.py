@@ -1,0 +1,81 @@
+"""Task `video-vae`: crops of clips, encoded, sampled and decoded.
+
+Loss: absolute error of the pixels, absolute error of their differences in x, y and t at two scales (edges and motion,
+which the plain error blurs), and a small KL divergence to N(0, 1) (arXiv 2501.00103 §3.1 has the losses of LTX's
+VAE; the perceptual and adversarial ones are not here). The latent statistics are computed at the end, in one pass.
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.video_vae import VideoVAE
+from pipelines.training.clips import PictureClips, PixelBatch, as_pixels
+from pipelines.training.flops import forward_flops
+from pipelines.training.statistics import Moments, spread
+from pipelines.training.task import Dataset, Mean, Task, Trainee, noise_like, per_sample
+
+
+class VideoVAETrainee(Trainee):
+    def __init__(self, vae: VideoVAE, task: "VideoVAETask") -> None:
+        super().__init__()
+        self.vae = vae
+        self._options, self._seed = task.settings.video_vae, task.settings.seed
+
+    def components(self) -> dict[str, nn.Module]:
+        return {"video_vae": self.vae}
+
+    def forward(self, batch: PixelBatch, step: int) -> tuple[Tensor, dict[str, Mean]]:
+        mean, log_variance = self.vae.encode_distribution(batch.pixels)
+        log_variance = log_variance.clamp(-30.0, 20.0)
+        noise = noise_like(mean, self._seed, batch.ids, step)
+        pixels = self.vae.decode_raw(mean + noise * (0.5 * log_variance).exp())
+        l1 = (pixels - batch.pixels).abs().flatten(1).mean(1)
+        edges = edge_error(pixels, batch.pixels)
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).mean(1)
+        o = self._options
+        loss = o.l1 * l1 + o.gradient * edges + o.kl * kl
+        with torch.no_grad():
+            mse = (pixels.clamp(-1, 1) - batch.pixels).square().flatten(1).mean(1)
+            psnr = 10 * torch.log10(4 / mse.clamp(min=1e-10))
+        means = {"loss": loss, "loss/l1": l1, "loss/edges": edges, "loss/kl": kl, "psnr_db": psnr}
+        return per_sample(loss, batch.weights, means)
+
+
+def edge_error(x: Tensor, y: Tensor) -> Tensor:
+    """(B,): mean absolute error of neighbouring differences in t, y and x, at full and half resolution."""
+    total = torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
+    for _ in range(2):
+        for dim in (2, 3, 4):
+            total = total + (x.diff(dim=dim) - y.diff(dim=dim)).abs().flatten(1).mean(1)
+        x, y = (F.avg_pool3d(side, (1, 2, 2)) for side in (x, y))
+    return total
+
+
+class VideoVAETask(Task):
+    name = "video-vae"
+    uses = ("video_vae",)
+
+    def dataset(self) -> PictureClips:
+        s, o = self.settings, self.settings.video_vae
+        return PictureClips(s.input, o.buckets, o.crop_frames, o.crop_size, s.seed, s.cache_mb)
+
+    def build(self, parts: dict[str, nn.Module]) -> VideoVAETrainee:
+        return VideoVAETrainee(cast(VideoVAE, parts["video_vae"]), self)
+
+    def flops(self, trainee: Trainee, batch: PixelBatch) -> float:
+        vae = cast(VideoVAETrainee, trainee).vae
+        return 3 * forward_flops(vae, tuple(batch.pixels.shape), lambda m, x: m.decode_raw(m.encode_distribution(x)[0]))
+
+    def finish(self, trainee: Trainee, dataset: Dataset, rank: int, world: int) -> None:
+        vae = cast(VideoVAETrainee, trainee).vae
+        data = cast(PictureClips, dataset)
+        device = next(vae.parameters()).device
+        moments = Moments(vae.config.latent_channels, device)
+        for row, counted in spread(len(data.clips), rank, world, self.settings.statistics_clips):
+            mean, _ = vae.encode_distribution(as_pixels(data.whole(row)[None]).to(device))
+            if counted:
+                moments.add(mean.transpose(0, 1).flatten(1))
+        vae.set_statistics(*moments.mean_and_std())
