@@ -1,0 +1,261 @@
+"""Discriminators and adversarial losses that train the VAEs and the vocoder.
+
+LTX-2 does not publish its own, so these are the standard ones of the field:
+
+- `PatchDiscriminator`: PatchGAN (Isola et al. 2017, arXiv 1611.07004 §3.2) on video (3-D) or mels (2-D), as VQGAN
+  (Esser et al. 2021, arXiv 2012.09841 §3.1) uses it for autoencoders; one logit per patch.
+- `MultiPeriodDiscriminator` and `MultiScaleDiscriminator`: HiFi-GAN (Kong et al. 2020, arXiv 2010.05646 §2.3); the
+  waveform folded at prime periods, and the waveform averaged to coarser rates (MelGAN, Kumar et al. 2019, 1910.06711).
+- Losses: hinge (Lim & Ye 2017, arXiv 1705.02894) for the VAEs, least squares (Mao et al. 2017, arXiv 1611.04076) for
+  the vocoder, feature matching (Larsen et al. 2016, arXiv 1512.09300; MelGAN §2.2) for all.
+
+Every discriminator returns a list of `Judgement`, one per sub-discriminator; every loss takes such lists and averages
+over them, so that a loss weight means the same for one judge and for eight.
+
+Shapes (suffixes of the tensors below): b batch, c channels, n samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+
+class Judgement(NamedTuple):
+    """What one discriminator says: `logits` (high = real; any shape) and the activations of its hidden layers."""
+
+    logits: Tensor
+    features: list[Tensor]
+
+
+def _run(layers: nn.ModuleList, head: nn.Module, x: Tensor, *, slope: float) -> Judgement:
+    features: list[Tensor] = []
+    for layer in layers:
+        x = F.leaky_relu(layer(x), slope)
+        features.append(x)
+    return Judgement(head(x), features)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Patches: video and mel
+
+
+@dataclass(frozen=True)
+class PatchDiscriminatorConfig:
+    """PatchGAN: `layers` strided convolutions, `channels` after the first and up to 8 times as many at the last.
+
+    `dims` 3 for video (B, 3, F, H, W), whose first stride leaves time whole; 2 for mels (B, 2, T, bins).
+    """
+
+    dims: int
+    in_channels: int
+    channels: int = 64
+    layers: int = 3
+
+    def __post_init__(self) -> None:
+        if self.dims not in (2, 3):
+            raise ValueError(f"dims = {self.dims}: a patch discriminator sees mels (2) or video (3)")
+
+
+class PatchDiscriminator(nn.Module):
+    """One logit per patch. Spectral normalisation (Miyato et al. 2018, arXiv 1802.05957) instead of batch statistics,
+    which differ between ranks and between real and generated batches."""
+
+    def __init__(self, config: PatchDiscriminatorConfig) -> None:
+        super().__init__()
+        self.config = config
+        # Called with sizes per axis, which the two classes annotate each in its own way.
+        conv: Any = nn.Conv3d if config.dims == 3 else nn.Conv2d
+        widths = [config.in_channels, *(config.channels * min(2**i, 8) for i in range(config.layers + 1))]
+        layers: list[nn.Module] = []
+        for i in range(config.layers):
+            # An even kernel under a stride of 2 covers all positions alike, so that no grid shows in the gradient.
+            kernel, stride, padding = [4] * config.dims, [2] * config.dims, [1] * config.dims
+            if config.dims == 3 and i == 0:
+                kernel[0], stride[0] = 3, 1
+            layers.append(conv(widths[i], widths[i + 1], tuple(kernel), tuple(stride), tuple(padding)))
+        layers.append(conv(widths[-2], widths[-1], 3, padding=1))
+        self.layers = nn.ModuleList(parametrizations.spectral_norm(layer) for layer in layers)
+        self.head = conv(widths[-1], 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> list[Judgement]:
+        """(B, in_channels, F, H, W) or (B, in_channels, T, bins) → one judgement; ValueError for another shape."""
+        config = self.config
+        shortest = 2 ** (config.layers - 1) if config.dims == 3 else 2**config.layers
+        sizes = (shortest, *[2**config.layers] * (config.dims - 1))
+        expected = ", ".join(f"≥ {size}" for size in sizes)
+        if (
+            x.dim() != config.dims + 2
+            or x.shape[1] != config.in_channels
+            or any(have < need for have, need in zip(x.shape[2:], sizes, strict=True))
+        ):
+            raise ValueError(f"input has shape {tuple(x.shape)}; expected (batch, {config.in_channels}, {expected})")
+        return [_run(self.layers, self.head, x, slope=0.2)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Waveforms
+
+
+@dataclass(frozen=True)
+class WaveDiscriminatorConfig:
+    """HiFi-GAN's two waveform discriminators; the defaults are the published sizes, but for stereo.
+
+    `channels` is the width after the first layer of a period's judge, a quarter of that of a scale's. The judges take
+    both ears (`audio_channels` 2) at once, so that they hear the stereo image.
+    """
+
+    audio_channels: int = 2
+    channels: int = 32
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
+    scales: int = 3
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "periods", tuple(self.periods))
+        if self.channels % 4:
+            nearest = 4 * max(1, round(self.channels / 4))
+            raise ValueError(f"channels = {self.channels} is not a multiple of 4; the nearest valid value is {nearest}")
+
+
+class PeriodDiscriminator(nn.Module):
+    """The waveform folded to (n / period, period): 2-D convolutions that see samples `period` apart."""
+
+    def __init__(self, config: WaveDiscriminatorConfig, period: int) -> None:
+        super().__init__()
+        self.period = period
+        widths = [config.audio_channels, *(config.channels * m for m in (1, 4, 16, 32, 32))]
+        self.layers = nn.ModuleList(
+            parametrizations.weight_norm(nn.Conv2d(widths[i], widths[i + 1], (5, 1), (3 if i < 4 else 1, 1), (2, 0)))
+            for i in range(5)
+        )
+        self.head = parametrizations.weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0)))
+
+    def forward(self, wave_bcn: Tensor) -> Judgement:
+        wave_bcn = F.pad(wave_bcn, (0, -wave_bcn.shape[-1] % self.period), mode="reflect")
+        return _run(self.layers, self.head, wave_bcn.unflatten(2, (-1, self.period)), slope=0.1)
+
+
+class ScaleDiscriminator(nn.Module):
+    """Grouped, strided 1-D convolutions. The one at full rate is under spectral norm, the others under weight norm."""
+
+    def __init__(self, config: WaveDiscriminatorConfig, *, spectral: bool) -> None:
+        super().__init__()
+        norm = parametrizations.spectral_norm if spectral else parametrizations.weight_norm
+        width = 4 * config.channels
+        # (out channels, kernel, stride, groups), HiFi-GAN appendix C; groups as far as a narrow width allows.
+        plan = [
+            (1, 15, 1, 1),
+            (1, 41, 2, 4),
+            (2, 41, 2, 16),
+            (4, 41, 4, 16),
+            (8, 41, 4, 16),
+            (8, 41, 1, 16),
+            (8, 5, 1, 1),
+        ]
+        layers: list[nn.Module] = []
+        before = config.audio_channels
+        for multiple, kernel, stride, groups in plan:
+            groups = min(groups, width // 4)
+            layers.append(norm(nn.Conv1d(before, width * multiple, kernel, stride, kernel // 2, groups=groups)))
+            before = width * multiple
+        self.layers = nn.ModuleList(layers)
+        self.head = norm(nn.Conv1d(before, 1, 3, padding=1))
+
+    def forward(self, wave_bcn: Tensor) -> Judgement:
+        return _run(self.layers, self.head, wave_bcn, slope=0.1)
+
+
+class MultiPeriodDiscriminator(nn.Module):
+    """(B, channels, N) waveform → one judgement per period."""
+
+    def __init__(self, config: WaveDiscriminatorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.discriminators = nn.ModuleList(PeriodDiscriminator(config, period) for period in config.periods)
+
+    def forward(self, wave_bcn: Tensor) -> list[Judgement]:
+        _check_wave(wave_bcn, self.config, at_least=max(self.config.periods))
+        return [discriminator(wave_bcn) for discriminator in self.discriminators]
+
+
+class MultiScaleDiscriminator(nn.Module):
+    """(B, channels, N) waveform → one judgement per scale: full rate, half, quarter, …"""
+
+    def __init__(self, config: WaveDiscriminatorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.discriminators = nn.ModuleList(ScaleDiscriminator(config, spectral=i == 0) for i in range(config.scales))
+
+    def forward(self, wave_bcn: Tensor) -> list[Judgement]:
+        _check_wave(wave_bcn, self.config, at_least=2**self.config.scales)
+        judgements: list[Judgement] = []
+        for i, discriminator in enumerate(self.discriminators):
+            if i:
+                wave_bcn = F.avg_pool1d(wave_bcn, 4, 2, padding=2)
+            judgements.append(discriminator(wave_bcn))
+        return judgements
+
+
+class WaveDiscriminator(nn.Module):
+    """Both of them: (B, channels, N) waveform → one judgement per period and scale."""
+
+    def __init__(self, config: WaveDiscriminatorConfig) -> None:
+        super().__init__()
+        self.periods = MultiPeriodDiscriminator(config)
+        self.scales = MultiScaleDiscriminator(config)
+
+    def forward(self, wave_bcn: Tensor) -> list[Judgement]:
+        return self.periods(wave_bcn) + self.scales(wave_bcn)
+
+
+def _check_wave(wave_bcn: Tensor, config: WaveDiscriminatorConfig, *, at_least: int) -> None:
+    if wave_bcn.dim() != 3 or wave_bcn.shape[1] != config.audio_channels or wave_bcn.shape[2] < at_least:
+        expected = f"(batch, {config.audio_channels}, samples ≥ {at_least})"
+        raise ValueError(f"waveform has shape {tuple(wave_bcn.shape)}; expected {expected}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses (scalars)
+
+
+def hinge_discriminator_loss(real: list[Judgement], fake: list[Judgement]) -> Tensor:
+    """Mean of max(0, 1 − D(real)) + max(0, 1 + D(fake)), halved: 1 where D says 0 to everything."""
+    return 0.5 * _mean(F.relu(1 - r.logits).mean() + F.relu(1 + f.logits).mean() for r, f in _pairs(real, fake))
+
+
+def hinge_generator_loss(fake: list[Judgement]) -> Tensor:
+    """Mean of −D(fake)."""
+    return _mean(-f.logits.mean() for f in fake)
+
+
+def least_squares_discriminator_loss(real: list[Judgement], fake: list[Judgement]) -> Tensor:
+    """Mean of (D(real) − 1)² + D(fake)² (HiFi-GAN eq. 1)."""
+    return _mean((r.logits - 1).square().mean() + f.logits.square().mean() for r, f in _pairs(real, fake))
+
+
+def least_squares_generator_loss(fake: list[Judgement]) -> Tensor:
+    """Mean of (D(fake) − 1)² (HiFi-GAN eq. 2)."""
+    return _mean((f.logits - 1).square().mean() for f in fake)
+
+
+def feature_matching_loss(real: list[Judgement], fake: list[Judgement]) -> Tensor:
+    """Mean over hidden layers of the mean absolute difference of activations; the real ones are targets (eq. 4)."""
+    return _mean(
+        (a.detach() - b).abs().mean()
+        for r, f in _pairs(real, fake)
+        for a, b in zip(r.features, f.features, strict=True)
+    )
+
+
+def _pairs(real: list[Judgement], fake: list[Judgement]) -> list[tuple[Judgement, Judgement]]:
+    return list(zip(real, fake, strict=True))
+
+
+def _mean(values: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean()
