@@ -48,7 +48,7 @@ def claim(root: str | Path, settings: Mapping[str, Any], inputs: list[str]) -> N
     """Make `root` the output of these settings: write `settings.yaml`, or compare with the one that stands.
 
     Inputs may grow from run to run (they are recorded, not compared); settings may not change, since the segments of
-    one set must be judged alike.
+    one set must be judged alike. While no segment is committed they may (a mistake is being mended).
 
     Raises:
         ValueError: the set was made with other settings, or `root` is a file; says which setting.
@@ -58,7 +58,8 @@ def claim(root: str | Path, settings: Mapping[str, Any], inputs: list[str]) -> N
         raise ValueError(f"output {folder} is a file; give a folder")
     path = folder / "settings.yaml"
     known_inputs: list[str] = []
-    if path.exists():
+    begun = bool(Ledger(root).done())
+    if path.exists() and begun:
         known = yaml.safe_load(path.read_text())
         changes = differences(known["settings"], json.loads(json.dumps(settings)))
         if changes:
@@ -67,7 +68,7 @@ def claim(root: str | Path, settings: Mapping[str, Any], inputs: list[str]) -> N
         known_inputs = known["inputs"]
         if set(inputs) <= set(known_inputs):
             return
-    elif Ledger(root).done():
+    elif begun:
         raise ValueError(f"output {folder} holds segments but no settings.yaml; use another output")
     merged = known_inputs + [name for name in inputs if name not in known_inputs]
     text = yaml.safe_dump({"inputs": merged, "settings": json.loads(json.dumps(settings))}, sort_keys=False)

@@ -16,7 +16,9 @@ def _segment(name: str, kept: bool = True) -> Segment:
 
 
 def test_changed_settings_are_refused_and_named(tmp_path: Path) -> None:
-    claim(tmp_path, SETTINGS, ["a"])
+    claim(tmp_path, {"curate": {"min_s": 3.0}}, ["a"])
+    claim(tmp_path, SETTINGS, ["a"])  # nothing is committed yet
+    commit_segments(tmp_path, [_segment("one")], [{}])
     claim(tmp_path, SETTINGS, ["a"])
     with pytest.raises(ValueError, match=r"curate.min_s: 1.0 → 2.0\).*another output"):
         claim(tmp_path, {"curate": {"min_s": 2.0, "classes": ["speech"]}}, ["a"])
@@ -24,6 +26,7 @@ def test_changed_settings_are_refused_and_named(tmp_path: Path) -> None:
 
 def test_inputs_may_grow(tmp_path: Path) -> None:
     claim(tmp_path, SETTINGS, ["a"])
+    commit_segments(tmp_path, [_segment("one")], [{}])
     claim(tmp_path, SETTINGS, ["b", "a"])
     assert (tmp_path / "settings.yaml").read_text().startswith("inputs:\n- a\n- b\n")
 
