@@ -4,9 +4,9 @@ What happened is written by rank 0 to `<output>/metrics.jsonl`, a line per log s
 tracking server and the person who waits, so that no step waits for either. Losses stay on the device between log steps.
 
 Facts that shape it (DeepSpeed 0.19.8): `engine.step()` leaves out a step whose gradient norm is not finite, on all
-ranks alike; all ranks must run the same modules and save together. Importing DeepSpeed imports MLflow for its
-autotuner, and its CPU accelerator compiles a shared-memory all-reduce on first use: both cost more than a tiny run and
-are left out.
+ranks alike; all ranks must run the same modules and save together. DeepSpeed imports MLflow for its autotuner, compiles
+a shared-memory all-reduce for the CPU on first use, and decorates an optimizer that is not ours with torch.compile,
+which imports all of Inductor: each costs more than a tiny run and is left out.
 """
 
 import json
@@ -256,6 +256,7 @@ def _import_deepspeed(device: torch.device) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if device.type == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     return deepspeed
 
 
