@@ -38,7 +38,9 @@ def room(rng: np.random.Generator, height: int, width: int, floor_share: float =
     pixels[edge:] = floor
     image = np.clip(pixels, 0, 255).astype(np.uint8)
     with brush(image, 0, 0, width, edge + height * 0.03) as b:
-        b.polygon([(0, edge - height * 0.035), (width, edge - height * 0.035), (width, edge), (0, edge)], (232, 228, 220))
+        b.polygon(
+            [(0, edge - height * 0.035), (width, edge - height * 0.035), (width, edge), (0, edge)], (232, 228, 220)
+        )
         b.polygon([(0, edge - 1), (width, edge - 1), (width, edge), (0, edge)], (120, 112, 104))
         place = rng.uniform(0.05, 0.2) * width
         while place < width * 0.85:
@@ -52,7 +54,7 @@ def _floor(rng, y, x, edge: int, height: int, width: int) -> tuple[np.ndarray, s
     across = (x - width / 2) / near / height
     depth = 1 / near
     kind = rng.integers(3)
-    grain = smooth_noise(rng, *y.shape, 4, 2)
+    grain = smooth_noise(rng, y.shape[0], y.shape[1], 4, 2)
     if kind == 0:
         plank = np.floor(across / 0.14)
         tone = 0.88 + 0.2 * ((plank * 0.6180339) % 1) + 0.10 * (grain - 0.5)
@@ -80,18 +82,29 @@ def _on_the_wall(rng, b, x: float, edge: int, height: int) -> float:
         b.chord(x + w * 0.4, top + h, w * 0.4, h * 0.3, 180, 360, (92, 140, 84))
         b.line([(x + w / 2, top), (x + w / 2, top + h)], 1.6, (240, 236, 228))
         b.line([(x, top + h / 2), (x + w, top + h / 2)], 1.6, (240, 236, 228))
-        b.polygon([(x - 4, top + h + 1), (x + w + 4, top + h + 1), (x + w + 4, top + h + 4), (x - 4, top + h + 4)],
-                  (222, 216, 204))
+        b.polygon(
+            [(x - 4, top + h + 1), (x + w + 4, top + h + 1), (x + w + 4, top + h + 4), (x - 4, top + h + 4)],
+            (222, 216, 204),
+        )
         return x + w
     if kind == 1:
         w, h = height * rng.uniform(0.2, 0.3), height * rng.uniform(0.2, 0.28)
         b.rounded(x + 2, top + 2, x + w + 2, top + h + 2, 1, (0, 0, 0, 50))
         b.rounded(x, top, x + w, top + h, 1, _WOODS[rng.integers(len(_WOODS))])
-        b.polygon([(x + 3, top + 3), (x + w - 3, top + 3), (x + w - 3, top + h - 3), (x + 3, top + h - 3)],
-                  (236, 230, 214))
+        b.polygon(
+            [(x + 3, top + 3), (x + w - 3, top + 3), (x + w - 3, top + h - 3), (x + 3, top + h - 3)], (236, 230, 214)
+        )
         hue = tuple(int(c) for c in rng.integers(60, 210, 3))
-        b.polygon([(x + 4, top + h - 4), (x + w * 0.4, top + h * 0.4), (x + w * 0.6, top + h * 0.6),
-                   (x + w * 0.75, top + h * 0.45), (x + w - 4, top + h - 4)], hue)
+        b.polygon(
+            [
+                (x + 4, top + h - 4),
+                (x + w * 0.4, top + h * 0.4),
+                (x + w * 0.6, top + h * 0.6),
+                (x + w * 0.75, top + h * 0.45),
+                (x + w - 4, top + h - 4),
+            ],
+            hue,
+        )
         b.ellipse(x + w * 0.72, top + h * 0.3, h * 0.09, h * 0.09, (226, 170, 70))
         return x + w
     w, y = height * rng.uniform(0.35, 0.5), top + height * 0.24
@@ -122,9 +135,9 @@ def landscape(rng: np.random.Generator, height: int, width: int) -> Background:
     pixels = np.clip(sky, 0, 255).astype(np.uint8)
     if hour < 2:
         sun = (rng.uniform(0.15, 0.85) * width, height * rng.uniform(0.12, 0.3))
-        glow(pixels, *sun, height * 0.1, height * 0.1, (255, 240, 200), 0.6)
+        glow(pixels, sun[0], sun[1], height * 0.1, height * 0.1, (255, 240, 200), 0.6)
         with brush(pixels, sun[0] - 20, sun[1] - 20, sun[0] + 20, sun[1] + 20) as b:
-            b.ellipse(*sun, height * 0.055, height * 0.055, (255, 246, 214))
+            b.ellipse(sun[0], sun[1], height * 0.055, height * 0.055, (255, 246, 214))
     ground = np.array([(88, 140, 66), (112, 122, 58), (84, 122, 84)][hour], np.float32)
     rows = np.arange(height, dtype=np.float32)[:, None]
     for k, share in enumerate((0.45, 0.56, 0.68)):
@@ -145,13 +158,22 @@ def landscape(rng: np.random.Generator, height: int, width: int) -> Background:
 def _tree(rng, b, x: float, foot: float, tall: float) -> None:
     green = mixed((50, 98, 48), (104, 130, 52), rng.random())
     b.ellipse(x + tall * 0.1, foot, tall * 0.35, tall * 0.05, (0, 0, 0, 50))
-    b.polygon([(x - tall * 0.05, foot), (x + tall * 0.05, foot), (x + tall * 0.03, foot - tall * 0.5),
-               (x - tall * 0.03, foot - tall * 0.5)], (92, 66, 46))
+    b.polygon(
+        [
+            (x - tall * 0.05, foot),
+            (x + tall * 0.05, foot),
+            (x + tall * 0.03, foot - tall * 0.5),
+            (x - tall * 0.03, foot - tall * 0.5),
+        ],
+        (92, 66, 46),
+    )
     if rng.random() < 0.5:
         for k in range(3):
             half, top = tall * (0.3 - 0.07 * k), foot - tall * (0.5 + 0.2 * k)
-            b.polygon([(x - half, top + tall * 0.25), (x + half, top + tall * 0.25), (x, top - tall * 0.1)],
-                      mixed(green, (30, 60, 40), 0.35 - 0.1 * k))
+            b.polygon(
+                [(x - half, top + tall * 0.25), (x + half, top + tall * 0.25), (x, top - tall * 0.1)],
+                mixed(green, (30, 60, 40), 0.35 - 0.1 * k),
+            )
     else:
         for dx, dy, r in ((0.14, -0.55, 0.2), (-0.14, -0.58, 0.2), (0, -0.75, 0.22)):
             shade = mixed(green, (240, 240, 150), 0.12 if dx <= 0 else 0)
@@ -168,6 +190,8 @@ def studio(rng: np.random.Generator, height: int, width: int) -> Background:
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     light = 1.25 - 0.75 * np.hypot(x / width - rng.uniform(0.25, 0.75), y / height - rng.uniform(0.15, 0.5))
     light += 0.08 * (smooth_noise(rng, height, width, height / 5, 3) - 0.5)
+    # The wall runs down into the floor in a curve, which catches more light.
+    light += 0.16 / (1 + np.exp(-(y / height - 0.74) / 0.018)) - 0.10 * np.exp(-(((y / height - 0.72) / 0.03) ** 2))
     return Background(np.clip(base * light[..., None], 0, 255).astype(np.uint8), height * 0.86, f"a plain {name} wall")
 
 

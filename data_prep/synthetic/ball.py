@@ -40,15 +40,29 @@ def ball(rng: np.random.Generator, form: Format, frames: int) -> Shot:
         frame = view(behind, float(offsets[i]), width)
         at, up = x[i] * width, (floor - y[i]) / radius
         near = 1 / (1 + 0.35 * up)
-        glow(frame, at + 0.25 * up * radius * 0.3, behind.floor_y, radius * (0.75 + 0.1 * up), radius * 0.22,
-             (24, 20, 24), 0.62 * near)
+        glow(
+            frame,
+            at + 0.25 * up * radius * 0.3,
+            behind.floor_y,
+            radius * (0.75 + 0.1 * up),
+            radius * 0.22,
+            (24, 20, 24),
+            0.62 * near,
+        )
         for hit in hits:
             if 0 <= i - hit < _FLASH:
                 age = (i - hit) / _FLASH
                 spread = radius * (0.9 + 1.6 * age)
                 for way in (-1, 1):
-                    glow(frame, x[hit] * width + offsets[hit] - offsets[i] + way * spread, behind.floor_y,
-                         radius * 0.3, radius * 0.12, (255, 250, 236), 0.75 * (1 - age))
+                    glow(
+                        frame,
+                        x[hit] * width + offsets[hit] - offsets[i] + way * spread,
+                        behind.floor_y,
+                        radius * 0.3,
+                        radius * 0.12,
+                        (255, 250, 236),
+                        0.75 * (1 - age),
+                    )
         rx, ry = radius * (1 + 0.5 * squash[i]), radius * (1 - squash[i])
         clear = 0.5 if material == "glass" else 0.0
         sphere(frame, at, y[i] + radius - ry, rx, ry, colour, second, pattern, float(roll[i]), clear)
@@ -61,8 +75,15 @@ def ball(rng: np.random.Generator, form: Format, frames: int) -> Shot:
         strength = float(np.clip(0.35 + 1.6 * np.sqrt(before), 0.35, 1.0))
         sounds.add(track, sounds.impact(rng, material, size, strength, form.sample_rate), form.sample_of(hit))
     dry = sounds.pan(track, x, form.samples_per_frame)
-    audio = mixdown(rng, form, dry, room_s=rng.uniform(0.25, 0.45), wet=rng.uniform(0.15, 0.3),
-                    peak=rng.uniform(0.5, 0.9), floor_db=-60)
+    audio = mixdown(
+        rng,
+        form,
+        dry,
+        room_s=rng.uniform(0.25, 0.45),
+        wet=rng.uniform(0.15, 0.3),
+        peak=rng.uniform(0.5, 0.9),
+        floor_db=-60,
+    )
 
     kind = {"plain": "", "stripe": " with a stripe", "quarters": " with quarters", "seams": " with dark seams"}[pattern]
     way = x[-1] - x[0]
@@ -71,7 +92,12 @@ def ball(rng: np.random.Generator, form: Format, frames: int) -> Shot:
     count = f"{len(hits)} times" if len(hits) != 1 else "once"
     seen = f"{looks} bounces {count}{path} in front of {behind.what}." + f" {panned}" * bool(panned)
     return Shot(
-        "ball", "environment", pictures, audio, seen, f"Each bounce makes {_HEARD[material]}.",
+        "ball",
+        "environment",
+        pictures,
+        audio,
+        seen,
+        f"Each bounce makes {_HEARD[material]}.",
         events=[Event(hit / form.fps, f"{material} ball hits the ground", float(x[hit])) for hit in hits],
         places={"ball": np.stack([x, y / height], axis=1)},
     )

@@ -9,9 +9,18 @@ from data_prep.synthetic.shot import Event, Format, Shot, mixdown
 
 _SCALES = ((0, 2, 4, 7, 9, 12, 14, 16), (0, 2, 4, 5, 7, 9, 11, 12), (0, 3, 5, 7, 10, 12, 15, 17))
 _NAMES = ("C", "C sharp", "D", "E flat", "E", "F", "F sharp", "G", "A flat", "A", "B flat", "B")
-_RAINBOW = ((206, 54, 50), (232, 120, 40), (240, 196, 52), (92, 170, 70), (40, 160, 168), (52, 104, 206), (112, 72, 180),
-            (206, 88, 150))
+_RAINBOW = (
+    (206, 54, 50),
+    (232, 120, 40),
+    (240, 196, 52),
+    (92, 170, 70),
+    (40, 160, 168),
+    (52, 104, 206),
+    (112, 72, 180),
+    (206, 88, 150),
+)
 _LOOKS = {"wooden": ((150, 92, 52), (196, 142, 86)), "metal": ((176, 184, 196), (214, 218, 226))}
+_STILL = 0.6  # seconds after which a struck bar is seen to stand still
 _COUNTS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}
 
 
@@ -35,33 +44,45 @@ def bars(rng: np.random.Generator, form: Format, frames: int) -> Shot:
     paints = [_RAINBOW[k] if coloured else mixed(low, high, k / max(count - 1, 1)) for k in range(count)]
     pixels = behind.pixels
     with brush(pixels, 0, 0, width + span, height) as b:
-        b.polygon([(0, height * 0.86), (width + span, height * 0.86), (width + span, height), (0, height)], (96, 70, 52))
-        b.polygon([(0, height * 0.84), (width + span, height * 0.84), (width + span, height * 0.87), (0, height * 0.87)],
-                  (128, 96, 72))
+        _table(rng, b, width + span, height)
         for share in (-0.28, 0.28):  # the two rails that carry the bars
             ends = [(centres[k] + way * step * 0.6, middle + share * long[k]) for k, way in ((0, -1), (-1, 1))]
+            b.line([(x, y + height * 0.03) for x, y in ends], height * 0.055, (0, 0, 0, 70))
             b.line(ends, height * 0.05, (70, 50, 40))
+        for k in range(count):
+            _bar(b, centres[k], middle, step * 0.4, long[k] / 2, paints[k], _STILL)
 
     hits = _strokes(rng, frames, form.fps, count)
     pictures = np.empty((frames, height, width, 3), np.uint8)
-    shown_x = lambda k, i: (centres[k] - offsets[i])  # noqa: E731
+
+    def shown_x(bar: int, i: int) -> float:
+        return float(centres[bar] - offsets[i])
+
     head = np.array((60, 56, 66) if material == "wooden" else (150, 40, 44))
     for i in range(frames):
         frame = view(behind, float(offsets[i]), width)
-        with brush(frame, shown_x(0, i) - step, middle - long[0] * 0.6, shown_x(count - 1, i) + step,
-                   middle + long[0] * 0.6) as b:
-            for k in range(count):
-                age = min((i - hit for hit, bar in hits if bar == k and hit <= i), default=999) / form.fps
-                _bar(b, shown_x(k, i), middle, step * 0.4, long[k] / 2, paints[k], age)
+        for k in range(count):
+            age = min((i - hit for hit, bar in hits if bar == k and hit <= i), default=999) / form.fps
+            if age < _STILL:
+                x, half = shown_x(k, i), long[k] / 2
+                with brush(frame, x - step / 2, middle - half - 4, x + step / 2, middle + half + 4) as b:
+                    _bar(b, x, middle, step * 0.4, half, paints[k], age)
         for hit, bar in hits:
             age = (i - hit) / form.fps
             if 0 <= age < 0.5:
-                glow(frame, shown_x(bar, i), middle, step * 0.55, long[bar] * 0.34, (255, 252, 230),
-                     0.55 * np.exp(-age / 0.12))
+                glow(
+                    frame,
+                    shown_x(bar, i),
+                    middle,
+                    step * 0.55,
+                    long[bar] * 0.34,
+                    (255, 252, 230),
+                    0.55 * np.exp(-age / 0.12),
+                )
         x, lift = _mallet(hits, i, frames, [shown_x(k, i) for k in range(count)])
         glow(frame, x + lift * height * 0.1, middle + 2, height * 0.05, height * 0.035, (0, 0, 0), 0.5 / (1 + 2 * lift))
         y, r = middle - lift * height * 0.3, height * 0.046
-        with brush(frame, x - height * 0.4, y - height * 0.2, x + height * 0.6, height) as b:
+        with brush(frame, x - 2 * r, y - 2 * r, x + height * 0.3, y + height * 0.66) as b:
             b.line([(x, y), (x + height * 0.24, y + height * 0.62)], height * 0.022, (206, 172, 124))
             b.ellipse(x, y, r, r, tuple(head))
             b.ellipse(x - r * 0.3, y - r * 0.35, r * 0.35, r * 0.3, mixed(head, (255, 255, 255), 0.45))
@@ -75,19 +96,30 @@ def bars(rng: np.random.Generator, form: Format, frames: int) -> Shot:
         ring = sounds.struck_bar(rng, material, pitch, rng.uniform(0.65, 1.0), form.sample_rate)
         sounds.add(track, ring, form.sample_of(hit))
         dry += sounds.pan(track, (centres[bar] - offsets) / width, form.samples_per_frame)
-    audio = mixdown(rng, form, dry, room_s=rng.uniform(0.3, 0.6), wet=rng.uniform(0.12, 0.25),
-                    peak=rng.uniform(0.5, 0.85), floor_db=-62)
+    audio = mixdown(
+        rng,
+        form,
+        dry,
+        room_s=rng.uniform(0.3, 0.6),
+        wet=rng.uniform(0.12, 0.25),
+        peak=rng.uniform(0.5, 0.85),
+        floor_db=-62,
+    )
 
     dress = "coloured" if coloured else "brown" if material == "wooden" else "grey"
     strokes = f"{_COUNTS.get(len(hits), len(hits))} time{'s' * (len(hits) != 1)}"
     kind = "xylophone" if material == "wooden" else "metallophone"
     seen = f"A mallet strikes a {kind} with {_COUNTS[count]} {dress} bars {strokes}, in front of {behind.what}."
     order = ", ".join(_NAMES[(base + int(notes[bar])) % 12] for _, bar in hits)
-    places = {"mallet": np.array([
-        (x / width, (middle - lift * height * 0.3) / height)
-        for i in range(frames)
-        for x, lift in [_mallet(hits, i, frames, [shown_x(k, i) for k in range(count)])]
-    ])}
+    places = {
+        "mallet": np.array(
+            [
+                (x / width, (middle - lift * height * 0.3) / height)
+                for i in range(frames)
+                for x, lift in [_mallet(hits, i, frames, [shown_x(k, i) for k in range(count)])]
+            ]
+        )
+    }
     return Shot(
         "bars", "music", pictures, audio, seen + f" {panned}" * bool(panned),
         f"The {material} bars ring: {order}." if hits else "",
@@ -98,6 +130,17 @@ def bars(rng: np.random.Generator, form: Format, frames: int) -> Shot:
         ],
         places=places,
     )  # fmt: skip
+
+
+def _table(rng, b, width: int, height: int) -> None:
+    """A table seen from a little above, its boards running away from the viewer."""
+    wood = ((126, 92, 66), (104, 74, 58), (150, 116, 82), (92, 84, 80))[rng.integers(4)]
+    edge = height * 0.4
+    b.polygon([(0, edge), (width, edge), (width, height), (0, height)], wood)
+    for k in range(-14, 15):
+        x = width / 2 + k * height * 0.15
+        b.line([(x, edge), (x + k * height * 0.06, height)], 0.8, mixed(wood, (0, 0, 0), 0.22))
+    b.polygon([(0, edge), (width, edge), (width, edge + 1.6), (0, edge + 1.6)], mixed(wood, (255, 240, 220), 0.35))
 
 
 def _strokes(rng, frames: int, fps: float, count: int) -> list[tuple[int, int]]:
@@ -115,19 +158,20 @@ def _strokes(rng, frames: int, fps: float, count: int) -> list[tuple[int, int]]:
 
 
 def _bar(b, x: float, y: float, half: float, long: float, colour, age: float) -> None:
-    swing = 0.9 * np.exp(-age / 0.15) * np.cos(2 * np.pi * 9 * age) if age < 0.6 else 0.0
+    swing = 0.9 * np.exp(-age / 0.15) * np.cos(2 * np.pi * 9 * age) if age < _STILL else 0.0
     b.rounded(x - half + 1.5, y - long + 2, x + half + 1.5, y + long + 2, half * 0.35, (0, 0, 0, 90))
     y = y + swing
     b.rounded(x - half, y - long, x + half, y + long, half * 0.35, mixed(colour, (0, 0, 0), 0.28))
     b.rounded(x - half, y - long, x + half * 0.75, y + long - 1.2, half * 0.35, colour)
-    b.rounded(x - half * 0.72, y - long + 2, x - half * 0.3, y + long - 4, half * 0.2,
-              mixed(colour, (255, 255, 255), 0.35))
+    b.rounded(
+        x - half * 0.72, y - long + 2, x - half * 0.3, y + long - 4, half * 0.2, mixed(colour, (255, 255, 255), 0.35)
+    )
     for end in (-0.56, 0.56):
         b.ellipse(x, y + end * long, half * 0.18, half * 0.18, (40, 34, 32))
 
 
 def _mallet(hits: list[tuple[int, int]], i: int, frames: int, places: list[float]) -> tuple[float, float]:
-    """The mallet's x in pixels and how high it is, 0 (on the bar) to 1: it rests on a bar on its stroke's frame only."""
+    """The mallet's x in pixels and how high it is, 0 (on the bar) to 1: on a bar on its stroke's frame only."""
     before = [h for h in hits if h[0] <= i]
     after = [h for h in hits if h[0] > i]
     if not hits:

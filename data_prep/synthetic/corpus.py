@@ -47,7 +47,7 @@ _INFORMATIVE: dict[str, Kind] = {
     "clock": clock,
 }
 _QUIET = {name: quiet(name) for name in ("silence", "near_silent", "hiss", "hum", "tone", "no_audio")}
-_VERSION = 1  # raised when the same settings give other clips
+_VERSION = 2  # raised when the same settings give other clips
 _FADE_S = 0.002  # at each end of a shot's sound, so that a cut does not click
 
 
@@ -84,7 +84,10 @@ def generate(settings: SynthSettings, output: Path, progress: Progress | None = 
         "clips": settings.clips,
         "made": len(wanted),
         "seconds": round(sum(row["duration_s"] for row in rows), 3),
-        **{name: dict(sorted(Counter(row[name] for row in rows).items())) for name in ("kind", "sound_class", "verdict")},
+        **{
+            name: dict(sorted(Counter(row[name] for row in rows).items()))
+            for name in ("kind", "sound_class", "verdict")
+        },
     }
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf8")
     return output
@@ -202,8 +205,8 @@ def _begin(settings: SynthSettings, output: Path) -> None:
             raise ValueError(f"{output} holds a corpus of other settings ({saved.name}); choose another output folder")
         if before.clips > settings.clips:
             raise ValueError(
-                f"{output} holds {before.clips} clips and {settings.clips} are asked for; choose another output folder, "
-                f"or ask for at least {before.clips}"
+                f"{output} holds {before.clips} clips and {settings.clips} are asked for; choose another output "
+                f"folder, or ask for at least {before.clips}"
             )
     for folder in ("clips", "truth"):
         (output / folder).mkdir(parents=True, exist_ok=True)

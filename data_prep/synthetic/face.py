@@ -14,7 +14,13 @@ from data_prep.synthetic.shot import Event, Format, Shot, mixdown, side
 from data_prep.synthetic.speech import MEN, WOMEN, Utterance, Word, speak
 
 _SKINS = ((244, 208, 180), (226, 176, 140), (196, 140, 100), (150, 98, 68), (108, 70, 50))
-_HAIR = {"black": (36, 30, 32), "brown": (92, 60, 38), "fair": (206, 164, 92), "red": (158, 72, 36), "grey": (150, 150, 154)}
+_HAIR = {
+    "black": (36, 30, 32),
+    "brown": (92, 60, 38),
+    "fair": (206, 164, 92),
+    "red": (158, 72, 36),
+    "grey": (150, 150, 154),
+}
 _PAUSE_S = 0.3
 _TRIES = 30
 
@@ -41,9 +47,11 @@ def face(rng: np.random.Generator, form: Format, frames: int) -> Shot:
         voiced = resample_poly(utterance.samples, form.sample_rate, utterance.sample_rate).astype(np.float32)
         sounds.add(track, voiced, round(start * form.sample_rate))
         words += [Word(w.word, w.start_s + start, w.end_s + start) for w in utterance.words]
-        for (at, name), (until, _) in zip(utterance.phonemes, [*utterance.phonemes[1:], (utterance.seconds, "")], strict=True):
+        for (at, name), (until, _) in zip(
+            utterance.phonemes, [*utterance.phonemes[1:], (utterance.seconds, "")], strict=True
+        ):
             first, last = round((at + start) * form.fps), round((until + start) * form.fps)
-            wide[first:max(last, first + 1)] = _shape(name)
+            wide[first : max(last, first + 1)] = _shape(name)
     opening = _envelope(track, frames, form)
     wide = gaussian_filter1d(wide, 1.0)
     blinks = _blinks(rng, frames, form.fps)
@@ -62,18 +70,25 @@ def face(rng: np.random.Generator, form: Format, frames: int) -> Shot:
 
     mouth = np.stack([x / width, (y + 0.52 * tall) / height], axis=1)
     dry = sounds.pan(track, mouth[:, 0], form.samples_per_frame)
-    audio = mixdown(rng, form, dry, room_s=rng.uniform(0.2, 0.35), wet=rng.uniform(0.05, 0.12),
-                    peak=rng.uniform(0.55, 0.85), floor_db=-60)
+    audio = mixdown(
+        rng,
+        form,
+        dry,
+        room_s=rng.uniform(0.2, 0.35),
+        wet=rng.uniform(0.05, 0.12),
+        peak=rng.uniform(0.55, 0.85),
+        floor_db=-60,
+    )
     transcript = " ".join(u.text for u in said)
     who = "woman" if woman else "man"
     seen = (
-        f"A drawn {who} with {hair} hair{' and glasses' * glasses} and a {cloth} top speaks {side(float(mouth[0, 0]))}, in front of "
-        f"{behind.what}."
+        f"A drawn {who} with {hair} hair{' and glasses' * glasses} and a {cloth} top speaks "
+        f"{side(float(mouth[0, 0]))}, in front of {behind.what}."
     ).replace("a orange", "an orange")
+    x_at = np.interp([word.start_s * form.fps for word in words], np.arange(frames), mouth[:, 0])
     return Shot(
         "speech", "speech", pictures, audio, seen + f" {panned}" * bool(panned), f"The {who} says: “{transcript}”",
-        events=[Event(w.start_s, f"says “{w.word}”", float(np.interp(w.start_s * form.fps, np.arange(frames), mouth[:, 0])))
-                for w in words],
+        events=[Event(w.start_s, f"says “{w.word}”", float(at)) for w, at in zip(words, x_at, strict=True)],
         words=words, transcript=transcript, places={"mouth": mouth},
     )  # fmt: skip
 
@@ -130,7 +145,14 @@ class _Head:
     """A drawn head and shoulders; lengths are shares of `tall`, half the head's height."""
 
     def __init__(self, skin, hair, cloth, woman: bool, glasses: bool, beard: bool) -> None:
-        self.skin, self.hair, self.cloth, self.woman, self.glasses, self.beard = skin, hair, cloth, woman, glasses, beard
+        self.skin, self.hair, self.cloth, self.woman, self.glasses, self.beard = (
+            skin,
+            hair,
+            cloth,
+            woman,
+            glasses,
+            beard,
+        )
         self.dark = mixed(skin, (60, 20, 20), 0.28)
 
     def draw(self, b, x: float, y: float, t: float, height: int, opening: float, wide: float, eyes: float) -> None:
@@ -145,15 +167,17 @@ class _Head:
             b.ellipse(x + way * 0.8 * t, y + 0.05 * t, 0.15 * t, 0.22 * t, self.dark if way > 0 else self.skin)
         b.ellipse(x, y, 0.8 * t, 1.0 * t, self.dark)
         b.ellipse(x - 0.05 * t, y - 0.02 * t, 0.75 * t, 0.96 * t, self.skin)
-        b.ellipse(x - 0.38 * t, y + 0.3 * t, 0.2 * t, 0.13 * t, (230, 110, 100, 60))
-        b.ellipse(x + 0.38 * t, y + 0.3 * t, 0.2 * t, 0.13 * t, (230, 110, 100, 60))
+        for way in (-1, 1):
+            b.ellipse(x + way * 0.38 * t, y + 0.3 * t, 0.2 * t, 0.13 * t, (*mixed(self.skin, (214, 60, 60), 0.4), 70))
         if self.beard:
             b.chord(x, y + 0.1 * t, 0.8 * t, 0.93 * t, 25, 155, hair)
         b.chord(x, y - 0.12 * t, 0.86 * t, 0.95 * t, 195, 345, hair)
         b.ellipse(x - 0.3 * t, y - 0.62 * t, 0.42 * t, 0.26 * t, mixed(hair, (255, 255, 255), 0.10))
         if self.woman:
             for way in (-1, 1):
-                b.rounded(x + way * 0.8 * t - 0.15 * t, y - 0.4 * t, x + way * 0.8 * t + 0.15 * t, y + 1.1 * t, 0.14 * t, hair)
+                b.rounded(
+                    x + way * 0.8 * t - 0.15 * t, y - 0.4 * t, x + way * 0.8 * t + 0.15 * t, y + 1.1 * t, 0.14 * t, hair
+                )
         for way in (-1, 1):
             self._eye(b, x + way * 0.32 * t, y - 0.08 * t, t, eyes)
             b.arc(x + way * 0.32 * t, y - 0.22 * t - 0.04 * opening * t, 0.2 * t, 0.12 * t, 200, 340, 0.06 * t, shade)
@@ -161,13 +185,15 @@ class _Head:
         self._mouth(b, x, y + 0.52 * t, t, opening, wide)
 
     def _eye(self, b, x: float, y: float, t: float, opened: float) -> None:
-        b.ellipse(x, y, 0.16 * t, max(0.12 * t * opened, 0.02 * t), (250, 248, 244) if opened > 0.25 else (60, 40, 36))
+        b.ellipse(x, y, 0.15 * t, max(0.1 * t * opened, 0.02 * t), (250, 248, 244) if opened > 0.25 else (60, 40, 36))
         if opened > 0.25:
             b.ellipse(x, y, 0.08 * t, min(0.08, 0.12 * opened) * t, (70, 90, 110))
             b.ellipse(x, y, 0.045 * t, min(0.045, 0.1 * opened) * t, (16, 14, 18))
             b.ellipse(x - 0.025 * t, y - 0.03 * t, 0.02 * t, 0.02 * t, (255, 255, 255))
+            b.chord(x, y, 0.155 * t, 0.105 * t * opened, 215, 325, mixed(self.dark, (40, 20, 20), 0.2))  # the lid
         if self.glasses:
-            b.ring(x, y, 0.24 * t, 0.2 * t, 0.035 * t, (40, 38, 44))
+            b.ellipse(x, y, 0.23 * t, 0.19 * t, (220, 236, 250, 40))
+            b.ring(x, y, 0.25 * t, 0.21 * t, 0.045 * t, (34, 34, 46) if sum(self.skin) > 400 else (212, 176, 92))
 
     def _mouth(self, b, x: float, y: float, t: float, opening: float, wide: float) -> None:
         half, open_ = (0.25 + 0.05 * wide) * t, 0.02 * t + 0.22 * t * opening

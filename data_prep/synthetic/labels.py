@@ -1,7 +1,7 @@
 """The truth about each clip, as one row of `labels.parquet`. Times are seconds from the clip's start.
 
-`clip` is the file's path relative to the corpus. `verdict` is what curation should say, "keep" or "drop". `shots` are the
-parts between hard cuts; `cuts_s` are the times at which a new shot is first seen. `positions` gives each followed
+`clip` is the file's path relative to the corpus. `verdict` is what curation should say, "keep" or "drop". `shots` are
+the parts between hard cuts; `cuts_s` are the times at which a new shot is first seen. `positions` gives each followed
 object's middle on each frame as shares of the picture's width and height, (0, 0) at its upper left.
 """
 
@@ -14,6 +14,7 @@ from data_prep.synthetic.shot import Format, Shot
 
 INFORMATIVE = frozenset({"speech", "environment", "music", "mixed"})
 
+_TRACK = [(name, pa.list_(pa.float32())) for name in ("time_s", "x", "y")]
 _SPAN = [("start_s", pa.float64()), ("end_s", pa.float64())]
 SCHEMA = pa.schema(
     [
@@ -35,10 +36,7 @@ SCHEMA = pa.schema(
         ("events", pa.list_(pa.struct([("time_s", pa.float64()), ("what", pa.string()), ("x", pa.float64())]))),
         ("cuts_s", pa.list_(pa.float64())),
         ("shots", pa.list_(pa.struct([*_SPAN, ("kind", pa.string()), ("sound_class", pa.string())]))),
-        (
-            "positions",
-            pa.list_(pa.struct([("object", pa.string()), *((n, pa.list_(pa.float32())) for n in ("time_s", "x", "y"))])),
-        ),
+        ("positions", pa.list_(pa.struct([("object", pa.string()), *_TRACK]))),
     ]
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ from data_prep.synthetic.shot import Event, Format, Shot, mixdown
 
 _MAJOR, _MINOR = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)
 _PROGRESSIONS = ((0, 5, 3, 4), (0, 3, 4, 0), (0, 4, 5, 3), (0, 3, 0, 4))
+_LAST = 4  # frames before the end in which no note begins
 _KEYS = ("C", "C sharp", "D", "E flat", "E", "F", "F sharp", "G", "A flat", "A", "B flat", "B")
 _PAINTS = (((255, 176, 64), (90, 150, 250)), ((250, 110, 140), (90, 210, 190)), ((150, 230, 110), (180, 130, 250)))
 
@@ -42,7 +43,7 @@ def _compose(rng, frames: int, beat: int, tonic: int, scale) -> list[Note]:
     start = int(rng.integers(2, 6))
     progression = _PROGRESSIONS[rng.integers(len(_PROGRESSIONS))]
     bar, degree = 2 * beat, int(rng.choice([0, 2, 4]))
-    for n, at in enumerate(range(start, frames, bar)):
+    for n, at in enumerate(range(start, frames - _LAST, bar)):
         root = progression[n % 4]
         for third in (0, 2, 4):
             notes.append(Note(at, min(at + bar - 1, frames), pitch((root + third) % 7, 3 if tonic > 4 else 4), False))
@@ -50,11 +51,13 @@ def _compose(rng, frames: int, beat: int, tonic: int, scale) -> list[Note]:
         place = float(at)
         for k, share in enumerate(rhythm):
             if k == 0:  # a chord's own note on the strong beat
-                degree = root % 7 + int(rng.choice([0, 2, 4]))
+                degree = (root + int(rng.choice([0, 2, 4]))) % 7
             length = share * beat
-            if round(place) < frames:
-                notes.append(Note(round(place), min(round(place + length), frames), pitch(degree, 5 if tonic <= 4 else 4), True))
-            degree = int(np.clip(degree + rng.choice([-2, -1, 1, 2]), 0, 9))
+            if round(place) < frames - _LAST:
+                notes.append(
+                    Note(round(place), min(round(place + length), frames), pitch(degree, 5 if tonic <= 4 else 4), True)
+                )
+            degree = int(np.clip(degree + rng.choice([-2, -1, 1, 2]), 0, 8))
             place += length
     return sorted(notes, key=lambda note: (note.frame, note.pitch))
 
@@ -66,13 +69,12 @@ def _keyboard(rng, form: Format, frames: int, piece: list[Note], beat: int, key:
     whites = [low + 12 * o + s for o in range(octaves) for s in (0, 2, 4, 5, 7, 9, 11)]
     blacks = [low + 12 * o + s for o in range(octaves) for s in (1, 3, 6, 8, 10)]
     key_w = width / len(whites)
-    x_of = {p: (k + 0.5) * key_w for k, p in enumerate(whites)} | {
-        p: (whites.index(p - 1) + 1) * key_w for p in blacks
-    }
+    x_of = {p: (k + 0.5) * key_w for k, p in enumerate(whites)} | {p: (whites.index(p - 1) + 1) * key_w for p in blacks}
     top = height * 0.68
     tune, chord = _PAINTS[rng.integers(len(_PAINTS))]
     speed = height * 0.62 / (2.2 * beat)  # pixels that a note falls per frame
     still = _night(rng, height, width, int(top), low, x_of, beat)
+    keys: dict[frozenset, np.ndarray] = {}  # the keyboard changes only when a note begins or ends
     pictures = np.empty((frames, height, width, 3), np.uint8)
     for i in range(frames):
         frame = still.copy()
@@ -83,9 +85,13 @@ def _keyboard(rng, form: Format, frames: int, piece: list[Note], beat: int, key:
                 colour, sounding = (tune if note.tune else chord), note.frame <= i < note.end
                 rectangle(frame, x - half, y0, x + half, min(y1, top), mixed(colour, (255, 255, 255), 0.3 * sounding))
                 rectangle(frame, x - half, y0, x - half + 1.2, min(y1, top), (255, 255, 255), 0.35)
-        _keys(frame, whites, blacks, x_of, key_w, top, {
-            n.pitch: (tune if n.tune else chord) for n in piece if n.frame <= i < n.end
-        })
+        lit = {n.pitch: (tune if n.tune else chord) for n in piece if n.frame <= i < n.end}
+        above = int(top) - 2
+        if (state := frozenset(lit.items())) not in keys:
+            painted = still.copy()
+            _keys(painted, whites, blacks, x_of, key_w, top, lit)
+            keys[state] = painted[above:]
+        frame[above:] = keys[state]
         for note in piece:
             age = i - note.frame
             if 0 <= age < 8:
@@ -93,8 +99,16 @@ def _keyboard(rng, form: Format, frames: int, piece: list[Note], beat: int, key:
         pictures[i] = frame
 
     place = {p: x / width for p, x in x_of.items()}
-    audio = _play(rng, form, frames, piece, place, lambda note, seconds, strength: sounds.piano_note(
-        440 * 2 ** ((note.pitch - 69) / 12), seconds, strength, form.sample_rate))
+    audio = _play(
+        rng,
+        form,
+        frames,
+        piece,
+        place,
+        lambda note, seconds, strength: sounds.piano_note(
+            440 * 2 ** ((note.pitch - 69) / 12), seconds, strength, form.sample_rate
+        ),
+    )
     seen = f"Coloured notes fall onto a keyboard of {_octaves(octaves)}, and its keys light up as they are played."
     return _shot(form, pictures, audio, piece, place, seen, f"A piano plays a tune with chords in {key}.", "key")
 
@@ -106,7 +120,9 @@ def _octaves(count: int) -> str:
 def _night(rng, height: int, width: int, top: int, low: int, x_of, beat: int) -> np.ndarray:
     """The dark space that the notes fall through, with a faint line at each C."""
     hue = np.array(((26, 30, 56), (40, 24, 48), (18, 40, 46))[rng.integers(3)], np.float32)
-    shade = np.linspace(0.6, 1.5, height, dtype=np.float32)[:, None] + 0.2 * smooth_noise(rng, height, width, height / 3, 2)
+    shade = np.linspace(0.6, 1.5, height, dtype=np.float32)[:, None] + 0.2 * smooth_noise(
+        rng, height, width, height / 3, 2
+    )
     still = np.clip(hue * shade[..., None], 0, 255).astype(np.uint8)
     for pitch, x in x_of.items():
         if pitch % 12 == 0:
@@ -122,13 +138,26 @@ def _keys(frame: np.ndarray, whites, blacks, x_of, key_w: float, top: float, lit
         paint = mixed((238, 234, 226), colour, 0.75) if colour else (238, 234, 226)
         drop = 2 if colour else 0
         rectangle(frame, x - key_w / 2 + 0.4, top, x + key_w / 2 - 0.4, height - 4 + drop, paint)
-        rectangle(frame, x - key_w / 2 + 0.4, height - 6 + drop, x + key_w / 2 - 0.4, height - 4 + drop,
-                  mixed(paint, (0, 0, 0), 0.25))
+        rectangle(
+            frame,
+            x - key_w / 2 + 0.4,
+            height - 6 + drop,
+            x + key_w / 2 - 0.4,
+            height - 4 + drop,
+            mixed(paint, (0, 0, 0), 0.25),
+        )
     for pitch in blacks:
         x, colour = x_of[pitch], lit.get(pitch)
         deep = top + (height - top) * 0.6
         rectangle(frame, x - key_w * 0.3 + 1, top, x + key_w * 0.3 + 1, deep + 1, (0, 0, 0), 0.35)
-        rectangle(frame, x - key_w * 0.3, top, x + key_w * 0.3, deep, mixed((34, 32, 38), colour, 0.7) if colour else (34, 32, 38))
+        rectangle(
+            frame,
+            x - key_w * 0.3,
+            top,
+            x + key_w * 0.3,
+            deep,
+            mixed((34, 32, 38), colour, 0.7) if colour else (34, 32, 38),
+        )
         rectangle(frame, x - key_w * 0.16, top, x + key_w * 0.1, deep - 3, (255, 255, 255), 0.12)
     rectangle(frame, 0, top - 1.5, width, top + 0.5, (150, 34, 44))
 
@@ -168,13 +197,28 @@ def _harp(rng, form: Format, frames: int, piece: list[Note], beat: int, key: str
         for p, note in struck.items():
             age = i - note.frame
             if age < 6:
-                glow(frame, x_of[p], (head[p] + foot[p]) / 2, height * 0.03, height * 0.06,
-                     tune if note.tune else chord, 0.7 * (1 - age / 6))
+                glow(
+                    frame,
+                    x_of[p],
+                    (head[p] + foot[p]) / 2,
+                    height * 0.03,
+                    height * 0.06,
+                    tune if note.tune else chord,
+                    0.7 * (1 - age / 6),
+                )
         pictures[i] = frame
     place = {p: x / width for p, x in x_of.items()}
-    audio = _play(rng, form, frames, piece, place, lambda note, _seconds, strength: sounds.plucked_string(
-        rng, 440 * 2 ** ((note.pitch - 69) / 12), strength, form.sample_rate))
-    seen = f"A harp with {len(pitches)} strings stands in front of {behind.what}, and the strings swing as they are plucked."
+    audio = _play(
+        rng,
+        form,
+        frames,
+        piece,
+        place,
+        lambda note, _seconds, strength: sounds.plucked_string(
+            rng, 440 * 2 ** ((note.pitch - 69) / 12), strength, form.sample_rate
+        ),
+    )
+    seen = f"A harp with {len(pitches)} strings stands in front of {behind.what}; its strings swing when plucked."
     return _shot(form, pictures, audio, piece, place, seen, f"It plays a tune with chords in {key}.", "string")
 
 
@@ -182,10 +226,24 @@ def _harp_frame(behind: Background, wood, margin: float, height: int, width: int
     dark = mixed(wood, (0, 0, 0), 0.35)
     with brush(behind.pixels, 0, 0, width, height) as b:
         b.ellipse(width / 2, height * 0.93, width * 0.36, height * 0.05, (0, 0, 0, 80))
-        b.polygon([(margin * 0.7, height * 0.84), (width - margin * 0.8, height * 0.8),
-                   (width - margin * 0.8, height * 0.88), (margin * 0.7, height * 0.93)], dark)
-        b.polygon([(margin * 0.7, height * 0.83), (width - margin * 0.8, height * 0.79),
-                   (width - margin * 0.8, height * 0.84), (margin * 0.7, height * 0.88)], wood)
+        b.polygon(
+            [
+                (margin * 0.7, height * 0.84),
+                (width - margin * 0.8, height * 0.8),
+                (width - margin * 0.8, height * 0.88),
+                (margin * 0.7, height * 0.93),
+            ],
+            dark,
+        )
+        b.polygon(
+            [
+                (margin * 0.7, height * 0.83),
+                (width - margin * 0.8, height * 0.79),
+                (width - margin * 0.8, height * 0.84),
+                (margin * 0.7, height * 0.88),
+            ],
+            wood,
+        )
         b.line([(margin * 0.8, height * 0.88), (margin * 0.8, height * 0.1)], height * 0.06, dark)
         b.line([(margin * 0.78, height * 0.88), (margin * 0.78, height * 0.1)], height * 0.04, wood)
         share = np.linspace(0, 1, 15)
@@ -204,8 +262,15 @@ def _play(rng, form: Format, frames: int, piece: list[Note], place: dict[int, fl
         made = sounds.pan(sound(note, (note.end - note.frame) / form.fps, strength), place[note.pitch], 1.0)
         for channel in (0, 1):
             sounds.add(dry[channel], made[channel], form.sample_of(note.frame))
-    return mixdown(rng, form, dry, room_s=rng.uniform(0.5, 0.9), wet=rng.uniform(0.1, 0.2),
-                   peak=rng.uniform(0.55, 0.85), floor_db=-66)
+    return mixdown(
+        rng,
+        form,
+        dry,
+        room_s=rng.uniform(0.5, 0.9),
+        wet=rng.uniform(0.1, 0.2),
+        peak=rng.uniform(0.55, 0.85),
+        floor_db=-66,
+    )
 
 
 def _shot(form: Format, pictures, audio, piece: list[Note], place, seen: str, heard: str, part: str) -> Shot:

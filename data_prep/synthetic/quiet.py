@@ -17,7 +17,9 @@ def scene(rng: np.random.Generator, form: Format, frames: int) -> Shot:
     behind = (landscape, landscape, room)[rng.integers(3)](rng, form.height, form.width + span)
     offsets, panned = camera(rng, frames, span, 0.7)
     pictures = np.stack([view(behind, float(offset), form.width) for offset in offsets])
-    return Shot("scene", "silence", pictures, None, f"A view of {behind.what}. {panned or 'The camera stands still.'}", "")
+    return Shot(
+        "scene", "silence", pictures, None, f"A view of {behind.what}. {panned or 'The camera stands still.'}", ""
+    )
 
 
 def _silence(rng, form: Format, samples: int) -> tuple[np.ndarray, str]:

@@ -1,21 +1,52 @@
-"""Plain sentences to be spoken, drawn from a small grammar. Each is true of the world, so a transcript reads as text."""
+"""Plain sentences to be spoken, drawn from a small grammar. Each is true of the world."""
 
 import numpy as np
 
 SHORTEST = "Snow is cold."
 _FACTS = (
-    "Snow is cold.", "Ice is frozen water.", "Grass is green.", "Honey tastes sweet.", "Lemons taste sour.",
-    "Bees make honey.", "Cats like warm places.", "Fish live in water.", "Owls hunt at night.", "Rain falls from clouds.",
-    "Stars shine at night.", "The moon goes round the earth.", "The earth goes round the sun.", "Salt dissolves in water.",
-    "Bread is made from flour.", "Paper is made from wood.", "Glass is made from sand.", "Sound travels through air.",
-    "Light is faster than sound.", "Birds build nests in spring.", "Spiders have eight legs.", "Insects have six legs.",
-    "A week has seven days.", "A year has twelve months.", "An hour has sixty minutes.", "A square has four sides.",
-    "A triangle has three corners.", "Two and two make four.", "Five and three make eight.", "Ten is half of twenty.",
-    "Trees grow towards the light.", "Rivers flow to the sea.", "Iron sinks and wood floats.", "Magnets attract iron.",
-    "Gold does not rust.", "Elephants are larger than mice.", "Wool comes from sheep.", "Milk comes from cows.",
-    "Water boils at one hundred degrees.", "Leaves fall in the autumn.", "The sun rises in the east.",
+    "Snow is cold.",
+    "Ice is frozen water.",
+    "Grass is green.",
+    "Honey tastes sweet.",
+    "Lemons taste sour.",
+    "Bees make honey.",
+    "Cats like warm places.",
+    "Fish live in water.",
+    "Owls hunt at night.",
+    "Rain falls from clouds.",
+    "Stars shine at night.",
+    "The moon goes round the earth.",
+    "The earth goes round the sun.",
+    "Salt dissolves in water.",
+    "Bread is made from flour.",
+    "Paper is made from wood.",
+    "Glass is made from sand.",
+    "Sound travels through air.",
+    "Light is faster than sound.",
+    "Birds build nests in spring.",
+    "Spiders have eight legs.",
+    "Insects have six legs.",
+    "A week has seven days.",
+    "A year has twelve months.",
+    "An hour has sixty minutes.",
+    "A square has four sides.",
+    "A triangle has three corners.",
+    "Two and two make four.",
+    "Five and three make eight.",
+    "Ten is half of twenty.",
+    "Trees grow towards the light.",
+    "Rivers flow to the sea.",
+    "Iron sinks and wood floats.",
+    "Magnets attract iron.",
+    "Gold does not rust.",
+    "Elephants are larger than mice.",
+    "Wool comes from sheep.",
+    "Milk comes from cows.",
+    "Water boils at one hundred degrees.",
+    "Leaves fall in the autumn.",
+    "The sun rises in the east.",
     "The sun sets in the west.",
-)  # fmt: skip
+)
 _SUBJECTS = {
     "A drum": ("struck", "a percussion instrument"),
     "A piano": ("played with both hands", "a keyboard instrument"),
@@ -31,7 +62,15 @@ _SUBJECTS = {
     "A letter": ("written on paper", "carried by the post"),
 }
 _FRUIT = ("Apples", "Cherries", "Plums", "Pears", "Oranges")
-_ANIMALS = {"Dogs": "bark", "Cats": "purr", "Cows": "moo", "Ducks": "quack", "Frogs": "croak", "Lions": "roar", "Horses": "neigh"}
+_ANIMALS = {
+    "Dogs": "bark",
+    "Cats": "purr",
+    "Cows": "moo",
+    "Ducks": "quack",
+    "Frogs": "croak",
+    "Lions": "roar",
+    "Horses": "neigh",
+}
 
 
 def sentence(rng: np.random.Generator) -> str:

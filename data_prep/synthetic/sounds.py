@@ -113,7 +113,7 @@ def room(mono: np.ndarray, rng: np.random.Generator, seconds: float, rate: int) 
     """
     time = np.arange(int(seconds * rate)) / rate
     tail = rng.standard_normal((2, len(time))) * 10 ** (-3 * time / seconds)
-    tail = sosfilt(butter(1, 4500, fs=rate, output="sos"), tail)
+    tail = np.asarray(sosfilt(butter(1, 4500, fs=rate, output="sos"), tail))
     tail *= np.minimum(1, time / 0.008)  # nothing comes back sooner than from the nearest wall
     tail /= np.sqrt(np.sum(tail**2, axis=1, keepdims=True))
     return fftconvolve(mono[None], tail, axes=1)[:, : len(mono)].astype(np.float32)
@@ -132,10 +132,16 @@ def pan(mono: np.ndarray, x: np.ndarray | float, samples_per_frame: float) -> np
     `x` is the source's place in the picture, 0 at the left edge and 1 at the right; one number, or one per frame,
     between which it moves evenly.
     """
-    if np.ndim(x):
-        x = np.interp(np.arange(len(mono)) / samples_per_frame, np.arange(len(x)), x)
     angle = np.clip(x, 0.0, 1.0) * (np.pi / 2)
-    return np.stack([mono * np.cos(angle), mono * np.sin(angle)]).astype(np.float32)
+    gains = np.stack([np.cos(angle), np.sin(angle)])
+    if gains.ndim == 1:
+        return (gains[:, None] * mono).astype(np.float32)
+    at = np.arange(len(mono)) / samples_per_frame
+    return np.stack([mono * np.interp(at, np.arange(gains.shape[1]), gain) for gain in gains]).astype(np.float32)
+
+
+_BLOCK = 512
+_LN_1000 = 6.9078  # 60 dB
 
 
 def _modes(
@@ -143,22 +149,25 @@ def _modes(
 ) -> np.ndarray:
     heard = hertz < 0.45 * rate
     hertz, levels, decays = hertz[heard], levels[heard], decays[heard]
-    time = np.arange(int((seconds or float(decays.max(initial=0.05))) * rate)) / rate
-    body = np.zeros(len(time))
+    count = int((seconds or float(decays.max(initial=0.05))) * rate)
+    body = np.zeros(-(-count // _BLOCK) * _BLOCK)
     for f, level, decay in zip(hertz, levels, decays, strict=True):
-        sounding = slice(0, min(len(time), int(1.2 * decay * rate)))
-        t = time[sounding]
-        body[sounding] += level * np.sin(2 * np.pi * f * t) * np.exp(-6.9078 / decay * t)
+        # The partial is Im(wⁿ). With n = block · B + within, wⁿ is an outer product of two short lists of powers, which
+        # is ten times faster than a sine and an exponential for every sample.
+        log_w = (-_LN_1000 / decay + 2j * np.pi * f) / rate
+        blocks = -(-min(count, int(1.2 * decay * rate)) // _BLOCK)
+        coarse = level * np.exp(log_w * _BLOCK * np.arange(blocks))[:, None]
+        fine = np.exp(log_w * np.arange(_BLOCK))
+        body[: blocks * _BLOCK] += (coarse.real * fine.imag + coarse.imag * fine.real).ravel()
+    body = body[:count]
     body[-64:] *= np.linspace(1, 0, len(body[-64:]))
     return body
 
 
-def _burst(
-    rng: np.random.Generator, samples: int, decay: float, low: float, high: float, rate: int
-) -> np.ndarray:
+def _burst(rng: np.random.Generator, samples: int, decay: float, low: float, high: float, rate: int) -> np.ndarray:
     time = np.arange(samples) / rate
-    shaped = rng.standard_normal(samples) * np.exp(-6.9078 / decay * time)
-    shaped = sosfilt(butter(1, (low, min(high, 0.45 * rate)), "bandpass", fs=rate, output="sos"), shaped)
+    shaped = rng.standard_normal(samples) * np.exp(-_LN_1000 / decay * time)
+    shaped = np.asarray(sosfilt(butter(1, (low, min(high, 0.45 * rate)), "bandpass", fs=rate, output="sos"), shaped))
     return shaped / max(float(np.abs(shaped).max()), 1e-9)
 
 
