@@ -15,11 +15,9 @@ from captioning.describe import describe
 from captioning.grounding import ground
 from captioning.levels import measure
 from captioning.settings import CaptionSettings
-from captioning.transcribe import Transcriber, silence
+from captioning.transcribe import SAMPLE_RATE, Transcriber
 from data_prep.clip import Clip, Segment
 from data_prep.media import decode_audio, decode_video, span
-
-SAMPLE_RATE = 16000  # Hz, what Whisper hears
 
 
 class Captioner:
@@ -31,7 +29,7 @@ class Captioner:
 
     def __init__(self, settings: CaptionSettings):
         self.settings = settings
-        self._transcribe = Transcriber(settings.transcribe)
+        self.transcriber = Transcriber(settings.transcribe)
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
         """Segments with kept clips (`clip.media`) → the same with `clip.caption`; other clips pass through.
@@ -54,21 +52,15 @@ class Captioner:
             for segment in segments
         ]
 
-    def _transcripts(self, ready: list["_Measured"]) -> list[dict | Exception]:
-        """One transcript a clip; silence without a question where curation found no voice."""
-        heard: list[dict | Exception] = [silence() for _ in ready]
-        asked = [index for index, item in enumerate(ready) if _may_speak(item.clip, self.settings)]
+    def _transcripts(self, ready: list["_Measured"]) -> list[dict] | list[dict | Exception]:
         try:
-            answers: list[dict | Exception] = list(self._transcribe([ready[index].voice for index in asked]))
+            return self.transcriber([item.voice for item in ready])
         except Exception:  # one bad clip must not cost its batch: each is asked again, alone
-            answers = [self._alone(ready[index].voice) for index in asked]
-        for index, answer in zip(asked, answers, strict=True):
-            heard[index] = answer
-        return heard
+            return [self._alone(item.voice) for item in ready]
 
     def _alone(self, voice: np.ndarray) -> dict | Exception:
         try:
-            return self._transcribe([voice])[0]
+            return self.transcriber([voice])[0]
         except Exception as error:
             return error
 
@@ -94,11 +86,6 @@ def _size(clip: Clip, width: int) -> tuple[int, int]:
     wide, high = clip.info.get("width", 16), clip.info.get("height", 9)
     scale = width / max(wide, high)
     return max(32, round(high * scale / 2) * 2), max(32, round(wide * scale / 2) * 2)
-
-
-def _may_speak(clip: Clip, settings: CaptionSettings) -> bool:
-    ratio = clip.scores.get("voice_ratio")
-    return ratio is None or ratio >= settings.transcribe.min_voice_ratio
 
 
 def _caption(item: _Measured, heard: dict | Exception, settings: CaptionSettings) -> Clip:

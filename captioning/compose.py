@@ -5,10 +5,12 @@ side. Each sentence keeps the facts that it was made from. Nothing is written th
 emotion, no guess. The same facts give the same words.
 """
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from captioning.vocabulary import LANGUAGES, MUSIC, NARROWER, SPEECH, UNTOLD, phrase, spans
+from captioning.transcribe import UNSPACED, normalise
+from captioning.vocabulary import ALIKE, LANGUAGES, MUSIC, NARROWER, SPEECH, UNTOLD, phrase, spans
 from data_prep.clip import Tag
 
 Source = Literal["picture", "transcript", "voice", "tags", "sound"]
@@ -125,7 +127,7 @@ def _motion(picture: dict[str, Any]) -> list[Sentence]:
 
 def _speech(facts: Facts) -> list[Sentence]:
     spoken = facts.transcript
-    words = spoken.get("words", [])
+    words = [word for word in spoken.get("words", []) if normalise(word["word"])]
     if not words:
         # Voice activity alone also answers to singing: where no words can be trusted, the tagger must agree.
         voiced = spoken.get("voiced", [])
@@ -134,29 +136,30 @@ def _speech(facts: Facts) -> list[Sentence]:
         when = _when([(start, end) for start, end in voiced], facts.seconds)
         timed = Sentence(f"Speech is heard {when}.", "voice", {"voiced": voiced})
         return [timed, Sentence("Speech is heard.", "voice", {"voiced": voiced}, (SHORT,))]
+    unspaced = spoken["language"] in UNSPACED
     language = LANGUAGES.get(spoken["language"], "") if spoken["language_probability"] is not None else ""
     known = {"language": spoken["language"], "language_probability": spoken["language_probability"]} if language else {}
     subject = f"Speech in {language}" if language else "Speech"
     out = []
     if len(words) <= _SHORT_QUOTE:
-        text = f"{subject} is heard: {quote(words)}."
+        text = f"{subject} is heard: {quote(words, unspaced=unspaced)}."
         out.append(Sentence(text, "transcript", known | {"words": [0, len(words)]}, (SHORT,)))
     else:
         out.append(Sentence(f"{subject} is heard.", "transcript", known, (SHORT,)))
     for number, (first, last) in enumerate(_utterances(words)):
         part = words[first:last]
         when = f"from {part[0]['start']:.1f} to {part[-1]['end']:.1f} seconds"
-        text = f"{subject if number == 0 else 'Speech'} is heard {when}: {quote(part)}."
+        text = f"{subject if number == 0 else 'Speech'} is heard {when}: {quote(part, unspaced=unspaced)}."
         out.append(Sentence(text, "transcript", known | {"words": [first, last]}))
     return out
 
 
-def quote(words: list[dict]) -> str:
+def quote(words: list[dict], *, unspaced: bool = False) -> str:
     """Words as said, between the only quotation marks of the caption. What was said cannot end its own quote."""
-    said = " ".join(" ".join(word["word"] for word in words).split())
+    said = " ".join(("" if unspaced else " ").join(word["word"] for word in words).split())
     said = said.translate(str.maketrans({"“": "‘", "”": "’", '"': "’", "„": "‘", "«": "‘", "»": "’"}))
-    said = "".join(character for character in said if character.isprintable())
-    return f"“{said.rstrip('.') if said.endswith('.') and not said.endswith('..') else said}”"
+    said = " ".join("".join(c if c.isprintable() else " " for c in said).split())
+    return f"“{re.sub('[ .,;:、。，]+$', '', said)}”"
 
 
 def _utterances(words: list[dict]) -> list[tuple[int, int]]:
@@ -165,25 +168,44 @@ def _utterances(words: list[dict]) -> list[tuple[int, int]]:
 
 
 def told(tags: tuple[Tag, ...]) -> dict[str, list[Tag]]:
-    """The tags worth telling, by phrase: no speech, no music as such, nothing too general or said more narrowly."""
+    """The tags worth telling, by phrase: no speech, no music as such, nothing too general, said more
+    narrowly, or likely another's echo."""
     labels = {tag.label for tag in tags}
     groups: dict[str, list[Tag]] = {}
     for tag in tags:
-        if tag.label in SPEECH | UNTOLD | MUSIC or _narrowed(tag, tags, labels):
-            continue
-        groups.setdefault(phrase(tag.label), []).append(tag)
-    return groups
+        if tag.label not in SPEECH | UNTOLD | MUSIC and not _narrowed(tag, tags, labels):
+            groups.setdefault(phrase(tag.label), []).append(tag)
+    return {name: found for name, found in groups.items() if not _confused(name, groups)}
+
+
+def weight(tags: list[Tag]) -> float:
+    """Seconds that a sound is heard, each as far as the tagger is sure of it."""
+    return sum((tag.end_s - tag.start_s) * tag.score for tag in tags)
+
+
+def _confused(name: str, groups: dict[str, list[Tag]]) -> bool:
+    """Whether a stronger sound that taggers take for this one is heard at the same time."""
+    here = groups[name]
+    return any(
+        other != name
+        and (weight(there), name) > (weight(here), other)
+        and any({a.label, b.label} <= alike and _overlap(a, b) for a in here for b in there for alike in ALIKE)
+        for other, there in groups.items()
+    )
+
+
+def _overlap(a: Tag, b: Tag) -> bool:
+    return a.start_s < b.end_s and b.start_s < a.end_s
 
 
 def _narrowed(tag: Tag, tags: tuple[Tag, ...], labels: set[str]) -> bool:
     narrower = NARROWER.get(tag.label, frozenset()) & labels
-    return any(o.label in narrower and o.start_s < tag.end_s and tag.start_s < o.end_s for o in tags)
+    return any(other.label in narrower and _overlap(other, tag) for other in tags)
 
 
 def _sounds(facts: Facts, max_sounds: int) -> list[Sentence]:
     groups = told(facts.tags)
-    weight = {name: sum((t.end_s - t.start_s) * t.score for t in tags) for name, tags in groups.items()}
-    chosen = sorted(groups, key=lambda name: (-weight[name], name))[:max_sounds]
+    chosen = sorted(groups, key=lambda name: (-weight(groups[name]), name))[:max_sounds]
     out = []
     if chosen:
         names = chosen[:2]

@@ -6,13 +6,16 @@ correlation of blocks (Kuglin & Hines 1975): where most textured blocks shift al
 
 import numpy as np
 
-COLOURS = ("black", "grey", "white", "red", "orange", "brown", "yellow", "green", "cyan", "blue", "purple", "pink")
+COLOURS = tuple(
+    ["black", "grey", "white", "red", "orange", "brown", "beige", "yellow", "green", "cyan", "blue", "purple", "pink"]
+)
 _HUES = ((20, "red"), (45, "orange"), (68, "yellow"), (160, "green"), (198, "cyan"), (258, "blue"), (300, "purple"))
 _LAG_S = 0.25  # frames this far apart are compared: shorter hides a slow pan, longer loses a fast one
+_LONG_LAG_S = 2.0  # what has not shifted in so long does not shift
 _BLOCKS = 4  # blocks a side
 _TEXTURE = 0.02  # a block's standard deviation (of 1) below which it shows no shift
 _CHANGE = 0.06  # change of grey level (of 1) that counts as movement
-_CUT = 0.35  # share of the colour histogram that changes between two frames at a cut
+_UNLIKE = 0.5  # correlation of two frames below which they show different things
 
 
 def describe(frames: np.ndarray, times_s: np.ndarray) -> dict:
@@ -31,9 +34,9 @@ def describe(frames: np.ndarray, times_s: np.ndarray) -> dict:
     if len(frames) == 0:
         raise ValueError("no frame could be decoded")
     luma = frames.astype(np.float32) @ np.array([0.2126, 0.7152, 0.0722], np.float32) / 255
-    cuts = find_cuts(frames)
-    pairs = _pairs(times_s, cuts)
-    camera = _camera(luma, pairs)
+    cuts = find_cuts(luma)
+    pairs = _pairs(times_s, cuts, _LAG_S)
+    camera = "" if cuts else _camera(luma, pairs, _pairs(times_s, cuts, _LONG_LAG_S))
     return {
         **_colours(frames),
         "brightness": round(float(luma.mean()), 3),
@@ -55,6 +58,7 @@ def name_colours(rgb: np.ndarray) -> np.ndarray:
     names[(hue >= 340) | (hue < 12)] = COLOURS.index("red")
     names[((hue >= 330) | (hue < 20)) & (saturation < 0.5) & (value > 0.7)] = COLOURS.index("pink")
     names[(hue >= 12) & (hue < 45) & (value * saturation < 0.5) & (value < 0.75)] = COLOURS.index("brown")
+    names[(hue >= 12) & (hue < 55) & (saturation < 0.45) & (value >= 0.6)] = COLOURS.index("beige")
     # Weak colour is grey; the darker the pixel, the more of its hue is noise.
     neutral = (saturation < 0.18) | (chroma < 0.08)
     names[neutral] = COLOURS.index("grey")
@@ -101,34 +105,28 @@ def _colours(frames: np.ndarray) -> dict:
     }
 
 
-def find_cuts(frames: np.ndarray) -> list[int]:
-    """Frames at which the picture is replaced: the colour histogram of each quarter jumps, and jumps at once."""
-    if len(frames) < 3:
+def find_cuts(luma: np.ndarray) -> list[int]:
+    """Frames of luma (F, H, W) at which the picture is replaced at once: it is unlike the frame before, while the
+    frames on either side are like their neighbours. A fade, a flash and a swinging camera are no cuts."""
+    if len(luma) < 4:
         return []
-    half_h, half_w = frames.shape[1] // 2, frames.shape[2] // 2
-    coarse = (frames >> 6).astype(np.int64)
-    code = coarse[..., 0] * 16 + coarse[..., 1] * 4 + coarse[..., 2]
-    quarters = [code[:, y, x] for y in _halves(half_h) for x in _halves(half_w)]
-    histograms = np.stack(
-        [np.stack([np.bincount(frame.ravel(), minlength=64) / frame.size for frame in part]) for part in quarters], 1
-    )
-    change = np.abs(np.diff(histograms, axis=0)).sum(-1).mean(-1) / 2
-    usual = np.median(change)
+    flat = luma.reshape(len(luma), -1)
+    flat = flat - flat.mean(1, keepdims=True)
+    deviation = flat.std(1)
+    scale = np.maximum(deviation[1:] * deviation[:-1], 1e-6)
+    like = (flat[1:] * flat[:-1]).mean(1) / scale
+    like[np.minimum(deviation[1:], deviation[:-1]) < _TEXTURE] = 1.0  # a blank frame is like any other
     return [
         index + 1
-        for index, jump in enumerate(change)
-        if jump > max(_CUT, 4 * usual) and jump == change[max(0, index - 1) : index + 2].max()
+        for index in range(1, len(like) - 1)
+        if like[index] < _UNLIKE and min(like[index - 1], like[index + 1]) > like[index] + 0.3
     ]
 
 
-def _halves(half: int) -> tuple[slice, slice]:
-    return slice(None, half), slice(half, None)
-
-
-def _pairs(times_s: np.ndarray, cuts: list[int]) -> list[tuple[int, int]]:
-    """Frames about 0.25 s apart with no cut between."""
+def _pairs(times_s: np.ndarray, cuts: list[int], lag_s: float) -> list[tuple[int, int]]:
+    """Frames about `lag_s` seconds apart with no cut between."""
     times = np.asarray(times_s)
-    later = np.searchsorted(times, times + _LAG_S - 1e-3)
+    later = np.searchsorted(times, times + lag_s - 1e-3)
     return [
         (first, int(second))
         for first, second in enumerate(later)
@@ -136,30 +134,18 @@ def _pairs(times_s: np.ndarray, cuts: list[int]) -> list[tuple[int, int]]:
     ]
 
 
-def _camera(luma: np.ndarray, pairs: list[tuple[int, int]]) -> str:
-    height, width = (size // _BLOCKS for size in luma.shape[1:])
-    blocks = luma[:, : height * _BLOCKS, : width * _BLOCKS].reshape(len(luma), _BLOCKS, height, _BLOCKS, width)
-    blocks = blocks.transpose(0, 1, 3, 2, 4).reshape(len(luma), -1, height, width)
-    window = np.outer(np.hanning(height), np.hanning(width))
-    shifts, still = [], 0
-    for first, second in pairs:
-        a, b = blocks[first], blocks[second]
-        textured = (a.std((1, 2)) > _TEXTURE) & (b.std((1, 2)) > _TEXTURE)
-        if textured.sum() < _BLOCKS * _BLOCKS // 3:
-            continue
-        shift = _phase_shift(a[textured], b[textured], window)
-        middle = np.median(shift, axis=0)
-        if (np.abs(shift - middle).max(1) <= 1.5).mean() < 0.6:
-            shifts.append(None)
-        else:
-            shifts.append(middle)
-            still += np.abs(middle).max() < 1
+def _camera(luma: np.ndarray, pairs: list[tuple[int, int]], far_pairs: list[tuple[int, int]]) -> str:
+    shifts = _shifts(luma, pairs, textured=_BLOCKS * _BLOCKS // 3)
     if len(shifts) < 3 or len(shifts) < len(pairs) / 2:
         return ""
-    if still >= 0.8 * len(shifts):
+    if _still(shifts) and _still(_shifts(luma, far_pairs, textured=_BLOCKS * _BLOCKS // 3)):
         return "static"
+    # A thing that moves on an empty ground shifts every block that shows anything: a pan shifts the edges too.
+    if not _reaches_edges(luma):
+        return ""
+    shifts = _shifts(luma, pairs, textured=_BLOCKS * _BLOCKS * 2 // 3)
     moved = np.array([shift for shift in shifts if shift is not None and np.abs(shift).max() >= 1])
-    if len(moved) < 0.6 * len(shifts):
+    if len(moved) < 3 or len(moved) < 0.6 * len(pairs):
         return ""
     mean = moved.mean(0)
     if np.hypot(*mean) < 0.8 * np.hypot(*moved.T).mean():
@@ -171,6 +157,36 @@ def _camera(luma: np.ndarray, pairs: list[tuple[int, int]]) -> str:
     if abs(dy) >= 2 * abs(dx):
         return "tilts down" if dy < 0 else "tilts up"
     return ""
+
+
+def _shifts(luma: np.ndarray, pairs: list[tuple[int, int]], textured: int) -> list[np.ndarray | None]:
+    """For each pair that shows `textured` blocks, the shift (rows, columns) most of them share; None: they differ."""
+    height, width = (size // _BLOCKS for size in luma.shape[1:])
+    blocks = luma[:, : height * _BLOCKS, : width * _BLOCKS].reshape(len(luma), _BLOCKS, height, _BLOCKS, width)
+    blocks = blocks.transpose(0, 1, 3, 2, 4).reshape(len(luma), -1, height, width)
+    window = np.outer(np.hanning(height), np.hanning(width))
+    shifts = []
+    for first, second in pairs:
+        a, b = blocks[first], blocks[second]
+        shows = (a.std((1, 2)) > _TEXTURE) & (b.std((1, 2)) > _TEXTURE)
+        if shows.sum() >= textured:
+            shift = _phase_shift(a[shows], b[shows], window)
+            middle = np.median(shift, axis=0)
+            shifts.append(middle if (np.abs(shift - middle).max(1) <= 1.5).mean() >= 0.6 else None)
+    return shifts
+
+
+def _reaches_edges(luma: np.ndarray) -> bool:
+    """Whether there is detail along three edges of the picture, in most frames."""
+    height, width = (max(2, size // 10) for size in luma.shape[1:])
+    strips = (luma[:, :height], luma[:, -height:], luma[:, :, :width], luma[:, :, -width:])
+    shows = np.stack([strip.std((1, 2)) > _TEXTURE for strip in strips])
+    return bool((shows.sum(0) >= 3).mean() > 0.5)
+
+
+def _still(shifts: list[np.ndarray | None]) -> bool:
+    still = sum(shift is not None and np.abs(shift).max() < 1 for shift in shifts)
+    return still >= 0.9 * len(shifts)
 
 
 def _phase_shift(a: np.ndarray, b: np.ndarray, window: np.ndarray) -> np.ndarray:

@@ -20,14 +20,8 @@ class TranscribeSettings(Settings):
         default="int8", description="CTranslate2 arithmetic: int8, int8_float16, float16, float32"
     )
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 takes OMP_NUM_THREADS")
-    batch_size: int = Field(default=8, ge=1, description="30 s windows per pass of the model")
+    batch_size: int = Field(default=1, ge=1, description="30 s windows per pass of the model; more pays on a GPU")
     beam_size: int = Field(default=5, ge=1, description="beams kept while decoding")
-    min_voice_ratio: float = Field(
-        default=0.02,
-        ge=0,
-        le=1,
-        description="clips whose stored voice activity is below this share are not transcribed",
-    )
     voice_threshold: float = Field(
         default=0.5, gt=0, lt=1, description="Silero speech probability that counts as voice"
     )
@@ -35,7 +29,7 @@ class TranscribeSettings(Settings):
         default=0.5, ge=0, le=1, description="text in a language less certain than this is removed"
     )
     min_log_probability: float = Field(
-        default=-1.0, description="text whose mean token log-probability is below is removed"
+        default=-0.4, description="text whose mean token log-probability (natural) is below is removed"
     )
     max_no_speech_probability: float = Field(
         default=0.6,
@@ -54,7 +48,7 @@ class CaptionSettings(Settings):
 
     transcribe: TranscribeSettings = Field(default=TranscribeSettings(), description="speech to text")
     min_tag_score: float = Field(
-        default=0.3, ge=0, le=1, description="sound events scored below this are not mentioned"
+        default=0.5, ge=0, le=1, description="sound events scored below this are not mentioned"
     )
     max_sounds: int = Field(default=4, ge=0, description="kinds of sound named in a caption, the longest heard first")
     picture_fps: float = Field(default=8.0, gt=0, description="frames per second looked at")

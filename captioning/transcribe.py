@@ -5,28 +5,42 @@ only asked about voiced spans (Silero), and what it answers must pass tests of i
 and its pace. What is removed is counted by reason.
 """
 
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
 from captioning.settings import TranscribeSettings
 from data_prep.packaged_weights import resolve
+from data_prep.voice_activity import FRAME, voice_probability
+
+SAMPLE_RATE = 16000  # Hz, of Whisper and of Silero
+UNSPACED = frozenset({"zh", "ja", "th", "lo", "my", "km", "yue", "bo"})  # languages written without spaces
+_LONGEST = round(29 * SAMPLE_RATE / FRAME)  # frames of a voiced span: with its margins it fits Whisper's 30 s
+_PAUSE = round(0.1 * SAMPLE_RATE / FRAME)  # frames; a shorter pause does not end a span
+_SHORTEST = round(0.25 * SAMPLE_RATE / FRAME)  # frames; a shorter span is a click
 
 
 class Transcriber:
-    """Whisper, loaded at the first call and kept."""
+    """Whisper, loaded when the first voice is heard and kept.
+
+    Raises:
+        ValueError: the Whisper of the settings is not there.
+    """
 
     def __init__(self, settings: TranscribeSettings):
         self.settings = settings
-        self.weights = resolve(settings.whisper)
+        self.weights = find_whisper(settings.whisper)
         self._pipeline = None
 
     def __call__(self, clips: list[np.ndarray]) -> list[dict]:
         """Mono clips, (N,) float32 at 16 kHz → one transcript each (see `transcript`)."""
-        from captioning import whisper  # seconds of imports, needed only where there is speech to hear
+        voiced = [voiced_spans(voice_probability(audio), self.settings.voice_threshold) for audio in clips]
+        if not any(voiced):
+            return [transcript([], self.settings) for _ in clips]
+        from captioning import whisper  # 15 CPU seconds of imports, needed only where somebody speaks
 
-        if not clips:
-            return []
         if self._pipeline is None:
             self._pipeline = whisper.load(
                 self.weights,
@@ -34,10 +48,49 @@ class Transcriber:
                 compute_type=self.settings.compute_type,
                 threads=self.settings.threads,
                 beam_size=self.settings.beam_size,
-                voice_threshold=self.settings.voice_threshold,
             )
-        windows = whisper.listen(self._pipeline, clips, self.settings.batch_size)
+        windows = whisper.listen(self._pipeline, clips, voiced, self.settings.batch_size)
         return [transcript([w for w in windows if w.clip == index], self.settings) for index in range(len(clips))]
+
+
+def find_whisper(name: str) -> str:
+    """The folder or hub id behind the setting `transcribe.whisper`.
+
+    Raises:
+        ValueError: no such package, or no CTranslate2 Whisper in that folder.
+    """
+    found = resolve(name)
+    folder = Path(found).expanduser()
+    if (folder.exists() or found.startswith((".", "/", "~"))) and not (folder / "model.bin").exists():
+        raise ValueError(
+            f"transcribe.whisper: no CTranslate2 Whisper (model.bin) in {name}; give such a folder, a hub id, or "
+            "package:whisper-base"
+        )
+    return str(folder) if folder.exists() else found
+
+
+def voiced_spans(probability: np.ndarray, threshold: float) -> list[tuple[float, float]]:
+    """Speech probability of each 32 ms → spans in seconds, at most 29 s each.
+
+    A span begins at `threshold` and ends where it stays 0.15 below for 0.1 s, as in Silero's own code.
+    """
+    spans: list[tuple[int, int]] = []
+    start = low = None
+    for frame, value in enumerate([*probability, *[0.0] * (_PAUSE + 1)]):
+        if start is None:
+            start = frame if value >= threshold else None
+            low = None
+            continue
+        if value >= threshold:
+            low = None
+        elif value < threshold - 0.15 and low is None:
+            low = frame
+        if (low is not None and frame - low >= _PAUSE) or frame - start >= _LONGEST:
+            end = min(frame if low is None else low, len(probability))
+            if end - start >= _SHORTEST:
+                spans.append((start, end))
+            start = low = None
+    return [(start * FRAME / SAMPLE_RATE, end * FRAME / SAMPLE_RATE) for start, end in spans]
 
 
 def transcript(windows: list, settings: TranscribeSettings) -> dict:
@@ -62,16 +115,11 @@ def transcript(windows: list, settings: TranscribeSettings) -> dict:
         "language": longest.language if longest else "",
         "language_probability": None if probability is None else round(probability, 3),
         "text": " ".join(window.text for window in believed),
-        "words": [word for window in believed for word in window.words],
+        "words": [word for window in believed for word in window.words if normalise(word["word"])],
         "voiced": [[round(start, 3), round(end, 3)] for window in windows for start, end in window.voiced],
         "log_probability": round(float(np.mean([w.log_probability for w in believed])), 3) if believed else None,
         "removed": dict(removed),
     }
-
-
-def silence() -> dict:
-    """The transcript of a clip in which nobody speaks."""
-    return transcript([], TranscribeSettings())
 
 
 def why_not_believed(window, settings: TranscribeSettings) -> str:
@@ -110,6 +158,14 @@ def repeats(words: list[str], times: int = 4, least: int = 6) -> bool:
 
 
 def normalise(text: str) -> list[str]:
-    """Words in lower case without punctuation: what two transcripts are compared by."""
-    kept = "".join(c if c.isalnum() or c in "'’" else " " for c in text.casefold())
+    """Words in lower case without punctuation, by which two transcripts are compared; in scripts without spaces, the
+    characters."""
+    kept = "".join(
+        f" {c} " if c >= "\u0e00" and _UNSPACED_SCRIPT.match(c) else c if c.isalnum() or c in "'’" else " "
+        for c in text.casefold()
+    )
     return [word for word in (w.replace("’", "'").strip("'") for w in kept.split()) if word]
+
+
+# Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han
+_UNSPACED_SCRIPT = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")

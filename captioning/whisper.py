@@ -16,21 +16,19 @@ import zlib
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
-_threads = torch.get_num_threads()
+from captioning.transcribe import SAMPLE_RATE, UNSPACED
+
 with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
     warnings.simplefilter("ignore")
     import ctranslate2
-    import silero_vad
     import whisperx.asr
     from faster_whisper.tokenizer import Tokenizer
     from whisperx.diarize import Segment as Span
     from whisperx.vads import Vad
-torch.set_num_threads(_threads)  # silero_vad sets one thread for the whole process
 
-SAMPLE_RATE = 16000
-WINDOW_S = 30.0
+Voiced = tuple[float, float]  # seconds from the clip's start
+LONGEST_S = 29.0  # of a voiced span
 _PAD_S = 0.2  # kept around voiced spans: Whisper loses a word that starts at its window's first sample
 
 
@@ -41,7 +39,7 @@ class Window:
     clip: int
     start: float
     end: float
-    voiced: list[tuple[float, float]]
+    voiced: list[Voiced]
     text: str = ""
     words: list[dict] = field(default_factory=list)
     language: str = ""
@@ -59,26 +57,14 @@ class Window:
         return len(data) / len(zlib.compress(data))
 
 
-class SileroVad(Vad):
-    """Silero voice activity as WhisperX's `Vad`, from the installed package: WhisperX's own would download it."""
+class VoicedSpans(Vad):
+    """Voice activity as WhisperX's `Vad`, measured before by Silero: WhisperX's own Silero would download itself."""
 
-    def __init__(self, threshold: float):
-        super().__init__(threshold)
-        self.threshold = threshold
-        self.model = silero_vad.load_silero_vad(onnx=True)
-        self.clips: list[tuple[int, int]] = []  # samples [first, last) of each clip in the recording
+    def __init__(self):
+        super().__init__(0.5)
+        self.clips: list[tuple[int, list[Voiced]]] = []  # of each clip: its samples, its voiced spans
         self.windows: list[Window] = []
-
-    def voiced(self, audio: np.ndarray) -> list[tuple[float, float]]:
-        """Voiced spans of mono audio (N,) at 16 kHz, seconds; none longer than a window."""
-        spans = silero_vad.get_speech_timestamps(
-            torch.from_numpy(np.ascontiguousarray(audio)),
-            self.model,
-            threshold=self.threshold,
-            sampling_rate=SAMPLE_RATE,
-            max_speech_duration_s=WINDOW_S - 2 * _PAD_S,
-        )
-        return [(span["start"] / SAMPLE_RATE, span["end"] / SAMPLE_RATE) for span in spans]
+        self.origins: list[int] = []  # of each window's clip, samples
 
     @staticmethod
     def preprocess_audio(audio):
@@ -87,27 +73,37 @@ class SileroVad(Vad):
     def __call__(self, recording, **_):
         """The voiced windows of the recording. They are kept, each with its clip, for `merge_chunks`."""
         self.windows.clear()
-        for index, (first, last) in enumerate(self.clips):
-            spans = self.voiced(recording["waveform"][first:last])
-            length = (last - first) / SAMPLE_RATE
+        self.origins.clear()
+        first = 0
+        for index, (samples, spans) in enumerate(self.clips):
+            length = samples / SAMPLE_RATE
             for group in _windows(spans):
                 start, end = max(0.0, group[0][0] - _PAD_S), min(length, group[-1][1] + _PAD_S)
                 self.windows.append(Window(index, start, end, group))
+                self.origins.append(first)
+            first += samples
         return [Span(w.start, w.end, "UNKNOWN") for w in self.windows]  # pyright: ignore[reportArgumentType]
 
     def merge_chunks(self, segments, chunk_size, onset, offset=None):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Each window where its clip lies in the recording; spans of two clips are never merged."""
-        chunks = []
-        for window in self.windows:
-            origin = self.clips[window.clip][0] / SAMPLE_RATE
-            chunks.append({"start": origin + window.start, "end": origin + window.end, "segments": []})
-        return chunks
+        """Each window where its clip lies in the recording; spans of two clips are never merged.
+
+        WhisperX cuts at `int(seconds * rate)`: half a sample is added, so that a window has the same samples wherever
+        its clip lies, and a clip gets the same words in any company.
+        """
+
+        def seconds(origin: int, at_s: float) -> float:
+            return (origin + round(at_s * SAMPLE_RATE) + 0.5) / SAMPLE_RATE
+
+        return [
+            {"start": seconds(origin, window.start), "end": seconds(origin, window.end), "segments": []}
+            for origin, window in zip(self.origins, self.windows, strict=True)
+        ]
 
 
-def _windows(spans: list[tuple[float, float]]) -> list[list[tuple[float, float]]]:
-    groups: list[list[tuple[float, float]]] = []
+def _windows(spans: list[Voiced]) -> list[list[Voiced]]:
+    groups: list[list[Voiced]] = []
     for span in spans:
-        if groups and span[1] - groups[-1][0][0] <= WINDOW_S - 2 * _PAD_S:
+        if groups and span[1] - groups[-1][0][0] <= LONGEST_S:
             groups[-1].append(span)
         else:
             groups.append([span])
@@ -177,24 +173,23 @@ def _timed_words(alignment, window: Window) -> list[dict]:
     words: list[dict] = []
     for item in alignment:
         text, start, end = item["word"], window.start + float(item["start"]), window.start + float(item["end"])
-        if not text.strip():
-            continue
-        if words and not any(character.isalnum() for character in text):
+        # Whisper cuts "c'est" and "0.3" in two; a new word begins with a space where the language writes spaces.
+        same = window.language not in UNSPACED and not text.startswith(" ")
+        sounds = any(character.isalnum() for character in text)
+        if words and text.strip() and (same or not sounds):
             words[-1]["word"] += text.strip()
-            continue
-        word = {"word": text.strip(), "start": start, "end": end, "confidence": round(float(item["probability"]), 3)}
-        if words and not text.startswith(" ") and words[-1]["word"].endswith("-"):
-            words[-1] |= {"word": words[-1]["word"] + word["word"], "end": end}
-            continue
-        words.append(word)
+            if sounds:  # punctuation lasts as long as the pause that it stands for
+                words[-1]["end"] = end
+        elif text.strip():
+            confidence = round(float(item["probability"]), 3)
+            words.append({"word": text.strip(), "start": start, "end": end, "confidence": confidence})
     for word in words:
-        # A word reaches at most to its window's end, and its pause is not part of it: it lies where there is voice.
         word["start"], word["end"] = round(min(word["start"], window.end), 3), round(min(word["end"], window.end), 3)
     return words
 
 
-def load(model_path: str, *, device: str, compute_type: str, threads: int, beam_size: int, voice_threshold: float):
-    """WhisperX's pipeline around `TimedWhisper` and `SileroVad`. Its words to the terminal go to standard error."""
+def load(model_path: str, *, device: str, compute_type: str, threads: int, beam_size: int):
+    """WhisperX's pipeline around `TimedWhisper` and `VoicedSpans`. Its words to the terminal go to standard error."""
     model = TimedWhisper(model_path, device=device, compute_type=compute_type, cpu_threads=threads)
     with contextlib.redirect_stdout(sys.stderr):
         return whisperx.asr.load_model(
@@ -202,17 +197,16 @@ def load(model_path: str, *, device: str, compute_type: str, threads: int, beam_
             device,
             compute_type=compute_type,
             model=model,
-            vad_model=SileroVad(voice_threshold),
+            vad_model=VoicedSpans(),
             language="en",  # only so that WhisperX does not spend an encoder pass on it; each window finds its own
             asr_options={"beam_size": beam_size},
         )
 
 
-def listen(pipeline, clips: list[np.ndarray], batch_size: int) -> list[Window]:
-    """What is said in each clip, mono (N,) float32 at 16 kHz: the voiced windows of all clips, in order."""
-    ends = np.cumsum([len(audio) for audio in clips])
+def listen(pipeline, clips: list[np.ndarray], voiced: list[list[Voiced]], batch_size: int) -> list[Window]:
+    """What is said in the voiced spans of clips, mono (N,) float32 at 16 kHz: their windows in order."""
     vad, model = pipeline.vad_model, pipeline.model
-    vad.clips = [(int(end) - len(audio), int(end)) for end, audio in zip(ends, clips, strict=True)]
+    vad.clips = [(len(audio), spans) for audio, spans in zip(clips, voiced, strict=True)]
     model.windows, model.filled = vad.windows, 0
     with contextlib.redirect_stdout(sys.stderr):
         pipeline.transcribe(np.concatenate(clips), batch_size=batch_size, language="en", task="transcribe")

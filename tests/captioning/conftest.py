@@ -1,0 +1,10 @@
+import pytest
+
+from captioning.caption import Captioner
+from captioning.settings import CaptionSettings
+
+
+@pytest.fixture(scope="session")
+def captioner() -> Captioner:
+    """One for the session: loading WhisperX takes seconds."""
+    return Captioner(CaptionSettings())

@@ -1,0 +1,100 @@
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+
+from captioning.compose import LONG, MEDIUM, SHORT, Facts, compose, text_of
+from captioning.transcribe import normalise
+from captioning.vocabulary import FORBIDDEN
+from data_prep.clip import Tag
+from tests.captioning.examples import FACTS, PICTURE, SILENT, SOUND, facts, outside_quotes, spoken
+
+
+def test_the_whole_caption_in_its_fixed_order():
+    assert text_of(compose(FACTS, 4), MEDIUM) == (
+        "The picture is mostly grey and green. There is green in the lower part of the picture. The camera pans left. "
+        "Speech in English is heard from 1.0 to 3.3 seconds: “Did you close the old gate?”. "
+        "The sound of a piano is heard throughout. "
+        "The sound of a dog barking is heard from 1.0 to 2.0 seconds and from 5.0 to 6.0 seconds. "
+        "Music is heard throughout."
+    )
+    assert text_of(compose(FACTS, 4), SHORT) == (
+        "The picture is mostly grey and green. The camera pans left. "
+        "Speech in English is heard: “Did you close the old gate?”. "
+        "The sound of a piano and a dog barking is heard. Music is heard."
+    )
+
+
+def test_pauses_part_quotes():
+    said = spoken("one two three four")
+    for word in said["words"][2:]:
+        word["start"] += 3
+        word["end"] += 3
+    quotes = re.findall("“.*?”", text_of(compose(replace(FACTS, transcript=said), 0), MEDIUM))
+    assert quotes == ["“one two”", "“three four”"]
+
+
+def test_a_language_is_told_only_when_it_was_measured():
+    text = text_of(compose(replace(FACTS, transcript=spoken("hello there", "en", None)), 0), LONG)
+    assert "English" not in text
+    assert "“hello there”" in text
+
+
+def test_a_language_without_spaces_is_quoted_without_them():
+    said = spoken("你 好 吗", "zh")
+    assert "Speech in Chinese" in text_of(compose(replace(FACTS, transcript=said), 0), MEDIUM)
+    assert "“你好吗”" in text_of(compose(replace(FACTS, transcript=said), 0), MEDIUM)
+
+
+def test_voice_without_words_is_told_only_where_the_tagger_agrees():
+    voiced = {**SILENT, "voiced": [[1.0, 4.0]]}
+    bare = Facts(10.0, PICTURE, voiced, SOUND, ())
+    assert "peech" not in text_of(compose(bare, 4), LONG)
+    tagged = replace(bare, tags=(Tag("Speech", 1.0, 4.0, 0.9),))
+    assert "Speech is heard from 1.0 to 4.0 seconds." in text_of(compose(tagged, 4), LONG)
+
+
+@pytest.mark.parametrize(
+    ("labels", "told", "untold"),
+    [
+        (["Animal", "Dog", "Bark"], ["a dog barking"], ["animal", "a dog is"]),
+        (["Music", "Sad music", "Harp"], ["Music", "a harp"], ["ad music"]),
+        (["Waterfall", "Stream", "Ocean"], ["of a"], ["and"]),
+        (["Silence", "Inside, small room"], [], ["room", "ilence", "sound of"]),
+    ],
+)
+def test_tags_are_told_once_and_without_moods(labels, told, untold):
+    tags = tuple(Tag(label, 0.0, 3.0, 0.9) for label in labels)
+    text = text_of(compose(Facts(10.0, {}, SILENT, SOUND, tags), 4), MEDIUM)
+    assert all(part in text for part in told)
+    assert not any(part in text for part in untold)
+
+
+@given(facts)
+def test_no_quote_that_was_not_said_and_no_forbidden_word(facts):
+    spoken_words = normalise(" ".join(word["word"] for word in facts.transcript["words"]))
+    sentences = compose(facts, 4)
+    for variant in (SHORT, MEDIUM, LONG):
+        text = text_of(sentences, variant)
+        assert text.count("“") == text.count("”")
+        for quote in re.findall("“([^“”]*)”", text):
+            said = normalise(quote)
+            assert said in [spoken_words[i : i + len(said)] for i in range(len(spoken_words) + 1)]
+        assert not FORBIDDEN & set(re.findall(r"\w+", outside_quotes(text).lower()))
+
+
+@given(facts)
+def test_what_is_said_changes_nothing_but_its_quote(facts):
+    said = facts.transcript
+    other = {**said, "words": [{**word, "word": "word"} for word in said["words"]]}
+    with_words, with_others = (compose(replace(facts, transcript=t), 4) for t in (said, other))
+    assert [outside_quotes(s.text) for s in with_words] == [outside_quotes(s.text) for s in with_others]
+
+
+@given(facts)
+def test_every_sentence_has_its_evidence_and_the_same_facts_give_the_same_words(facts):
+    sentences = compose(facts, 4)
+    assert sentences == compose(facts, 4)
+    assert all(sentence.facts is not None and sentence.source for sentence in sentences)
+    assert all(sentence.variants for sentence in sentences)
