@@ -109,7 +109,7 @@ def tiled_decode(vae: VideoVAE, latent: Tensor, tiling: Tiling | None = None) ->
     frames, height, width = pixel_size(f, h, w)
     pixels = latent.new_zeros(b, 3, frames, height, width)
     for rows, columns, blend_hw in _tiles(h, w, tiling, SPACE_STRIDE):
-        blend_hw = blend_hw.to(weight)
+        blend_hw = blend_hw.to(weight.device)  # float32: in half precision the weights would not sum to 1
         target = pixels[..., _pixels(rows), _pixels(columns)]
         source = latent[..., rows.start : rows.stop, columns.start : columns.stop]
         stream, done, read, step = TimeStream(), 0, 0, tiling.chunk // TIME_STRIDE
@@ -118,7 +118,7 @@ def tiled_decode(vae: VideoVAE, latent: Tensor, tiling: Tiling | None = None) ->
                 stream.release(step)
             chunk = source[:, :, read : read + step].to(weight)
             read += chunk.shape[2]
-            part = vae.decoder(vae.denormalize(chunk), stream).mul_(blend_hw)
+            part = vae.decoder(vae.denormalize(chunk), stream) * blend_hw
             target[:, :, done : done + part.shape[2]] += part.to(pixels)
             done += part.shape[2]
         assert done == frames
@@ -144,7 +144,7 @@ def tiled_encode(vae: VideoVAE, pixels: Tensor, tiling: Tiling | None = None) ->
     # The first latent stands for one frame: a first chunk that is 7 frames short keeps all others on whole latents.
     bounds = [0, *range(min(frames, tiling.chunk - TIME_STRIDE + 1), frames, tiling.chunk), frames]
     for rows, columns, blend_hw in _tiles(h, w, tiling, 1):
-        blend_hw = blend_hw.to(weight)
+        blend_hw = blend_hw.to(weight.device)  # float32: in half precision the weights would not sum to 1
         source = pixels[..., _pixels(rows), _pixels(columns)]
         target = latent[..., rows.start : rows.stop, columns.start : columns.stop]
         stream, done = TimeStream(), 0
@@ -152,7 +152,7 @@ def tiled_encode(vae: VideoVAE, pixels: Tensor, tiling: Tiling | None = None) ->
             if start == stop:
                 continue
             mean = vae.encoder(source[:, :, start:stop].to(weight), stream)[:, :channels]
-            part = vae.normalize(mean).mul_(blend_hw)
+            part = vae.normalize(mean) * blend_hw
             target[:, :, done : done + part.shape[2]] += part.to(latent)
             done += part.shape[2]
         assert done == latent.shape[2]

@@ -103,7 +103,7 @@ def _stripes() -> Tensor:
     ids=["wave", "video"],
 )
 def test_they_learn_to_tell_and_their_gradient_reaches_the_generator(
-    judge: nn.Module, real: Callable[[], Tensor]
+    judge: nn.Module, real: Callable[[], Tensor], steps: int
 ) -> None:
     torch.manual_seed(0)
     optimizer = torch.optim.Adam(judge.parameters(), 2e-3, betas=(0.5, 0.9))
