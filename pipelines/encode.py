@@ -32,32 +32,43 @@ class EncodeSettings(Settings):
     """What clips are encoded to, and with which weights."""
 
     buckets: list[Bucket] = Field(
-        default=[Bucket()], min_length=1, description="shapes that clips are brought to; each fills the nearest"
+        default=[Bucket(), Bucket(height=192, width=128), Bucket(frames=25, fps=12)],
+        min_length=1,
+        description="shapes that clips are brought to; each fills the nearest",
     )
-    video_vae: str = Field(default="", description="model folder that holds video_vae.safetensors")
-    audio_vae: str = Field(default="", description="model folder that holds audio_vae.safetensors")
+    video_vae: str = Field(default="", description="model folder that holds video_vae.safetensors; empty: untrained")
+    audio_vae: str = Field(default="", description="model folder that holds audio_vae.safetensors; empty: untrained")
     text_conditioner: str = Field(
-        default="", description="model folder that holds text_conditioner.safetensors (the projection W)"
+        default="", description="model folder that holds text_conditioner.safetensors (W); empty: untrained"
     )
+    preset: str = Field(default="tiny", description="size of the untrained parts: what a trial of the pipeline takes")
     text_encoder: str = Field(
         default="package:gemma3-270m", description="Gemma 3: package:gemma3-270m, a folder, a hub id or a .gguf file"
     )
     max_text_tokens: int = Field(default=256, ge=1, description="longer captions are cut, tokens")
     batch: int = Field(default=4, ge=1, description="clips of one segment that run through a VAE together")
 
+    @property
+    def untrained(self) -> list[str]:
+        """The parts that no weights are given for. Latents of such parts are good for a trial, not for training."""
+        return [part for part in PARTS if not getattr(self, part)]
+
     def fingerprints(self) -> dict[str, str]:
-        """What the weights are: part → SHA-256 of its configuration and tensors.
+        """What the weights are: part → SHA-256 of its configuration and tensors; the preset's name if untrained.
 
         Raises:
-            ValueError: weights are not named or not there; says which setting.
+            ValueError: weights are not there; says which setting.
         """
         from model import weights
+        from model.presets import preset
 
         found = {}
         for part in PARTS:
             folder = getattr(self, part)
             if not folder:
-                raise ValueError(f"encode.{part} is not set: give the model folder that holds {part}.safetensors")
+                preset(self.preset)
+                found[part] = f"{self.preset}, untrained"
+                continue
             try:
                 found[part] = weights.fingerprint(folder, part)
             except (OSError, ValueError) as error:
@@ -75,6 +86,7 @@ class Encoder:
     def __init__(self, settings: EncodeSettings) -> None:
         import torch
 
+        import model
         from model import weights
         from model.audio_vae import AudioVAE
         from model.mel import MelSpectrogram
@@ -89,6 +101,9 @@ class Encoder:
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
         def load(part: str) -> torch.nn.Module:
+            if part in settings.untrained:
+                torch.manual_seed(0)
+                return model.build(settings.preset, self.device, self.dtype, [part]).parts[part].eval()
             return weights.load_component(getattr(settings, part), part, self.device, self.dtype).eval()
 
         video_vae, audio_vae, conditioner = (load(part) for part in PARTS)

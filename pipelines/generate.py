@@ -38,10 +38,12 @@ PARTS = ("transformer", "text_conditioner", "video_vae", "audio_vae", "vocoder")
 class ScaleSettings(Settings):
     """Guidance strengths of one stream (arXiv 2601.03233, §4)."""
 
-    text: float = Field(3.0, description="pull away from the negative prompt; 1: none")
-    stg: float = Field(0.0, description="spatio-temporal guidance, with stg-blocks; 0: none")
-    modality: float = Field(1.0, description="pull towards what the other stream adds; 1: none, published: 3")
-    rescale: float = Field(0.7, ge=0, le=1, description="share of the result brought back to the unguided deviation")
+    text: float = Field(default=3.0, description="pull away from the negative prompt; 1: none")
+    stg: float = Field(default=0.0, description="spatio-temporal guidance, with stg-blocks; 0: none")
+    modality: float = Field(default=1.0, description="pull towards what the other stream adds; 1: none, published: 3")
+    rescale: float = Field(
+        default=0.7, ge=0, le=1, description="share of the result brought back to the unguided deviation"
+    )
 
     def scales(self) -> GuidanceScales:
         return GuidanceScales(self.text, self.stg, self.modality, self.rescale)
@@ -51,14 +53,20 @@ class GenerateSettings(Settings):
     """What is sampled, and how."""
 
     shape: Bucket = Field(default=Bucket(), description="size, frames and frame rate of the samples")
-    steps: int = Field(40, ge=1, description="Euler steps; each costs one forward of up to four passes")
+    steps: int = Field(default=40, ge=1, description="Euler steps; each costs one forward of up to four passes")
     video: ScaleSettings = ScaleSettings()
     audio: ScaleSettings = ScaleSettings(text=7.0)
-    stg_blocks: tuple[int, ...] = Field((), description="blocks that STG perturbs; published: 29 in 2.0, 28 in 2.3")
-    negative_prompt: str = Field("", description="what text guidance pulls away from")
-    text_encoder: str = Field("package:gemma3-270m", description="Gemma 3: folder, hub id, .gguf file or package:NAME")
-    seed: int = Field(0, ge=0, description="of the noise, with the sample's number")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU when there is one")
+    stg_blocks: tuple[int, ...] = Field(
+        default=(), description="blocks that STG perturbs; published: 29 in 2.0, 28 in 2.3"
+    )
+    negative_prompt: str = Field(
+        default="", description="what text guidance pulls away from; empty: no caption, as in training's dropout"
+    )
+    text_encoder: str = Field(
+        default="package:gemma3-270m", description="Gemma 3: folder, hub id, .gguf file or package:NAME"
+    )
+    seed: int = Field(default=0, ge=0, description="of the noise, with the sample's number")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU when there is one")
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -140,12 +148,14 @@ def generate(
 def _encode_prompts(folder: Path, prompts: list[str], settings: GenerateSettings, device) -> list[list[TextContext]]:
     """[context, negative context] of each prompt."""
     encoder = GemmaTextEncoder.load(resolve(settings.text_encoder), dtype=torch.float32, device=device)
-    conditioner = weights.load_component(folder, "text_conditioner").to(device).eval()
+    conditioner = weights.load(folder, device=device, components=["text_conditioner"]).text_conditioner.eval()
     found = []
     with torch.no_grad():
         for prompt in prompts:
             # In one batch with the negative prompt, so that both have one length.
             states, mask = encoder.encode([prompt, settings.negative_prompt])
+            if not settings.negative_prompt:
+                mask[1] = False  # what training's caption dropout shows: registers alone
             video, audio, _ = conditioner.connect(*conditioner.project(states, mask), mask)
             found.append([TextContext(video[n : n + 1], audio[n : n + 1]) for n in range(2)])
     del encoder

@@ -121,10 +121,19 @@ def test_what_fits_no_bucket_or_cannot_be_decoded_has_its_verdict(encoder: Encod
 
 
 def test_missing_weights_name_the_setting(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"encode\.video_vae is not set"):
-        Encoder(EncodeSettings())
+    with pytest.raises(ValueError, match=r"encode\.video_vae"):
+        Encoder(EncodeSettings(video_vae=str(tmp_path)))
     with pytest.raises(ValueError, match=r"encode\.text_conditioner"):
         Encoder(_settings(folder, text_conditioner=str(tmp_path)))
+
+
+def test_a_part_without_weights_is_the_presets_untrained_one_and_says_so(folder: Path) -> None:
+    settings = EncodeSettings()
+    assert settings.untrained == ["video_vae", "audio_vae", "text_conditioner"]
+    assert set(settings.fingerprints().values()) == {"tiny, untrained"}
+    assert _settings(folder).untrained == []
+    with pytest.raises(ValueError, match="unknown preset 'tinny'"):
+        EncodeSettings(preset="tinny").fingerprints()
 
 
 _SAVE = """

@@ -1,0 +1,98 @@
+"""Recipes: one strict YAML file holds the settings of every stage; a verb takes its sections and dotted overrides.
+
+A recipe is a file, or the name of one in `jobs/recipes/` ("tiny"). Sections that it leaves out have their defaults.
+`train` holds what all training tasks share; `tasks.<name>` says what differs for one task and is laid over it.
+"""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from captioning.settings import CaptionSettings
+from data_prep.curate import CurateSettings
+from data_prep.settings import Settings
+from data_prep.synthetic import SynthSettings
+from pipelines.encode import EncodeSettings
+from pipelines.generate import GenerateSettings
+from pipelines.settings import TrainSettings
+from pipelines.tracking import TrackingSettings
+
+RECIPES = resources.files("jobs") / "recipes"
+
+
+class Recipe(Settings):
+    """The settings of every stage. Keys are sections; an unknown one is an error."""
+
+    synth: SynthSettings = SynthSettings()
+    curate: CurateSettings = CurateSettings()
+    caption: CaptionSettings = CaptionSettings()
+    encode: EncodeSettings = EncodeSettings()
+    train: TrainSettings = TrainSettings()
+    tasks: dict[str, TrainSettings] = Field(default_factory=dict)
+    generate: GenerateSettings = GenerateSettings()
+    tracking: TrackingSettings = Field(default_factory=lambda: TrackingSettings.model_validate({}))
+
+    def for_task(self, task: str) -> TrainSettings:
+        """The training settings of one task: `train` with `tasks.<task>` laid over it."""
+        return self.tasks.get(task, self.train)
+
+
+def load_recipe(name: str | Path | None) -> Recipe:
+    """The recipe in a file, or the packaged one of that name; all defaults for None.
+
+    Raises:
+        ValueError: no such recipe, no YAML, an unknown key or a wrong value; one line naming the file and the field.
+    """
+    if name is None:
+        return Recipe()
+    path = Path(name)
+    if not path.suffix and not path.exists():
+        packaged = sorted(p.name.removesuffix(".yaml") for p in RECIPES.iterdir() if p.name.endswith(".yaml"))
+        if str(name) not in packaged:
+            raise ValueError(f"recipe {name}: no such file, nor a recipe of ours ({', '.join(packaged)})")
+        text = (RECIPES / f"{name}.yaml").read_text()
+    elif not path.is_file():
+        raise ValueError(f"recipe {path}: no such file; give a YAML file or a name from jobs/recipes")
+    else:
+        text = path.read_text()
+    try:
+        raw = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"recipe {path}: holds a {type(raw).__name__}; write sections such as 'train:'")
+    shared = raw.get("train") or {}
+    raw["tasks"] = {task: _laid_over(shared, own or {}) for task, own in (raw.get("tasks") or {}).items()}
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise ValueError(f"recipe {path}: {first_problem(error, Recipe)}") from error
+
+
+def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem of a validation error as one line: the dotted field, what is wrong, what is known instead."""
+    problem = error.errors()[0]
+    place = [str(part) for part in problem["loc"]]
+    if problem["type"] != "extra_forbidden":
+        return f"{'.'.join(place)}: {problem['msg']} (got {problem['input']!r})"
+    known = _fields_at(model, place[:-1])
+    return f"{'.'.join(place)}: unknown key; known here: {', '.join(known)}"
+
+
+def _fields_at(model: Any, place: list[str]) -> list[str]:
+    for part in place:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is not None:
+            model = field.annotation
+        for inner in getattr(model, "__args__", ()):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                model = inner
+    return sorted(getattr(model, "model_fields", {}))
+
+
+def _laid_over(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = [key for key in over if isinstance(over[key], dict) and isinstance(base.get(key), dict)]
+    return {**base, **over, **{key: _laid_over(base[key], over[key]) for key in both}}

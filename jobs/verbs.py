@@ -1,0 +1,172 @@
+"""The verbs of the `kinotone` command. A verb is its settings (flags) and `run`; what it does lives in `pipelines`."""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import tyro
+from pydantic import Field
+
+from captioning.settings import CaptionSettings
+from data_prep.curate import CurateSettings
+from data_prep.settings import Settings
+from data_prep.synthetic import SynthSettings
+from jobs.progress import Display
+from jobs.settings import Recipe
+from pipelines.encode import EncodeSettings
+from pipelines.generate import GenerateSettings
+from pipelines.settings import TrainSettings
+from pipelines.tracking import TrackingSettings
+
+Task = Annotated[str, tyro.conf.Positional]
+
+
+class Verb(Settings):
+    """What every verb has. A field named like a section of the recipe takes its default from there."""
+
+    recipe: str | None = Field(None, description="recipe file (YAML), or the name of one in jobs/recipes, e.g. tiny")
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, args: list[str]) -> "Verb":
+        """The verb's defaults under a recipe; what has none and no section is required on the command line."""
+        values: dict[str, Any] = {}
+        for name, field in cls.model_fields.items():
+            if name in Recipe.model_fields:
+                values[name] = getattr(recipe, name)
+            elif field.is_required():
+                values[name] = tyro.MISSING
+        return cls.model_construct(**values)
+
+    def run(self, display: Display) -> None:
+        """Do it. Raises ValueError for the user's mistakes."""
+        raise NotImplementedError
+
+
+class Synth(Verb):
+    """a labelled synthetic corpus: visible events with their sounds, speech, music, silence, noise"""
+
+    output: Path = Field(description="folder for clips/*.mp4 and labels.parquet")
+    synth: SynthSettings
+
+    def run(self, display: Display) -> None:
+        from data_prep.synthetic import generate
+
+        generate(self.synth, self.output, display)
+
+
+class _DataVerb(Verb):
+    """A slice of the one dataflow."""
+
+    stages: ClassVar[tuple[str, ...]]
+    input: list[str] = Field(description="files, folders or globs of video; for caption and encode: a set's folder")
+    output: Path = Field(description="folder of the set that is made; the same command resumes it")
+    tracking: TrackingSettings
+
+    def run(self, display: Display) -> None:
+        from pipelines.prepare import run_prepare
+
+        settings = {name: getattr(self, name) for name in self.stages}
+        run_prepare(self.stages, self.input, self.output, settings, self.tracking, display)
+
+
+class Curate(_DataVerb):
+    """raw sources → clips with informative audio, a manifest and a report"""
+
+    stages: ClassVar = ("curate",)
+    curate: CurateSettings
+
+
+class Caption(_DataVerb):
+    """a curated set → factual captions of what is seen and heard"""
+
+    stages: ClassVar = ("caption",)
+    caption: CaptionSettings
+
+
+class Encode(_DataVerb):
+    """a captioned set → video latents, audio latents, text features and the training index"""
+
+    stages: ClassVar = ("encode",)
+    encode: EncodeSettings
+
+
+class Prepare(_DataVerb):
+    """curate, caption and encode as one streaming graph"""
+
+    stages: ClassVar = ("curate", "caption", "encode")
+    curate: CurateSettings
+    caption: CaptionSettings
+    encode: EncodeSettings
+
+
+class Train(Verb):
+    """one training task (dit, video-vae, audio-vae, vocoder) under Ray Train and DeepSpeed"""
+
+    task: Task = Field(description="what is trained: dit, video-vae, audio-vae or vocoder")
+    output: Path = Field(description="folder of checkpoints and final weights; the same command resumes it")
+    input: str | None = Field(None, description="encoded set (dit) or curated set (the others); over train.input")
+    init_from: tuple[str, ...] = Field((), description="model folders or runs to start from; over train.init-from")
+    train: TrainSettings
+    tracking: TrackingSettings
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, args: list[str]) -> "Verb":
+        """As every verb, with what the recipe says of the task that is named first."""
+        task = args[0] if args and not args[0].startswith("-") else ""
+        return super().from_recipe(recipe.model_copy(update={"train": recipe.for_task(task)}), args)
+
+    def run(self, display: Display) -> None:
+        from pipelines.training.engine import train
+
+        given = {name: value for name in ("input", "init_from") if (value := getattr(self, name))}
+        train(self.task, self.train.model_copy(update=given), self.output, self.tracking, display)
+
+
+class Generate(Verb):
+    """prompts → mp4 files with stereo sound, from a trained checkpoint"""
+
+    checkpoint: Path = Field(description="a training run's output, or a model folder with all its parts")
+    prompts: Path = Field(description="text file, one prompt per line")
+    output: Path = Field(description="folder for the samples")
+    generate: GenerateSettings
+    tracking: TrackingSettings
+
+    def run(self, display: Display) -> None:
+        from pipelines.generate import generate, read_prompts
+
+        generate(self.checkpoint, read_prompts(self.prompts), self.generate, self.output, self.tracking, display)
+
+
+class Demo(Verb):
+    """the main job end to end on embedded defaults: clips in, a trained tiny model and a playable mp4 out"""
+
+    recipe: str | None = Field("tiny", description="recipe file (YAML), or the name of one in jobs/recipes")
+    output: Path = Field(Path("runs/demo"), description="folder of all runs; the same command resumes it")
+    input: list[str] = Field(default=[], description="your own clips instead of the synthetic corpus")
+
+    def run(self, display: Display) -> None:
+        from jobs.demo import run_demo
+        from jobs.settings import load_recipe
+
+        run_demo(load_recipe(self.recipe), self.output, self.input, display)
+
+
+class Doctor(Verb):
+    """what is missing on this machine, and how to mend it"""
+
+    def run(self, display: Display) -> None:
+        from jobs.doctor import report
+
+        report(display.console)
+
+
+VERBS: dict[str, type[Verb]] = {
+    "demo": Demo,
+    "synth": Synth,
+    "curate": Curate,
+    "caption": Caption,
+    "encode": Encode,
+    "prepare": Prepare,
+    "train": Train,
+    "generate": Generate,
+    "doctor": Doctor,
+}

@@ -1,0 +1,26 @@
+import pytest
+from rich.console import Console
+
+from jobs import doctor
+
+
+def test_this_machine_is_well(capsys):
+    doctor.report(Console(width=200))
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("Python", "packages", "g++", "demo weights", "GPU", "memory", "disk"))
+
+
+def test_what_is_missing_is_told_with_its_mend(monkeypatch, capsys):
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match=r"g\+\+.*apt-get install"):
+        doctor.report(Console(width=200))
+    assert "missing" in capsys.readouterr().out
+
+
+def test_missing_demo_weights_stop_nobody(monkeypatch, capsys):
+    def absent(name):
+        raise ValueError(f"weights package {name} is not installed")
+
+    monkeypatch.setattr(doctor.packaged_weights, "resolve", absent)
+    doctor.report(Console(width=200))
+    assert "without" in capsys.readouterr().out
