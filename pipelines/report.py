@@ -41,7 +41,7 @@ BINS = 24
 SCORES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "silence_ratio": ("silent share of the clip", "", ("silence_max",)),
     "active_s": ("time with sound", "s", ("active_min_s",)),
-    "loudness_lufs": ("loudness", "LUFS", ()),
+    "rms_db": ("mean level", "dBFS", ()),
     "stationarity": ("share of energy that is always there", "", ("stationary_min",)),
     "tone_ratio": ("share of energy in unceasing lines", "", ("tone_min",)),
     "wander": ("unsteadiness, 1 = Gaussian noise", "", ("wander_min",)),
@@ -125,7 +125,7 @@ def write_report(root: str | Path) -> Report:
 
 def funnel(rows: list[dict]) -> list[Step]:
     """Where clips ended, most frequent reason first within a verdict; the counts sum to the clips considered."""
-    counts, hours = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    counts, hours = Counter[tuple[str, str]](), defaultdict[tuple[str, str], float](float)
     for row in rows:
         key = row["verdict"], row["reason"]
         counts[key] += 1
@@ -218,13 +218,16 @@ def _histograms(rows: list[dict], policy: Mapping[str, Any]) -> list[dict]:
                 "name": name,
                 "meaning": meaning,
                 "unit": unit,
-                "low": f"{low:g}" if abs(low) < 1000 else f"{low:.0f}",
+                "low": f"{low:.3g}" if abs(low) < 1000 else f"{low:.0f}",
                 "high": f"{high:.3g}" if abs(high) < 1000 else f"{high:.0f}",
                 "top": top,
                 "bars": [
                     (n, 60 * b / top, 60 * (a + b) / top) for n, (b, a) in enumerate(zip(below, above, strict=True))
                 ],
-                "lines": [(key, f"{at:g}", 240 * (at - low) / (high - low)) for key, at in lines],
+                # Labels of several thresholds stand below each other.
+                "lines": [
+                    (key, f"{at:g}", 240 * (at - low) / (high - low), 10 * row) for row, (key, at) in enumerate(lines)
+                ],
                 "count": len(measured),
             }
         )
