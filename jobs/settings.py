@@ -83,13 +83,10 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _fields_at(model: Any, place: list[str]) -> list[str]:
+    """The fields of the model at a place, down through fields, and through the keys of dicts and lists of models."""
     for part in place:
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is not None:
-            model = field.annotation
-        for inner in getattr(model, "__args__", ()):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                model = inner
+        fields = getattr(model, "model_fields", None)
+        model = fields[part].annotation if fields is not None else model.__args__[-1 if model.__origin__ is dict else 0]
     return sorted(getattr(model, "model_fields", {}))
 
 
