@@ -43,10 +43,8 @@ class QKNorm(nn.RMSNorm):
         self.heads = heads
 
     def forward(self, x: Tensor, rope: RopeTable | None = None) -> Tensor:
-        if rope is None:
-            return super().forward(x).unflatten(-1, (self.heads, -1))
         assert self.eps is not None
-        return rotated_rms_norm(x, self.weight, rope, self.eps)
+        return rotated_rms_norm(x, self.weight, rope, self.heads, self.eps)
 
 
 class Attention(nn.Module):

@@ -116,7 +116,7 @@ def inference_schedule(steps: int, tokens: int = MAX_TOKENS, terminal: float = T
         raise ValueError(f"terminal sigma must be in (0, 1); got {terminal}")
     sigmas = torch.linspace(1.0, 0.0, steps + 1)
     shift = math.exp(token_shift(tokens, clamp=False))
-    shifted = shift / (shift + (1 / sigmas[:-1] - 1))
+    shifted = 1 / (1 + (1 / sigmas[:-1] - 1) / shift)
     if steps > 1:
         kept = 1 - shifted
         shifted = 1 - kept / (kept[-1] / (1 - terminal))

@@ -17,67 +17,110 @@ from torch.autograd.function import once_differentiable
 
 from model.rope import RopeTable, rotate
 
+AdaRow = tuple[Tensor, Tensor]  # a block's table row (D,) and the sample's timestep row (B, T or 1, D)
+
 
 def rms_norm(x_btd: Tensor, eps: float) -> Tensor:
     """RMS norm over the last dimension, without weight."""
-    return torch.nn.functional.rms_norm(x_btd, (x_btd.shape[-1],), eps=eps)
+    return cast(Tensor, _RMSNorm.apply(x_btd, None, None, None, 1, eps)).flatten(-2)
 
 
-def modulated_rms_norm(x_btd: Tensor, scale: "AdaRow", shift: "AdaRow", eps: float) -> Tensor:
+def rotated_rms_norm(x_btd: Tensor, weight: Tensor, rope: RopeTable | None, heads: int, eps: float) -> Tensor:
+    """rms_norm(x)·weight over the whole width, cut into heads and turned where a table is given: → (B, T, H, d)."""
+    cos, sin = rope or (None, None)
+    return cast(Tensor, _RMSNorm.apply(x_btd, weight, cos, sin, heads, eps))
+
+
+def modulated_rms_norm(x_btd: Tensor, scale: AdaRow, shift: AdaRow, eps: float) -> Tensor:
     """rms_norm(x)·(1 + scale) + shift."""
     return cast(Tensor, _ModulatedRMSNorm.apply(x_btd, *scale, *shift, eps))
 
 
-def gated_residual(x_btd: Tensor, y_btd: Tensor, gate: "AdaRow") -> Tensor:
+def gated_residual(x_btd: Tensor, y_btd: Tensor, gate: AdaRow) -> Tensor:
     """x + y·gate."""
     return cast(Tensor, _GatedResidual.apply(x_btd, y_btd, *gate))
 
 
-def rotated_rms_norm(x_btd: Tensor, weight: Tensor, rope: RopeTable, eps: float) -> Tensor:
-    """rms_norm(x)·weight over the whole width, cut into heads and turned: (B, T, D) → (B, T, H, d)."""
-    return cast(Tensor, _RotatedRMSNorm.apply(x_btd, weight, *rope, eps))
-
-
-AdaRow = tuple[Tensor, Tensor]  # a block's table row (D,) and the sample's timestep row (B, T or 1, D)
-
-
 def _rms_reciprocal(x: Tensor, eps: float) -> Tensor:
-    return torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    """(…, 1) float32: 1/√(mean of squares + eps)."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return torch.rsqrt(norm.square() / x.shape[-1] + eps)
 
 
-def _norm_backward(x_hat: Tensor, rstd: Tensor, grad_hat: Tensor) -> Tensor:
-    """Gradient of x̂ = x·rstd with respect to x; overwrites `grad_hat`."""
-    projection = (grad_hat * x_hat).mean(-1, keepdim=True)
-    return grad_hat.addcmul_(x_hat, projection, value=-1).mul_(rstd)
+def _norm_backward(x: Tensor, rstd: Tensor, grad_hat: Tensor, dot: Tensor) -> Tensor:
+    """Gradient of x̂ = x·rstd with respect to x, given that of x̂ (overwritten) and `dot`, its product with x summed."""
+    return grad_hat.mul_(rstd).addcmul_(x, dot * rstd.pow(3) / -x.shape[-1])
+
+
+def _sum_width(p: Tensor, row: Tensor) -> Tensor:
+    """Σ over the width of p·row: (B, T, D), (B, T or 1, D) → (B, T, 1)."""
+    if p.is_cuda or row.shape[-2] != 1:
+        return (p * row).sum(-1, keepdim=True)
+    return p @ row.transpose(-1, -2)  # on a CPU a matrix-vector product reads p once and writes nothing
+
+
+def _sum_tokens(p: Tensor, column: Tensor) -> Tensor:
+    """Σ over tokens of p·column: (B, T, D), (B, T, 1) → (B, 1, D)."""
+    if p.is_cuda:
+        return (p * column).sum(1, keepdim=True)
+    return column.transpose(1, 2) @ p
 
 
 def _reduce_row(grad: Tensor, table: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-    """A gradient (B, T, D) summed to the shapes of a table row (D,) and a timestep row (B, T or 1, D)."""
-    if row.shape[1] == 1:
+    """A gradient (B, T or 1, D) summed to the shapes of a table row (D,) and a timestep row (B, T or 1, D)."""
+    if row.shape[1] == 1 and grad.shape[1] != 1:
         grad = grad.sum(1, keepdim=True)
     return grad.sum((0, 1)).to(table.dtype), grad.to(row.dtype)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x, weight, cos, sin, heads, eps) -> Tensor:
+        x32 = x.float()
+        rstd = _rms_reciprocal(x, eps)
+        ctx.save_for_backward(x, rstd, weight, cos, sin)
+        normed = x32 * rstd
+        if weight is not None:
+            normed = normed.mul_(weight)
+        normed = normed.unflatten(-1, (heads, -1))
+        return (normed if cos is None else rotate(normed, cos, sin)).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad):
+        x, rstd, weight, cos, sin = ctx.saved_tensors
+        x32 = x.float()
+        straight = grad.float() if cos is None else rotate(grad.float(), cos, sin, back=True)
+        straight = straight.flatten(-2)
+        p = straight * x32
+        if weight is None:
+            return _norm_backward(x32, rstd, straight.clone(), p.sum(-1, keepdim=True)).to(x.dtype), *(None,) * 5
+        d_weight = _sum_tokens(p, rstd).sum((0, 1)).to(weight.dtype)
+        weight = weight.float()
+        dot = _sum_width(p, weight.expand(len(p), 1, -1))
+        return _norm_backward(x32, rstd, straight * weight, dot).to(x.dtype), d_weight, *(None,) * 4
 
 
 class _ModulatedRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, table_scale, row_scale, table_shift, row_shift, eps) -> Tensor:
-        x32 = x.float()
-        rstd = _rms_reciprocal(x32, eps)
+        rstd = _rms_reciprocal(x, eps)
         ctx.save_for_backward(x, rstd, table_scale, row_scale, table_shift, row_shift)
         scale = table_scale.float() + row_scale.float() + 1
         shift = table_shift.float() + row_shift.float()
-        return torch.addcmul(shift, x32 * rstd, scale).to(x.dtype)
+        return torch.addcmul(shift, x.float() * rstd, scale).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad):
         x, rstd, table_scale, row_scale, table_shift, row_shift = ctx.saved_tensors
-        grad32 = grad.float()
-        x_hat = x.float() * rstd
+        grad32, x32 = grad.float(), x.float()
         scale = table_scale.float() + row_scale.float() + 1
-        d_scale = _reduce_row(grad32 * x_hat, table_scale, row_scale)
-        d_shift = _reduce_row(grad32, table_shift, row_shift)
-        return _norm_backward(x_hat, rstd, grad32 * scale).to(x.dtype), *d_scale, *d_shift, None
+        p = grad32 * x32
+        d_scale = _sum_tokens(p, rstd) if row_scale.shape[1] == 1 else p * rstd
+        dot = _sum_width(p, scale)
+        d_x = _norm_backward(x32, rstd, grad32 * scale, dot).to(x.dtype)
+        return d_x, *_reduce_row(d_scale, table_scale, row_scale), *_reduce_row(grad32, table_shift, row_shift), None
 
 
 class _GatedResidual(torch.autograd.Function):
@@ -90,23 +133,4 @@ class _GatedResidual(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad):
         y, table, row = ctx.saved_tensors
-        return grad, grad * (table + row), *_reduce_row(grad * y, table, row)
-
-
-class _RotatedRMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x, weight, cos, sin, eps) -> Tensor:
-        x32 = x.float()
-        rstd = _rms_reciprocal(x32, eps)
-        ctx.save_for_backward(x, rstd, weight, cos, sin)
-        normed = (x32 * rstd).mul_(weight)
-        return rotate(normed.unflatten(-1, (cos.shape[2], -1)), cos, sin).to(x.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad):
-        x, rstd, weight, cos, sin = ctx.saved_tensors
-        back = rotate(grad.float(), cos, -sin).flatten(2)
-        x_hat = x.float() * rstd
-        d_weight = (back * x_hat).sum((0, 1)).to(weight.dtype)
-        return _norm_backward(x_hat, rstd, back.mul_(weight)).to(x.dtype), d_weight, None, None, None
+        return grad, grad * (table + row), *_reduce_row(grad.float() * y, table, row)

@@ -38,15 +38,16 @@ def rope_table(
     return cos.unflatten(-1, (heads, -1)), sin.unflatten(-1, (heads, -1))
 
 
-def rotate(x_bthd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x_bthd: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
     """Turn (B, T, H, 2r) by the table's angles: halves (a, b) → (a·cos − b·sin, b·cos + a·sin), in float32.
 
-    With `-sin` it turns back, which is also the gradient.
+    `back` turns the other way, which is the inverse and the gradient.
     """
+    sign = -1 if back else 1
     halves = x_bthd.unflatten(-1, (2, -1))
     turned = halves * cos.unsqueeze(-2)
-    turned[..., 0, :].addcmul_(halves[..., 1, :], sin, value=-1)
-    turned[..., 1, :].addcmul_(halves[..., 0, :], sin)
+    turned[..., 0, :].addcmul_(halves[..., 1, :], sin, value=-sign)
+    turned[..., 1, :].addcmul_(halves[..., 0, :], sin, value=sign)
     return turned.flatten(-2)
 
 
