@@ -97,21 +97,21 @@ class _Run:
         self.root = job.output / "checkpoints"
         self.engine = start_engine(trainee, task, self.settings, world, device)
         self.trainee: Trainee = self.engine.module
-        self.average = MovingAverage(local_partitions(self.trainee), self.settings.optimizer.ema_decay)
         self.means = Means(device)
         self.skipped = 0
         self.start = self._resume()
 
     def _resume(self) -> int:
         found = checkpoint.latest(self.root)
-        if found is None:
+        state = None if found is None else checkpoint.load(self.engine, self.root, found[0])
+        # After the load: it puts other tensors in the place of those that the optimizer updated before.
+        self.average = MovingAverage(local_partitions(self.trainee), self.settings.optimizer.ema_decay)
+        if found is None or state is None:
             return 0
-        step, _ = found
-        state = checkpoint.load(self.engine, self.root, step)
         self.average.load(state["average"])
         self.means.load(state["means"])
         self.skipped = state["skipped"]
-        return step
+        return found[0]
 
     def _save(self, step: int) -> float:
         """Seconds that it took."""
