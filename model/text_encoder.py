@@ -58,7 +58,7 @@ class GemmaTextEncoder(nn.Module):
             source = str(path_or_id)
         try:
             config = transformers.AutoConfig.from_pretrained(source)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # nothing there, or no model's configuration
             raise ValueError(f"text encoder {path_or_id!r} is not a model folder, a hub id or a .gguf file") from error
         if config.model_type not in ("gemma3", "gemma3_text"):
             raise ValueError(
