@@ -17,6 +17,7 @@ from data_prep.synthetic import generate as synthesise
 from jobs.progress import Display
 from jobs.settings import Recipe
 from model import weights
+from pipelines.cluster import ray_running
 from pipelines.generate import generate
 from pipelines.prepare import run_prepare
 from pipelines.training.engine import train
@@ -34,6 +35,21 @@ def run_demo(recipe: Recipe, output: Path, inputs: list[str], display: Display) 
     """
     began = time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
+    with ray_running(recipe.for_task("dit").workers.count):  # one Ray for all stages
+        losses = _stages(recipe, output, inputs, display)
+    start, end = losses["loss_at_start"], losses["loss_at_end"]
+    change = ", ".join(f"{name} {start[name]:.3f} → {end[name]:.3f}" for name in ("loss/video", "loss/audio"))
+    display.say(
+        f"\n[bold green]Done[/] in {time.monotonic() - began:.0f} s.\n"
+        f"  report   {output / 'curated' / 'report.html'}\n"
+        f"  sample   {output / 'samples' / '000.mp4'}\n"
+        f"  losses   {change}\n"
+        f"  MLflow   {output / 'mlflow.db'}   (make ui)"
+    )
+
+
+def _stages(recipe: Recipe, output: Path, inputs: list[str], display: Display) -> dict[str, Any]:
+    """All stages in turn; gives the summary of the DiT's training."""
     place = {name: output / name for name in ("curated", "captioned", "encoded", "text-conditioner", *CODECS, "dit")}
 
     def fit(task: str, source: Path, init_from: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -69,16 +85,7 @@ def run_demo(recipe: Recipe, output: Path, inputs: list[str], display: Display) 
     display.say("[bold]Generate[/]    picture and sound together from captions of the corpus")
     samples = output / "samples"
     generate(place["dit"], _prompts(place["encoded"]), recipe.generate, samples, recipe.tracking, display)
-
-    start, end = losses["loss_at_start"], losses["loss_at_end"]
-    change = ", ".join(f"{name} {start[name]:.3f} → {end[name]:.3f}" for name in ("loss/video", "loss/audio"))
-    display.say(
-        f"\n[bold green]Done[/] in {time.monotonic() - began:.0f} s.\n"
-        f"  report   {place['curated'] / 'report.html'}\n"
-        f"  sample   {samples / '000.mp4'}\n"
-        f"  losses   {change}\n"
-        f"  MLflow   {output / 'mlflow.db'}   (make ui)"
-    )
+    return losses
 
 
 def _text_conditioner(recipe: Recipe, folder: Path) -> None:

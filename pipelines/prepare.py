@@ -5,6 +5,7 @@ What the ledger of the output holds is done; the rest goes through the graph. Wh
 model starts.
 """
 
+import logging
 import os
 import time
 from collections import Counter
@@ -22,10 +23,13 @@ from data_prep.ledger import Ledger
 from data_prep.settings import Settings
 from data_prep.sources import list_sources
 from pipelines import report
+from pipelines.cluster import ray_running
 from pipelines.commit import claim, dataset_id, finish, read_summary
 from pipelines.encode import EncodeSettings
-from pipelines.graph import Callables, Stage, ray_running, run_graph
+from pipelines.graph import Callables, Stage, run_graph
 from pipelines.tracking import Run, TrackingSettings, start_run
+
+log = logging.getLogger("kinotone.prepare")
 
 Progress = Callable[[str, int, int], None]
 
@@ -65,6 +69,8 @@ def run_prepare(
     claim(root, _record(chosen, source), [os.path.abspath(i) if "://" not in i else i for i in inputs])
     done = Ledger(root).done()
     left = [segment for segment in segments if segment.segment_id not in done]
+    if "encode" in chosen and left:
+        _warn_of_untrained(chosen["encode"])
     show = partial(progress or (lambda *_: None), verb)
     show(len(segments) - len(left), len(segments))
     summary = read_summary(root)
@@ -144,6 +150,18 @@ def _segments(
         made_by = "curate" if first == "caption" else "caption"
         raise ValueError(f"input {inputs[0]!r} is no set that `kinotone {made_by}` made: it has no committed segment")
     return source, [Segment(entry.segment_id, entry.uri, size=entry.size) for entry in entries]
+
+
+def _warn_of_untrained(settings: Settings) -> None:
+    assert isinstance(settings, EncodeSettings)
+    if settings.untrained:
+        names = ", ".join(f"encode.{part}" for part in settings.untrained)
+        log.warning(
+            "%s not set: their latents come from untrained weights of preset %s, which show that the pipeline runs and "
+            "train nothing; give model folders",
+            names,
+            settings.preset,
+        )
 
 
 def _record(chosen: Mapping[str, Settings], source: Path | None) -> dict[str, Any]:

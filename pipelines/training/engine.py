@@ -10,7 +10,6 @@ what rank 0 appends to `<output>/metrics.jsonl` and passes it on to the tracking
 
 import json
 import logging
-import os
 import shutil
 import signal
 import threading
@@ -25,6 +24,7 @@ import yaml
 from data_prep import batch_plan, storage
 from model import COMPONENTS
 from model.stored import open_parts
+from pipelines.cluster import ray_running
 from pipelines.settings import TrainSettings
 from pipelines.tracking import Run, TrackingSettings, start_run
 from pipelines.training import checkpoint
@@ -174,38 +174,33 @@ def _difference(held: Any, asked: Any, name: str) -> str:
 
 def _fit(job: Job, task: str, output: Path) -> None:
     """Run the workers under Ray Train until they are done."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     workers = job.settings.workers
-    started = not ray.is_initialized()
-    if started:
-        cpus = max(os.cpu_count() or 1, workers.count * workers.cpus)
-        ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
-    interrupted = threading.Event()
+    interrupted = False
     before = signal.getsignal(signal.SIGINT)
     try:
-        _check_resources(job)
-        trainer = TorchTrainer(
-            run_worker,
-            train_loop_config={"job": job},
-            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if workers.gpu else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=_resources(job.settings)
-            ),
-            # Ray resumes its own state by this name and path; the weights' state is in <output>/checkpoints.
-            run_config=RunConfig(
-                name=task,
-                storage_path=str(output / "ray"),
-                failure_config=FailureConfig(max_failures=workers.max_failures),
-            ),
-        )
-        logging.getLogger("ray.train").setLevel(logging.WARNING)
-        trainer.fit()
+        with ray_running(workers.count * workers.cpus):
+            _check_resources(job)
+            trainer = TorchTrainer(
+                run_worker,
+                train_loop_config={"job": job},
+                torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if workers.gpu else "gloo"),
+                scaling_config=ScalingConfig(
+                    num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=_resources(job.settings)
+                ),
+                # Ray resumes its own state by this name and path; the weights' state is in <output>/checkpoints.
+                run_config=RunConfig(
+                    name=task,
+                    storage_path=str(output / "ray"),
+                    failure_config=FailureConfig(max_failures=workers.max_failures),
+                ),
+            )
+            logging.getLogger("ray.train").setLevel(logging.WARNING)
+            trainer.fit()
     except SystemExit:
-        interrupted.set()  # Ray's own answer to Ctrl-C
+        interrupted = True  # Ray's own answer to Ctrl-C
     except ValueError:
         raise
     except Exception as error:
@@ -213,10 +208,8 @@ def _fit(job: Job, task: str, output: Path) -> None:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
-        if started:
-            ray.shutdown()
     found = checkpoint.latest(output / "checkpoints")
-    if interrupted.is_set() or found is None or found[0] < job.settings.steps:
+    if interrupted or found is None or found[0] < job.settings.steps:
         raise KeyboardInterrupt
 
 
