@@ -77,6 +77,8 @@ def train(
         raise ValueError(f"unknown task {task!r}; choose {', '.join(known)}")
     if not settings.input:
         raise ValueError(f"train.input is not set; train {task} needs {_needs(task)}")
+    # Absolute, since a worker's working directory is not the user's.
+    settings = settings.model_copy(update={"input": str(storage.local(settings.input).absolute())})
     chosen = known[task](settings)
     files = given_parts(settings.init_from)
     dataset = chosen.dataset()
