@@ -157,6 +157,7 @@ def _speech(facts: Facts) -> list[Sentence]:
 def quote(words: list[dict], *, unspaced: bool = False) -> str:
     """Words as said, between the only quotation marks of the caption. What was said cannot end its own quote."""
     said = " ".join(("" if unspaced else " ").join(word["word"] for word in words).split())
+    said = re.sub(r"""(?<=\w)["“”„«»](?=\w)""", " ", said)  # between two words, where an apostrophe would join them
     said = said.translate(str.maketrans({"“": "‘", "”": "’", '"': "’", "„": "‘", "«": "‘", "»": "’"}))
     said = " ".join("".join(c if c.isprintable() else " " for c in said).split())
     return f"“{re.sub('[ .,;:、。，]+$', '', said)}”"

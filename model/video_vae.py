@@ -421,8 +421,11 @@ class VideoVAE(nn.Module):
         Convolutions: truncated normal of variance 2.8 / fan-in (SiLU of a unit normal has a mean square of 1/2.8; the
         inputs of all but the first convolutions are PixelNormed), bias 0. The second convolution of each residual
         block is zero, so that at step 0 every block is the identity and depth does not matter (Zhang et al. 2019,
-        arXiv 1901.09321). Means leave the encoder with a variance of about 1; the shared log-variance starts at −4
-        (σ ≈ 0.14) everywhere; pixels start within about ±0.1 of grey.
+        arXiv 1901.09321). In the decoder, all pixels that depth-to-space makes of one position start with the same
+        weights (ICNR, Aitken et al. 2017, arXiv 1707.02937): with independent ones their average hardly depends on
+        the latent, and hundreds of steps pass before even a colour is learnt. The first convolutions of both halves
+        have unit normal biases, so that PixelNorm, which removes magnitude, leaves brightness in the direction. Means
+        leave the encoder with a variance of about 1; the shared log-variance starts at −4 (σ ≈ 0.14) everywhere.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
@@ -432,14 +435,21 @@ class VideoVAE(nn.Module):
         for module in self.modules():
             if isinstance(module, ResBlock3d):
                 nn.init.zeros_(module.conv2.conv.weight)
-            elif isinstance(module, Downsample | Upsample) and getattr(module, "residual", True):
+            elif isinstance(module, Downsample):
                 # The skip carries the signal; half of the variance each keeps the sum where it was.
                 module.conv.conv.weight.mul_(0.5)
+        for module in self.decoder.modules():
+            if isinstance(module, Upsample):
+                _repeat_rows(module.conv.conv.weight, math.prod(module.stride))
+        _repeat_rows(self.decoder.conv_out.conv.weight, self.config.patch_size**2)
+        for half in (self.encoder, self.decoder):
+            assert half.conv_in.conv.bias is not None
+            nn.init.normal_(half.conv_in.conv.bias)
         self.encoder.conv_out.conv.weight[-1].zero_()
         bias = self.encoder.conv_out.conv.bias
         assert bias is not None
         bias[-1] = -4.0
-        self.decoder.conv_out.conv.weight.mul_(0.1)
+        self.decoder.conv_out.conv.weight.mul_(0.2)
 
     # Training
 
@@ -498,6 +508,11 @@ class VideoVAE(nn.Module):
 def _check_dims(name: str, x: Tensor, *, channels: int) -> None:
     if x.dim() != 5 or x.shape[1] != channels:
         raise ValueError(f"{name} have shape {tuple(x.shape)}; expected (batch, {channels}, frames, height, width)")
+
+
+def _repeat_rows(weight: Tensor, times: int) -> None:
+    """In place: each group of `times` output channels takes the weights of its first."""
+    weight.copy_(weight[::times].repeat_interleave(times, dim=0))
 
 
 def trunc_normal_fan_in(layer: nn.Module, *, gain_squared: float) -> None:

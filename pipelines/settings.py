@@ -80,7 +80,10 @@ class VideoVAESettings(Settings):
     crop_frames: int = Field(default=17, description="frames of a crop: 1 + a multiple of 8", ge=9)
     crop_size: int = Field(default=96, description="height and width of a crop, pixels: a multiple of 32", ge=32)
     l1: float = Field(default=1.0, description="weight of the absolute error", ge=0)
-    gradient: float = Field(default=0.5, description="weight of the error of the picture's edges", ge=0)
+    pyramid: float = Field(
+        default=1.0, description="weight of the error of averages over blocks of 8 and 32 pixels", ge=0
+    )
+    gradient: float = Field(default=0.1, description="weight of the error of the picture's edges", ge=0)
     kl: float = Field(default=1e-5, description="weight of the KL divergence to N(0, 1), per latent value", ge=0)
 
 

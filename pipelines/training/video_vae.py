@@ -1,8 +1,9 @@
 """Task `video-vae`: crops of clips, encoded, sampled and decoded.
 
-Loss: absolute error of the pixels, absolute error of their differences in x, y and t at two scales (edges and motion,
-which the plain error blurs), and a small KL divergence to N(0, 1) (arXiv 2501.00103 §3.1 has the losses of LTX's
-VAE; the perceptual and adversarial ones are not here). The latent statistics are computed at the end, in one pass.
+Loss: absolute error of the pixels and of their averages over blocks (a pyramid, by which the coarse picture is learnt
+first), absolute error of their differences in x, y and t (edges and motion, which the plain error blurs), and a small
+KL divergence to N(0, 1). The perceptual and adversarial losses are not here. The latent statistics are computed at the
+end, in one pass.
 """
 
 from typing import cast
@@ -33,25 +34,27 @@ class VideoVAETrainee(Trainee):
         noise = noise_like(mean, self._seed, batch.ids, step)
         pixels = self.vae.decode_raw(mean + noise * (0.5 * log_variance).exp())
         l1 = (pixels - batch.pixels).abs().flatten(1).mean(1)
+        coarse = pyramid_error(pixels, batch.pixels)
         edges = edge_error(pixels, batch.pixels)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).mean(1)
         o = self._options
-        loss = o.l1 * l1 + o.gradient * edges + o.kl * kl
+        loss = o.l1 * l1 + o.pyramid * coarse + o.gradient * edges + o.kl * kl
         with torch.no_grad():
             mse = (pixels.clamp(-1, 1) - batch.pixels).square().flatten(1).mean(1)
             psnr = 10 * torch.log10(4 / mse.clamp(min=1e-10))
-        means = {"loss": loss, "loss/l1": l1, "loss/edges": edges, "loss/kl": kl, "psnr_db": psnr}
-        return per_sample(loss, batch.weights, means)
+        means = {"loss": loss, "loss/l1": l1, "loss/pyramid": coarse, "loss/edges": edges, "loss/kl": kl}
+        return per_sample(loss, batch.weights, means | {"psnr_db": psnr})
+
+
+def pyramid_error(x: Tensor, y: Tensor) -> Tensor:
+    """(B,): mean absolute error of averages over blocks of 8 × 8 and of 32 × 32 pixels."""
+    difference = F.avg_pool3d(x - y, (1, 8, 8))
+    return sum((d.abs().flatten(1).mean(1) for d in (difference, F.avg_pool3d(difference, (1, 4, 4)))), x.new_zeros(()))
 
 
 def edge_error(x: Tensor, y: Tensor) -> Tensor:
-    """(B,): mean absolute error of neighbouring differences in t, y and x, at full and half resolution."""
-    total = torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
-    for _ in range(2):
-        for dim in (2, 3, 4):
-            total = total + (x.diff(dim=dim) - y.diff(dim=dim)).abs().flatten(1).mean(1)
-        x, y = (F.avg_pool3d(side, (1, 2, 2)) for side in (x, y))
-    return total
+    """(B,): mean absolute error of neighbouring differences in t, y and x, their sum."""
+    return sum(((x.diff(dim=d) - y.diff(dim=d)).abs().flatten(1).mean(1) for d in (2, 3, 4)), x.new_zeros(()))
 
 
 class VideoVAETask(Task):
