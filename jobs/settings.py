@@ -33,7 +33,7 @@ class Recipe(Settings):
     train: TrainSettings = TrainSettings()
     tasks: dict[str, TrainSettings] = Field(default_factory=dict)
     generate: GenerateSettings = GenerateSettings()
-    tracking: TrackingSettings = Field(default_factory=lambda: TrackingSettings.model_validate({}))
+    tracking: TrackingSettings = TrackingSettings()
 
     def for_task(self, task: str) -> TrainSettings:
         """The training settings of one task: `train` with `tasks.<task>` laid over it."""

@@ -80,7 +80,7 @@ def run_prepare(
     params = {name: stage.model_dump(mode="json") for name, stage in chosen.items()}
     seconds: Counter[str] = Counter()
     tags = {"input": ", ".join(inputs)}
-    with start_run(tracking or TrackingSettings.model_validate({}), "kinotone", verb, tags, params, root) as run:
+    with start_run(tracking or TrackingSettings(), "kinotone", verb, tags, params, root) as run:
         if left:
             _through(left, chosen, root, source, seconds, run, partial(_advance, show, len(segments)))
         summary = finish(root, verb, seconds, time.monotonic() - began)

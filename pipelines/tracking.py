@@ -40,11 +40,13 @@ class TrackingSettings(Settings):
     """Where runs are tracked."""
 
     uri: str = Field(
-        "",
+        default="",
         description="MLflow tracking server, e.g. http://mlflow:5000; empty: an SQLite store beside the output",
     )
     patience_s: float = Field(
-        20.0, ge=0, description="how long the end of a run waits for a tracking server that does not answer, seconds"
+        default=20.0,
+        ge=0,
+        description="how long the end of a run waits for a tracking server that does not answer, seconds",
     )
 
 

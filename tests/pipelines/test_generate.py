@@ -36,7 +36,8 @@ def test_samples_play_as_h264_with_stereo_aac_of_one_length(made):
             video, audio = source.streams.video[0], source.streams.audio[0]
             assert (video.codec_context.name, audio.codec_context.name) == ("h264", "aac")
             assert (video.width, video.height, audio.codec_context.channels) == (96, 64, 2)
-            seconds = [float(stream.duration * stream.time_base) for stream in (video, audio)]
+            seconds = [float((stream.duration or 0) * (stream.time_base or 0)) for stream in (video, audio)]
+            assert min(seconds) > 0.5
             assert abs(seconds[0] - seconds[1]) <= 0.040
             assert sum(1 for _ in source.decode(video)) == 17
 
