@@ -1,7 +1,7 @@
 """The verbs of the `kinotone` command. A verb is its settings (flags) and `run`; what it does lives in `pipelines`."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 from pydantic import Field
@@ -136,6 +136,23 @@ class Generate(Verb):
         generate(self.checkpoint, read_prompts(self.prompts), self.generate, self.output, self.tracking, display)
 
 
+class Export(Verb):
+    """weights for the ecosystem: the published single file, diffusers' folders or our own"""
+
+    checkpoint: Path = Field(description="a training run's output, a model folder or a weight file, of any layout")
+    layout: Literal["ltx", "diffusers", "kinotone"] = Field(
+        description="ltx: one .safetensors file as published; diffusers: a folder per part; kinotone: a file per part"
+    )
+    output: Path = Field(description="ltx: a name that ends in .safetensors; else a folder")
+    parts: tuple[str, ...] = Field((), description="e.g. transformer video_vae; empty: all that are there")
+
+    def run(self, display: Display) -> None:
+        from model import weights
+        from pipelines.model_folder import model_folder
+
+        weights.convert(model_folder(self.checkpoint), self.output, self.layout, self.parts or None, display)
+
+
 class Demo(Verb):
     """the main job end to end on embedded defaults: clips in, a trained tiny model and a playable mp4 out"""
 
@@ -168,5 +185,6 @@ VERBS: dict[str, type[Verb]] = {
     "prepare": Prepare,
     "train": Train,
     "generate": Generate,
+    "export": Export,
     "doctor": Doctor,
 }

@@ -15,7 +15,7 @@ Sources: the published checkpoints' keys and metadata, as ltx-core and diffusers
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -98,10 +98,29 @@ def save_parts(parts: Iterable[Part], path: str | Path, layout: Layout = "kinoto
     {"kinotone": _save_kinotone, "ltx": _save_ltx, "diffusers": _save_diffusers}[layout](parts, path)
 
 
-def convert(paths: Paths, output: str | Path, layout: Layout, components: Iterable[str] | None = None) -> None:
-    """From one layout to another, tensor by tensor, without building the model."""
-    parts = open_parts(paths, components=components)
-    save_parts([Part(part.name, part.config, part.specs, part.stream) for part in parts], output, layout)
+def convert(
+    paths: Paths,
+    output: str | Path,
+    layout: Layout,
+    components: Iterable[str] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """From one layout to another, tensor by tensor, without building the model.
+
+    Args:
+        progress: called with (part, tensors written, tensors of the part).
+    """
+    parts = [Part(p.name, p.config, p.specs, p.stream) for p in open_parts(paths, components=components)]
+    save_parts([_followed(part, progress) for part in parts] if progress else parts, output, layout)
+
+
+def _followed(part: Part, progress: Callable[[str, int, int], None]) -> Part:
+    def stream() -> Iterator[tuple[str, Tensor]]:
+        for count, item in enumerate(part.stream(), start=1):
+            yield item
+            progress(part.name, count, len(part.specs))
+
+    return replace(part, stream=stream)
 
 
 def _save_kinotone(parts: list[Part], path: Path) -> None:

@@ -29,6 +29,7 @@ from model.guidance import Guidance, GuidanceScales
 from model.modality import audio_positions, unpatchify_audio, unpatchify_video, video_positions
 from model.sampler import SampleStream, TextContext, sample
 from model.text_encoder import GemmaTextEncoder
+from pipelines.model_folder import model_folder
 from pipelines.previews import contact_sheet, spectrogram
 from pipelines.tracking import TrackingSettings, start_run
 
@@ -100,9 +101,7 @@ def generate(
         ValueError: no such checkpoint, a part or the text encoder is missing; before anything is computed.
     """
     began = time.monotonic()
-    folder = checkpoint / "weights" if (checkpoint / "weights").is_dir() else checkpoint
-    if not folder.is_dir():
-        raise ValueError(f"checkpoint {checkpoint}: no such folder; give the output of `kinotone train dit`")
+    folder = model_folder(checkpoint)
     missing = [part for part in PARTS if not (folder / f"{part}.safetensors").is_file()]
     if missing:
         raise ValueError(

@@ -25,6 +25,7 @@ from data_prep import batch_plan, storage
 from model import COMPONENTS
 from model.stored import open_parts
 from pipelines.cluster import ray_running
+from pipelines.model_folder import model_folder
 from pipelines.settings import TrainSettings
 from pipelines.tracking import Run, TrackingSettings, start_run
 from pipelines.training import checkpoint
@@ -125,11 +126,7 @@ def given_parts(init_from: tuple[str, ...]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for given in init_from:
-        path = Path(given)
-        if not path.exists():
-            raise ValueError(f"train.init_from: {given} does not exist; give a model folder or a .safetensors file")
-        if (path / "weights").is_dir():
-            path = path / "weights"
+        path = model_folder(Path(given))
         for part in open_parts(path):
             own = path / f"{part.name}.safetensors"
             found[part.name] = (own if own.is_file() else path).resolve()

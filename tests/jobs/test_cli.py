@@ -18,6 +18,7 @@ SURFACE = {
     "prepare": {"--recipe", "--input", "--output", "--tracking.uri"},
     "train": {"--recipe", "--output", "--train.steps", "--train.optimizer.lr", "--tracking.uri"},
     "generate": {"--recipe", "--checkpoint", "--prompts", "--output", "--generate.seed", "--tracking.uri"},
+    "export": {"--recipe", "--checkpoint", "--layout", "--output", "--parts"},
     "doctor": {"--recipe"},
 }
 
@@ -53,6 +54,9 @@ def test_help_lists_every_verb(capsys):
         (["synth", "--recipe", "tinny", "--output", "x"], "tinny"),
         (["train", "dit", "--output", "OUT", "--train.index", "/nowhere"], "/nowhere"),
         (["generate", "--checkpoint", "/nowhere", "--prompts", "/none.txt", "--output", "OUT"], "/none.txt"),
+        (["export", "--checkpoint", "/nowhere", "--layout", "ltx", "--output", "x.safetensors"], "/nowhere"),
+        (["export", "--checkpoint", "EMPTY", "--layout", "diffusers", "--output", "OUT"], "EMPTY"),
+        (["export", "--checkpoint", "EMPTY", "--layout", "onnx", "--output", "OUT"], "layout"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(args, said, tmp_path, capsys):

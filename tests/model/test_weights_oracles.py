@@ -1,6 +1,7 @@
 """What we write is what the published classes read: strictly, built from the file's own words, with equal outputs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import model
+from jobs.cli import main
 from model import weights
-from model.key_maps import DIFFUSERS_FOLDERS
+from model.key_maps import DIFFUSERS_FOLDERS, diffusers_names
 from model.ltx_config import from_ltx, to_ltx, upscaler_from_ltx, upscaler_to_ltx
 from model.modality import Modality, audio_positions, video_positions
 from model.presets import preset
@@ -35,6 +37,12 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def equal(ours: Any, theirs: Any) -> None:
     assert ours.abs().mean() > 1e-3  # a zero output would equal much
     torch.testing.assert_close(ours, theirs, atol=1e-5 * float(ours.abs().max().clamp(min=1)), rtol=0)
+
+
+def export(ltx2: model.LTX2, folder: Path, layout: str, output: Path) -> None:
+    """As a person does: a model folder, then `kinotone export`."""
+    weights.save(ltx2, folder / "run" / "weights")
+    assert main(["export", "--checkpoint", str(folder / "run"), "--layout", layout, "--output", str(output)]) == 0
 
 
 def streams(ltx2: model.LTX2) -> tuple[Modality, Modality]:
@@ -110,7 +118,7 @@ def test_ltx_core_reads_the_ltx_layout(tmp_path: Path, ltx2: model.LTX2, monkeyp
     monkeypatch.setattr(gemma, "num_hidden_layers", ltx2.text_conditioner.config.num_states - 1)
 
     path = tmp_path / "ltx2.safetensors"
-    weights.save(ltx2, path, "ltx")
+    export(ltx2, tmp_path, "ltx", path)
     loader = SafetensorsModelStateDictLoader()
     config = loader.metadata(str(path))
     unread = set(load_file(path))
@@ -236,21 +244,27 @@ def test_published_upscaler_configurations() -> None:
 # ---- diffusers
 
 
-@torch.no_grad()
-def test_diffusers_reads_the_diffusers_layout(tmp_path: Path, ltx2: model.LTX2) -> None:
-    pytest.importorskip("diffusers", reason="diffusers is an oracle of the development set-up")
+def diffusers_part(folder: Path, name: str) -> Any:
+    """One part as diffusers' class, built from what lies in the folder and strictly loaded."""
     import diffusers
     from diffusers.pipelines import ltx2 as pipelines
 
-    weights.save(ltx2, tmp_path, "diffusers")
+    folder = folder / DIFFUSERS_FOLDERS[name]
+    kind = json.loads((folder / "config.json").read_text())["_class_name"]
+    kind = getattr(diffusers, kind, None) or getattr(pipelines, kind)
+    module, report = kind.from_pretrained(folder, output_loading_info=True, low_cpu_mem_usage=False)
+    assert not any(report.values()), report  # missing, unexpected, mismatched
+    return module.eval()
+
+
+@torch.no_grad()
+def test_diffusers_reads_the_diffusers_layout(tmp_path: Path, ltx2: model.LTX2) -> None:
+    pytest.importorskip("diffusers", reason="diffusers is an oracle of the development set-up")
+
+    export(ltx2, tmp_path, "diffusers", tmp_path / "diffusers")
 
     def load(name: str) -> Any:
-        folder = tmp_path / DIFFUSERS_FOLDERS[name]
-        kind = json.loads((folder / "config.json").read_text())["_class_name"]
-        kind = getattr(diffusers, kind, None) or getattr(pipelines, kind)
-        module, report = kind.from_pretrained(folder, output_loading_info=True, low_cpu_mem_usage=False)
-        assert not any(report.values()), report  # missing, unexpected, mismatched
-        return module.eval()
+        return diffusers_part(tmp_path / "diffusers", name)
 
     found = ours(ltx2)
 
@@ -292,6 +306,58 @@ def test_diffusers_reads_the_diffusers_layout(tmp_path: Path, ltx2: model.LTX2) 
 
     equal(found["wave"], load("vocoder")(mel))
     equal(found["upscaled"], load("upscaler")(normal(1, 32, 2, 2, 2)))
+
+
+def test_gradients_equal_diffusers(tmp_path: Path, ltx2: model.LTX2) -> None:
+    """Of all parameters of the parts around the transformer (whose own test has them), and of what goes in."""
+    pytest.importorskip("diffusers", reason="diffusers is an oracle of the development set-up")
+    weights.save(ltx2, tmp_path, "diffusers")
+    mel, states, mask = normal(1, 2, 9, 64), *hidden_states(ltx2)
+
+    def check(name: str, x: Tensor, ours: Callable[[Any, Tensor], Tensor], theirs: Callable[[Any, Tensor], Tensor]):
+        mine, twin = ltx2.parts[name], diffusers_part(tmp_path, name)
+        names = diffusers_names(name, mine.state_dict())
+        gradients = []
+        for module, run in ((mine, ours), (twin, theirs)):
+            module.zero_grad()
+            leaf = x.clone().requires_grad_()
+            y = run(module, leaf)
+            (y * normal(*y.shape, seed=1)).sum().backward()
+            gradients.append((leaf.grad, dict(module.named_parameters())))
+        (x_mine, p_mine), (x_twin, p_twin) = gradients
+        pairs = {key: (p.grad, p_twin[names[key]].grad) for key, p in p_mine.items()} | {"input": (x_mine, x_twin)}
+        reached = {key: pair for key, pair in pairs.items() if pair[1] is not None and pair[1].any()}
+        assert "input" in reached
+        assert len(reached) > len(pairs) // 4  # an encoder, a decoder, or nearly all
+        # A sum over many samples that cancels to next to nothing keeps the rounding of its terms.
+        rounding = 1e-7 * max(float(b.norm()) for _, b in reached.values())
+        for key, (a, b) in reached.items():
+            assert (a - b).norm() <= 1e-4 * b.norm() + rounding, key
+
+    def moments(vae: Any) -> tuple[Tensor, Tensor]:
+        shape = (1, -1, 1, 1, 1) if vae.latents_mean.numel() != 128 else (1, 8, 1, 16)
+        return vae.latents_mean.view(shape), vae.latents_std.view(shape)
+
+    def encode(vae: Any, x: Tensor) -> Tensor:
+        mean, std = moments(vae)
+        return (vae.encode(x).latent_dist.mode() - mean) / std
+
+    def decode(vae: Any, x: Tensor) -> Tensor:
+        mean, std = moments(vae)
+        return vae.decode(x * std + mean).sample
+
+    check("video_vae", normal(1, 3, 9, 64, 64).clamp(-1, 1), lambda m, x: m.encode(x), encode)
+    check("video_vae", normal(1, 32, 2, 2, 2), lambda m, x: m.decode(x), decode)
+    check("audio_vae", mel, lambda m, x: m.encode(x), encode)
+    check("audio_vae", normal(1, 8, 3, 16), lambda m, x: m.decode(x), decode)
+    check("vocoder", mel, lambda m, x: m(x), lambda m, x: m(x))
+    check("upscaler", normal(1, 32, 2, 2, 2), lambda m, x: m(x), lambda m, x: m(x))
+    check(
+        "text_conditioner",
+        torch.stack(states, dim=-1),
+        lambda m, x: m(x.unbind(-1), mask)[0],
+        lambda m, x: m(x, mask)[0],
+    )
 
 
 def test_we_read_what_diffusers_writes(tmp_path: Path, ltx2: model.LTX2) -> None:
