@@ -77,7 +77,7 @@ def test_mistakes_name_the_file_and_the_mend(checkpoint, tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(ValueError, match=r"empty\.txt: holds no prompt"):
         read_prompts(tmp_path / "empty.txt")
-    with pytest.raises(ValueError, match="no such folder"):
+    with pytest.raises(ValueError, match="not there"):
         generate(tmp_path / "nowhere", PROMPTS, SETTINGS, tmp_path / "out", TrackingSettings())
     with pytest.raises(ValueError, match=r"transformer\.safetensors is missing"):
         generate(tmp_path, PROMPTS, SETTINGS, tmp_path / "out", TrackingSettings())
