@@ -156,11 +156,20 @@ def _speech(facts: Facts) -> list[Sentence]:
 
 def quote(words: list[dict], *, unspaced: bool = False) -> str:
     """Words as said, between the only quotation marks of the caption. What was said cannot end its own quote."""
-    said = " ".join(("" if unspaced else " ").join(word["word"] for word in words).split())
+    said = " ".join((_unspaced(words) if unspaced else " ".join(word["word"] for word in words)).split())
     said = re.sub(r"""(?<=\w)["“”„«»](?=\w)""", " ", said)  # between two words, where an apostrophe would join them
     said = said.translate(str.maketrans({"“": "‘", "”": "’", '"': "’", "„": "‘", "«": "‘", "»": "’"}))
     said = " ".join("".join(c if c.isprintable() else " " for c in said).split())
     return f"“{re.sub('[ .,;:、。，]+$', '', said)}”"
+
+
+def _unspaced(words: list[dict]) -> str:
+    """Joined as scripts without spaces are, but for words that would become one (numbers, Latin letters)."""
+    said = ""
+    for word in words:
+        apart = normalise(said) + normalise(word["word"]) != normalise(said + word["word"])
+        said += f" {word['word']}" if apart else word["word"]
+    return said
 
 
 def _utterances(words: list[dict]) -> list[tuple[int, int]]:
