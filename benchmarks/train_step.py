@@ -1,6 +1,7 @@
 """Forward and backward of our transformer and of diffusers' class: same configuration, weights, inputs and process.
 
-    python -m benchmarks.train_step                         # the preset `small`, 200M parameters
+    python -m benchmarks.train_step                         # the preset `small`, 200M parameters, in its 2.3 form
+    python -m benchmarks.train_step --release 2.0 --timesteps sample
     python -m benchmarks.train_step --device cuda --preset ltx2-19b --blocks 8 --compile
 
 The two run by turns, so that whatever else the machine does falls on both. Time is the median of a whole step: forward,
@@ -190,12 +191,20 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default=None, choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU")
     parser.add_argument("--preset", default="small", choices=PRESETS)
+    parser.add_argument(
+        "--release", default="2.3", choices=["2.0", "2.3"], help="2.3: gated attention, text modulated by timestep"
+    )
     parser.add_argument("--blocks", type=int, default=None, help="number of blocks (default: the preset's)")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--grid", type=int, nargs=3, default=None, metavar=("F", "H", "W"), help="video latents")
     parser.add_argument("--audio-tokens", type=int, default=None)
     parser.add_argument("--text-tokens", type=int, default=None)
-    parser.add_argument("--timesteps", default="sample", choices=["sample", "token"], help="alike in a sample, or not")
+    parser.add_argument(
+        "--timesteps",
+        default="token",
+        choices=["sample", "token"],
+        help="token: each its own, as where frames are given; sample: one for all tokens of a sample",
+    )
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each")
     parser.add_argument("--compile", action="store_true", help="torch.compile every block, of both")
     parser.add_argument("--checkpoint", action="store_true", help="recompute every block in backward, of both")
@@ -208,6 +217,15 @@ def main() -> None:
     args.text_tokens = args.text_tokens or (1024 if gpu else 256)
     config = replace(preset(args.preset).transformer, av_timestep="own")
     config = replace(config, num_layers=args.blocks or config.num_layers)
+    if args.release == "2.3":
+        config = replace(config, apply_gated_attention=True, cross_attention_adaln=True, caption_channels=None)
+    else:
+        config = replace(
+            config,
+            apply_gated_attention=False,
+            cross_attention_adaln=False,
+            caption_channels=config.caption_channels or 3840,
+        )
 
     torch.manual_seed(0)
     with device:
@@ -228,8 +246,9 @@ def main() -> None:
     parameters = sum(p.numel() for p in ours.parameters())
     tokens = args.grid[0] * args.grid[1] * args.grid[2]
     print(
-        f"{args.preset}, {config.num_layers} blocks, {parameters / 1e6:.1f} M parameters, {dtype}, batch {args.batch}, "
-        f"{tokens} video + {args.audio_tokens} audio + {args.text_tokens} text tokens, timesteps per {args.timesteps}"
+        f"{args.preset} as {args.release}, {config.num_layers} blocks, {parameters / 1e6:.1f} M parameters, {dtype}, "
+        f"batch {args.batch}, {tokens} video + {args.audio_tokens} audio + {args.text_tokens} text tokens, "
+        f"timesteps per {args.timesteps}"
         f"{', compiled' if args.compile else ''}{', recomputed' if args.checkpoint else ''}"
     )
     place = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
