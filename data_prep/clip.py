@@ -75,10 +75,13 @@ class Segment:
     """One row of every dataflow.
 
     Attributes:
-        segment_id: hash of the URI, size and span; names the shard, the manifest part and the ledger entry.
+        segment_id: hash of the URI, size, span and part; names the shard, the manifest part and the ledger entry.
         uri: where the source is.
         start_s, end_s: the part of the source that this segment holds; `end_s` is inf for "to its end".
         size: bytes of the source.
+        part, parts: this is the `part`-th of `parts` equal lengths of that span, from 0; its times are known once the
+            source is opened.
+        caption: what the list that named the source says of it, "" for nothing.
         content_key: hash of the source's bytes (or of head, tail and size for a large one); "" until it is read.
         clips: empty until cut; at least one afterwards, whatever happened.
     """
@@ -89,7 +92,15 @@ class Segment:
     end_s: float = float("inf")
     size: int = 0
     content_key: str = ""
+    part: int = 0
+    parts: int = 1
+    caption: str = ""
     clips: list[Clip] = field(default_factory=list)
+
+    def joined(self, spans: "list[Segment]") -> "Segment":
+        """This segment with the clips of its curated spans, and with the times that they found."""
+        clips = [clip for span in spans for clip in span.clips]
+        return replace(spans[0], segment_id=self.segment_id, end_s=spans[-1].end_s, clips=clips)
 
     def failed(self, stage: str, error: BaseException | str) -> "Segment":
         """This segment as one `failed` clip that spans it: a source that cannot be read still has its verdict."""
@@ -135,6 +146,9 @@ SEGMENT_SCHEMA = pa.schema(
         ("end_s", pa.float64()),
         ("size", pa.int64()),
         ("content_key", pa.string()),
+        ("part", pa.int64()),
+        ("parts", pa.int64()),
+        ("caption", pa.string()),
         ("clips", pa.large_list(_CLIP_SCHEMA)),
     ]
 )

@@ -17,6 +17,9 @@ from av.error import FFmpegError
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
+from data_prep import storage
+from data_prep.guarded import beat
+
 SEEK_BACK_S = (0.0, 2.0, 10.0)  # how much earlier to try when a seek lands too late
 
 # PyAV raises IndexError when damage makes a stream appear in the middle of a file.
@@ -44,10 +47,8 @@ def open_media(media: Media) -> Iterator[InputContainer]:
     if isinstance(media, bytes):
         with av.open(io.BytesIO(media), "r", metadata_errors="ignore") as container:
             yield container
-    elif "://" in str(media) and not str(media).startswith("file://"):
-        import fsspec  # slow to import and only needed here
-
-        with fsspec.open(str(media), "rb") as file, av.open(file, "r", metadata_errors="ignore") as container:
+    elif storage.is_remote(str(media)):
+        with storage.open_read(str(media)) as file, av.open(file, "r", metadata_errors="ignore") as container:
             yield container
     else:
         path = str(media).removeprefix("file://")
@@ -138,7 +139,9 @@ class Packets:
 
     def _read(self) -> Iterator[av.Packet]:
         try:
-            yield from self.container.demux(self.stream)
+            for packet in self.container.demux(self.stream):
+                beat()
+                yield packet
         except _BROKEN as error:
             self.error = f"{type(error).__name__}: {error}"
 

@@ -15,13 +15,15 @@ from statistics import median
 import numpy as np
 from pydantic import Field
 
-from data_prep import scenes, sound
+from data_prep import scenes, sound, storage
 from data_prep.clip import Clip, Segment, Tag, stable_id
 from data_prep.container import Packets, choose_streams, open_media
 from data_prep.cutting import cut
+from data_prep.guarded import beat
 from data_prep.media import Sound, decoded, picture, read_sound, resample
 from data_prep.policy import Judgement, PolicySettings, judge
 from data_prep.settings import Settings
+from data_prep.sources import spans
 from data_prep.tags import load_tagger
 from data_prep.voice_activity import FRAME as VOICE_FRAME
 from data_prep.voice_activity import RATE as VOICE_RATE
@@ -37,7 +39,7 @@ class CurateSettings(Settings):
 
     clip_min_s: float = Field(default=2.0, gt=0, description="shorter clips are dropped, seconds")
     clip_max_s: float = Field(default=12.0, gt=0, description="longer scenes are divided, at pauses in speech, seconds")
-    segment_s: float = Field(default=600.0, gt=0, description="longest part of a source in one unit of work, seconds")
+    segment_s: float = Field(default=600.0, gt=0, description="longest part of a source that is read at once, seconds")
     tagger: str = Field(default="package:yamnet", description="YAMNet weights: package:yamnet, or a folder")
     policy: PolicySettings = Field(default=PolicySettings(), description="rules from scores to verdict")
 
@@ -54,14 +56,26 @@ class Curator:
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
         """The segments with their clips and verdicts; kept clips bring their media. Bad media never raises."""
-        return [self.curate(segment) for segment in segments]
+        return [self._segment(segment) for segment in segments]
+
+    def _segment(self, segment: Segment) -> Segment:
+        spans = self.divide(segment)
+        return spans if isinstance(spans, Segment) else segment.joined([self.curate(span) for span in spans])
+
+    def divide(self, segment: Segment) -> list[Segment] | Segment:
+        """The spans of a segment that are curated one after the other; or the segment, failed, if it cannot be read."""
+        try:
+            return spans(replace(segment, content_key=content_key(segment.uri)), self.settings.segment_s)
+        except Exception as error:  # as in `curate`
+            return segment.failed("read", error)
 
     def curate(self, segment: Segment) -> Segment:
-        """One segment. What fails as a whole is one `failed` clip that names the stage."""
+        """One span of a segment. What fails as a whole is one `failed` clip that names the stage."""
         stage = "read"
         try:
-            segment = replace(segment, content_key=content_key(segment.uri))
-            # A segment is `segment_s` long unless timestamps lie; then work and memory end here.
+            if not segment.content_key:
+                segment = replace(segment, content_key=content_key(segment.uri))
+            # A span is `segment_s` long unless timestamps lie; then work and memory end here.
             end_s = min(segment.end_s, segment.start_s + LIAR * self.settings.segment_s)
             track = scenes.read_track(segment.uri, segment.start_s, end_s)
             if track is None:
@@ -85,17 +99,12 @@ class Curator:
 def content_key(uri: str) -> str:
     """A hash of a source's bytes; of a large one, of its first and last MiB and its size."""
     digest = hashlib.sha256()
-    if "://" in uri and not uri.startswith("file://"):
-        import fsspec  # slow to import and only needed here
-
-        opened = fsspec.core.url_to_fs(uri)[0].open(uri, "rb")
-    else:
-        opened = open(uri.removeprefix("file://"), "rb")  # noqa: SIM115
-    with opened as file:
+    with storage.open_read(uri) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         if size <= HASH_WHOLE:
             while block := file.read(1 << 20):
+                beat()
                 digest.update(block)
         else:
             digest.update(f"{size}".encode() + file.read(1 << 20))
@@ -148,6 +157,7 @@ class _Work:
             if self._judge(found).verdict == "dropped":
                 break
             if stage.__name__ not in found.stages:
+                beat()
                 stage(clip, found)
                 found.stages.add(stage.__name__)
         return found
@@ -270,6 +280,7 @@ class _Work:
             "video_codec": codec,
             "audio_errors": self.heard.errors,
             **streams.record,
+            **({"source_caption": self.segment.caption} if self.segment.caption else {}),
         }
 
 

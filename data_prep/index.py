@@ -4,6 +4,7 @@ Both are read from the manifest parts of committed segments only; a part without
 killed run.
 """
 
+import io
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from data_prep import storage
 from data_prep.ledger import Ledger
-from data_prep.shards import MANIFEST_SCHEMA
+from data_prep.shards import MANIFEST_SCHEMA, read_manifest_parts
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -34,20 +35,13 @@ def read_manifest(root: str | Path) -> pa.Table:
     Raises:
         ValueError: `root` holds no committed segment, or a part is missing.
     """
-    folder = storage.local(root) / "manifest"
     done = sorted(Ledger(root).done())
     if not done:
-        raise ValueError(f"{storage.local(root)} holds no committed segment; give the output folder of a finished run")
-    parts = []
-    for segment_id in done:
-        path = folder / f"{segment_id}.parquet"
-        if not path.exists():
-            raise ValueError(f"{path} is missing; the set is incomplete: make it again, or give another")
-        parts.append(pq.ParquetFile(path).read())
-    return pa.concat_tables(parts).cast(MANIFEST_SCHEMA)
+        raise ValueError(f"{root} holds no committed segment; give the output folder of a finished run")
+    return pa.concat_tables(read_manifest_parts(root, done)).cast(MANIFEST_SCHEMA)
 
 
-def build_index(root: str | Path) -> Path:
+def build_index(root: str | Path) -> str:
     """Write `<root>/index.parquet`: one row per encoded sample, ordered by clip id. Gives its path.
 
     Bucket and token counts are read from the clip's info (`bucket`, `video_tokens`, `audio_tokens`, `text_tokens`),
@@ -69,7 +63,7 @@ def build_index(root: str | Path) -> Path:
             }
         )
     rows.sort(key=lambda row: row["clip_id"])
-    path = storage.local(root) / "index.parquet"
+    path = storage.at(root, "index.parquet")
     with storage.whole(path) as out:
         pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), out, compression="zstd")
     return path
@@ -81,7 +75,11 @@ def read_index(root: str | Path) -> pa.Table:
     Raises:
         ValueError: the set has no index.
     """
-    path = storage.local(root) / "index.parquet"
-    if not path.exists():
-        raise ValueError(f"{path} is missing: give the output folder of `kinotone encode` or `kinotone prepare`")
-    return pq.ParquetFile(path).read()
+    path = storage.at(root, "index.parquet")
+    try:
+        data = storage.read(path)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path} is missing: give the output folder of `kinotone encode` or `kinotone prepare`"
+        ) from None
+    return pq.ParquetFile(io.BytesIO(data)).read()

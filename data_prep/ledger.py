@@ -2,15 +2,41 @@
 
 `ledger/{segment_id}.json` says that the segment's shard and manifest part are whole. Resume is "segments without an
 entry"; readers of a set follow the entries and never list the other folders.
+
+A name alone says that a segment is done, so a resume lists one folder and opens nothing. What the entries say is also
+kept in `ledger_parts/*.parquet`, thousands of entries a file, written by the driver as segments are committed: a
+million entries are then read in seconds. The small files stay the truth: a row of a part counts only while its file is
+there, and an entry that is in no part (the driver was killed) is read from its file.
 """
 
+import io
 import json
-import os
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from data_prep import storage
+
+PARTS = "ledger_parts"
+PART_ROWS = 10_000
+
+_COUNTS = pa.map_(pa.string(), pa.int64())
+_PART_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("segment_id", "uri", "content_key")),
+        *((name, pa.float64()) for name in ("start_s", "end_s")),
+        ("size", pa.int64()),
+        ("shard", pa.string()),
+        *((name, pa.int64()) for name in ("shard_size", "considered", "kept")),
+        *((name, _COUNTS) for name in ("dropped", "failed")),
+        *((name, pa.float64()) for name in ("considered_s", "kept_s")),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -49,28 +75,35 @@ class Entry:
         assert self.considered == total, f"{where}: {self.considered} clips considered, {total} with a verdict"
         assert total > 0, f"{where}: no clip"
 
+    def to_json(self) -> bytes:
+        """As it stands in the ledger."""
+        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1).encode()
+
 
 class Ledger:
     """The ledger of the set at `root`."""
 
     def __init__(self, root: str | Path) -> None:
-        self.folder = storage.local(root) / "ledger"
+        self.root = str(root)
 
     def done(self) -> set[str]:
-        """Ids of the committed segments."""
-        try:
-            with os.scandir(self.folder) as files:
-                names = [file.name for file in files]
-        except FileNotFoundError:
-            return set()
-        return {name.removesuffix(".json") for name in names if name.endswith(".json") and name[0] != "."}
+        """Ids of the committed segments; no entry is opened."""
+        folder = storage.at(self.root, "ledger")
+        if storage.is_remote(folder):  # a listing gives a thousand names a request; ids are hexadecimal
+            with ThreadPoolExecutor(16) as threads:
+                names = [n for found in threads.map(storage.names, [folder] * 16, "0123456789abcdef") for n in found]
+        else:
+            names = storage.names(folder)
+        return {name[:-5] for name in names if name.endswith(".json")}
 
     def commit(self, entry: Entry) -> None:
-        """Write a segment's entry. Its shard and manifest part must stand before."""
+        """Write a segment's entry. Its shard and manifest part must stand before.
+
+        Raises:
+            FileExistsError: the segment was committed before, and not alike.
+        """
         entry.check()
-        text = json.dumps(asdict(entry), sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1)
-        with storage.whole(self.folder / f"{entry.segment_id}.json") as out:
-            out.write(text.encode())
+        storage.put_once(self._path(entry.segment_id), entry.to_json())
 
     def entry(self, segment_id: str) -> Entry:
         """The entry of a committed segment.
@@ -79,32 +112,101 @@ class Ledger:
             ValueError: the segment is not committed.
         """
         try:
-            text = (self.folder / f"{segment_id}.json").read_bytes()
+            return Entry(**json.loads(storage.read(self._path(segment_id))))
         except FileNotFoundError:
-            raise ValueError(f"segment {segment_id} is not committed in {self.folder.parent}") from None
-        return Entry(**json.loads(text))
+            raise ValueError(f"segment {segment_id} is not committed in {self.root}") from None
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> Iterator[Entry]:
         """Every committed segment, ordered by id."""
-        return [self.entry(segment_id) for segment_id in sorted(self.done())]
+        table = self._table()
+        for batch in table.to_batches(max_chunksize=PART_ROWS):
+            for row in batch.to_pylist():
+                yield Entry(**{**row, "dropped": dict(row["dropped"]), "failed": dict(row["failed"])})
+
+    def compact(self, entries: Iterable[Entry]) -> None:
+        """Write a part of entries that were committed just now."""
+        numbers = [int(name.split(".")[0]) for name in self._parts()]
+        self._write_part(max(numbers, default=0) + 1, _as_table(entries))
+
+    def tidy(self) -> None:
+        """Make the parts hold each committed entry once; the driver calls it when nothing is being committed."""
+        left = self.done()
+        for name in self._parts():
+            table = self._read_part(name)
+            fresh = _taken(left, table)
+            if not all(fresh):
+                self._write_part(int(name.split(".")[0]), table.filter(pa.array(fresh, pa.bool_())))
+        rest = sorted(left)
+        for start in range(0, len(rest), PART_ROWS):
+            self.compact(self._read_entries(rest[start : start + PART_ROWS]))
+
+    def _table(self) -> pa.Table:
+        """Every committed segment's entry as a table ordered by id."""
+        left = self.done()
+        tables = [_PART_SCHEMA.empty_table()]
+        for name in self._parts():
+            table = self._read_part(name)
+            tables.append(table.filter(pa.array(_taken(left, table), pa.bool_())))
+        tables.append(_as_table(self._read_entries(sorted(left))))
+        table = pa.concat_tables(tables)
+        return table.sort_by("segment_id")
+
+    def _read_entries(self, segment_ids: list[str]) -> Iterator[Entry]:
+        for data in storage.read_many([self._path(segment_id) for segment_id in segment_ids]):
+            yield Entry(**json.loads(data))
+
+    def _parts(self) -> list[str]:
+        """The latest first: it is right about a segment that was done again."""
+        names = storage.names(storage.at(self.root, PARTS))
+        return sorted((name for name in names if name.endswith(".parquet")), reverse=True)
+
+    def _read_part(self, name: str) -> pa.Table:
+        data = storage.read(storage.at(self.root, PARTS, name))
+        return pq.ParquetFile(io.BytesIO(data)).read().cast(_PART_SCHEMA)
+
+    def _write_part(self, number: int, table: pa.Table) -> None:
+        with storage.whole(storage.at(self.root, PARTS, f"{number:08}.parquet")) as out:
+            pq.write_table(table, out, compression="zstd")
+
+    def _path(self, segment_id: str) -> str:
+        return storage.at(self.root, "ledger", f"{segment_id}.json")
 
 
-def totals(entries: list[Entry]) -> dict:
+def _as_table(entries: Iterable[Entry]) -> pa.Table:
+    rows = [asdict(entry) for entry in entries]
+    for row in rows:
+        row["dropped"], row["failed"] = sorted(row["dropped"].items()), sorted(row["failed"].items())
+    return pa.Table.from_pylist(rows, schema=_PART_SCHEMA)
+
+
+def _taken(left: set[str], table: pa.Table) -> list[bool]:
+    """Which rows of a part are of a segment in `left`; they are taken out of it."""
+    ids = table["segment_id"].to_pylist()
+    taken = [one in left for one in ids]
+    left.difference_update(ids)
+    return taken
+
+
+def totals(entries: Iterable[Entry]) -> dict:
     """The set's clip funnel, of which the conservation law holds by each entry's own check.
 
     Gives `segments`, `considered`, `kept`, `considered_s`, `kept_s`, and `dropped` and `failed` by reason.
     """
     dropped, failed = Counter[str](), Counter[str]()
+    segments = considered = kept = 0
+    considered_s = kept_s = 0.0
     for entry in entries:
         entry.check()
         dropped.update(entry.dropped)
         failed.update(entry.failed)
+        segments, considered, kept = segments + 1, considered + entry.considered, kept + entry.kept
+        considered_s, kept_s = considered_s + entry.considered_s, kept_s + entry.kept_s
     return {
-        "segments": len(entries),
-        "considered": sum(entry.considered for entry in entries),
-        "kept": sum(entry.kept for entry in entries),
+        "segments": segments,
+        "considered": considered,
+        "kept": kept,
         "dropped": dict(sorted(dropped.items())),
         "failed": dict(sorted(failed.items())),
-        "considered_s": round(sum(entry.considered_s for entry in entries), 3),
-        "kept_s": round(sum(entry.kept_s for entry in entries), 3),
+        "considered_s": round(considered_s, 3),
+        "kept_s": round(kept_s, 3),
     }

@@ -6,10 +6,12 @@ clips alone. The manifest part has one row per clip considered, with the byte ra
 reader fetches one clip without reading its neighbours.
 """
 
+import io
 import json
 import math
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
@@ -67,14 +69,15 @@ def write_segment(root: str | Path, segment: Segment) -> Entry:
     """
     clips = sorted(segment.clips, key=lambda clip: (clip.start_s, clip.end_s, clip.clip_id))
     _check(segment, clips)
-    folder = storage.local(root)
     shard = f"shards/{segment.segment_id}.tar" if any(clip.kept for clip in clips) else ""
     ranges: dict[str, tuple[int, int]] = {}
+    shard_size = 0
     if shard:
-        with storage.whole(folder / shard) as out:
+        with storage.whole(storage.at(root, shard)) as out:
             ranges = write_tar(out, [member for clip in clips if clip.kept for member in members(clip)])
+            shard_size = out.tell()
     rows = [_row(segment, clip, shard, ranges) for clip in clips]
-    with storage.whole(folder / "manifest" / f"{segment.segment_id}.parquet") as out:
+    with storage.whole(storage.at(root, "manifest", f"{segment.segment_id}.parquet")) as out:
         table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
         pq.write_table(table, out, compression="zstd")
     seconds = [clip.end_s - clip.start_s if math.isfinite(clip.end_s) else 0.0 for clip in clips]
@@ -86,7 +89,7 @@ def write_segment(root: str | Path, segment: Segment) -> Entry:
         end_s=segment.end_s if math.isfinite(segment.end_s) else None,
         size=segment.size,
         shard=shard,
-        shard_size=(folder / shard).stat().st_size if shard else 0,
+        shard_size=shard_size,
         considered=len(rows),
         # Counted from what stands in the tar, so that the conservation law says something about the output.
         kept=sum(1 for name in ranges if name.endswith(".json") and not name.endswith(".caption.json")),
@@ -109,11 +112,9 @@ def read_segment(root: str | Path, segment_id: str, *, media: bool = True) -> Se
         ValueError: the segment is not committed, or a file of it is missing.
     """
     entry = Ledger(root).entry(segment_id)
-    path = storage.local(root) / "manifest" / f"{segment_id}.parquet"
-    if not path.exists():
-        raise ValueError(f"{path} is missing; the set is incomplete: make it again, or give another")
+    (table,) = read_manifest_parts(root, [segment_id])
     clips = []
-    for row in pq.ParquetFile(path).read().to_pylist():
+    for row in table.to_pylist():
         clip = Clip(
             **{name: row[name] for name in ("clip_id", "start_s", "end_s", "verdict", "reason", "error")},
             sound_class=row["sound_class"],
@@ -136,6 +137,22 @@ def read_segment(root: str | Path, segment_id: str, *, media: bool = True) -> Se
         content_key=entry.content_key,
         clips=clips,
     )
+
+
+def read_manifest_parts(root: str | Path, segment_ids: list[str]) -> Iterator[pa.Table]:
+    """The manifest parts of committed segments, in the order asked for.
+
+    Raises:
+        ValueError: a part is missing.
+    """
+    paths = [storage.at(root, "manifest", f"{segment_id}.parquet") for segment_id in segment_ids]
+    try:
+        for data in storage.read_many(paths):
+            yield pq.ParquetFile(io.BytesIO(data)).read()
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{error.filename or error} is missing; the set is incomplete: make it again, or give another"
+        ) from None
 
 
 def read_member(root: str | Path, shard: str, offset: int, size: int) -> bytes:

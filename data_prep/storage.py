@@ -1,33 +1,70 @@
-"""Files of an output set, written whole or not at all. The one place that knows where a set lives.
+"""Files of a set, written whole or not at all. The one place that knows where a set lives: a folder or an object store.
 
-A set's root is a local folder (`file://` is understood). A file is written beside its final name under a name that
-starts with a dot, flushed to the disk and renamed, so that a reader, or a run that comes after a crash, sees either
-the whole file or none. Files that start with a dot are leftovers of a killed run and are never read.
+- A local file is written beside its final name under a name that starts with a dot, flushed to the disk and renamed,
+  so that a reader, or a run that comes after a crash, sees either the whole file or none. Files that start with a dot
+  are leftovers of a killed run and are never read.
+- An object (`s3://`, `gs://`, whatever fsspec knows) appears by one put, or by the completion of one multipart upload
+  from 100 MB on; both are atomic, and a read after it sees it. A killed multipart upload leaves parts that no reader
+  sees: let the bucket's lifecycle rule delete them.
+- What may be written twice, by a worker that was thought dead, has equal bytes, and overwriting is harmless. Where
+  equal bytes are to be proven rather than believed (a ledger entry), `put_once` writes under the condition that
+  nothing is there, and else compares.
+
+Requests that fail (500s, throttling, timeouts, connections that break or stand still) are tried again with growing
+pauses, for minutes; the address and keys of an S3 server are taken from the environment (`AWS_ENDPOINT_URL`, …).
 """
 
+import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+# Requests at once where many small files are read: an object store answers each after tens of milliseconds.
+AT_ONCE = 32
+_CONNECT_S, _READ_S = 10, 20
+_ATTEMPTS = 10
+
+
+def is_remote(root: str | Path) -> bool:
+    """Whether it is a URI of an object store, and no local path."""
+    return "://" in str(root) and not str(root).startswith("file://")
 
 
 def local(root: str | Path) -> Path:
-    """The folder behind a set's root.
+    """The folder behind a local root.
 
     Raises:
-        ValueError: the root is on an object store, where sets cannot be written yet.
+        ValueError: the root is on an object store.
     """
-    text = str(root).removeprefix("file://")
-    if "://" in text:
-        raise ValueError(f"output {text!r}: a set is written to a local or mounted folder; give a path")
-    return Path(text)
+    if is_remote(root):
+        raise ValueError(f"{str(root)!r} is on an object store; give a local or mounted folder")
+    return Path(str(root).removeprefix("file://"))
+
+
+def absolute(root: str | Path) -> str:
+    """A root that means the same in every process, wherever it runs."""
+    return str(root).rstrip("/") if is_remote(root) else str(local(root).expanduser().absolute())
+
+
+def at(root: str | Path, *names: str) -> str:
+    """The path or URI of a file of a set."""
+    return "/".join([str(root).removeprefix("file://").rstrip("/"), *names])
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write; it takes its name when the block ends well, and is removed when it does not."""
+def whole(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write; it takes its name when the block ends well, and leaves nothing when it does not."""
+    if is_remote(path):
+        held = io.BytesIO()
+        yield held
+        put(path, held.getvalue())
+        return
+    path = local(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     half = Path(name)
@@ -42,19 +79,146 @@ def whole(path: Path) -> Iterator[BinaryIO]:
         half.unlink(missing_ok=True)
 
 
+def put(path: str | Path, data: bytes) -> None:
+    """Write a whole file; what is there is replaced."""
+    if is_remote(path):
+        _system(path).pipe_file(str(path), data)
+        return
+    with whole(path) as out:
+        out.write(data)
+
+
+def put_once(path: str | Path, data: bytes) -> None:
+    """Write a whole file that nobody writes with other bytes.
+
+    Raises:
+        FileExistsError: it is there and differs.
+    """
+    if is_remote(path):
+        try:
+            _system(path).pipe_file(str(path), data, mode="create")
+            return
+        except FileExistsError:
+            pass  # also where our own first request was done and its answer was lost
+    elif not exists(path):
+        put(path, data)
+        return
+    if read(path) != data:
+        raise FileExistsError(f"{path} was written before with other bytes; the first stands")
+
+
+def read(path: str | Path) -> bytes:
+    """A whole file. Raises FileNotFoundError."""
+    return _system(path).cat_file(str(path)) if is_remote(path) else local(path).read_bytes()
+
+
+def read_many(paths: list[str]) -> Iterator[bytes]:
+    """Whole files, in order; from an object store many at once. Raises FileNotFoundError."""
+    if not paths or not is_remote(paths[0]):
+        yield from map(read, paths)
+        return
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        for start in range(0, len(paths), 16 * AT_ONCE):  # so that what waits to be taken is bounded
+            yield from threads.map(read, paths[start : start + 16 * AT_ONCE])
+
+
 def read_range(root: str | Path, relative: str, offset: int, size: int) -> bytes:
     """`size` bytes at `offset` of one file of a set.
 
     Raises:
         ValueError: the file is missing or shorter than that.
     """
-    path = local(root) / relative
+    path = at(root, relative)
     try:
-        with path.open("rb") as source:
-            source.seek(offset)
-            data = source.read(size)
+        if is_remote(path):
+            data = _in_range(lambda: _system(path).cat_file(path, start=offset, end=offset + size))
+        else:
+            with open(path, "rb") as source:
+                source.seek(offset)
+                data = source.read(size)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; the set is incomplete: make it again, or give another") from None
     if len(data) != size:
         raise ValueError(f"{path} ends before byte {offset + size}; the set was damaged: make it again")
     return data
+
+
+def exists(path: str | Path) -> bool:
+    """Whether a file is there."""
+    if not is_remote(path):
+        return local(path).exists()
+    try:
+        _system(path).info(str(path))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def names(folder: str | Path, prefix: str = "") -> list[str]:
+    """The names in a folder that begin with `prefix`, without those that begin with a dot; [] where there is none."""
+    if is_remote(folder):
+        try:
+            found = _system(folder).find(str(folder), maxdepth=1, prefix=prefix)
+        except FileNotFoundError:
+            return []
+        listed = [name.rsplit("/", 1)[1] for name in found]
+    else:
+        try:
+            with os.scandir(local(folder)) as files:
+                listed = [file.name for file in files if file.name.startswith(prefix)]
+        except FileNotFoundError:
+            return []
+    return [name for name in listed if name[0] != "."]
+
+
+def remove(path: str | Path) -> None:
+    """Delete a file, if it is there."""
+    if is_remote(path):
+        _system(path).rm_file(str(path))
+    else:
+        local(path).unlink(missing_ok=True)
+
+
+def open_read(uri: str) -> BinaryIO:
+    """A file to read; of an object, the byte ranges that are asked for."""
+    return _system(uri).open(uri, "rb") if is_remote(uri) else local(uri).open("rb")
+
+
+def _in_range(fetch: Callable[[], bytes]) -> bytes:
+    try:
+        return fetch()
+    except (OSError, ValueError) as error:
+        if "range" in str(error).lower():  # the object ends before it begins
+            return b""
+        raise
+
+
+def _system(path: str | Path) -> Any:
+    return file_system(str(path).split("://", 1)[0])
+
+
+@cache
+def file_system(protocol: str) -> Any:
+    """fsspec's file system of a protocol, set to be patient and to remember no listing.
+
+    Raises:
+        ValueError: fsspec does not know it.
+    """
+    import fsspec  # slow to import, and no local set needs it
+
+    if protocol not in ("s3", "s3a"):
+        try:
+            return fsspec.filesystem(protocol, use_listings_cache=False)
+        except ImportError as error:
+            raise ValueError(f"{protocol}:// needs a package that is not installed: {error}") from error
+    import s3fs
+
+    s3fs.S3FileSystem.retries = _ATTEMPTS
+    return s3fs.S3FileSystem(
+        use_listings_cache=False,
+        config_kwargs={
+            "connect_timeout": _CONNECT_S,
+            "read_timeout": _READ_S,
+            "retries": {"max_attempts": _ATTEMPTS, "mode": "standard"},
+        },
+    )

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.clip import Tag
+from data_prep.guarded import beat
 from data_prep.onnx_session import session
 from data_prep.packaged_weights import resolve
 
@@ -45,7 +46,10 @@ class Tagger:
         data = patches[:, None]
         if self.input_scale:
             data = np.clip(np.round(data / self.input_scale) + self.input_zero, 0, 255).astype(np.uint8)
-        logits = [np.asarray(network.run(None, {name: patch[None]})[0])[0] for patch in data]
+        logits = []
+        for patch in data:
+            beat()
+            logits.append(np.asarray(network.run(None, {name: patch[None]})[0])[0])
         found = np.stack(logits).astype(np.float32) if logits else np.zeros((0, len(self.names)), np.float32)
         if self.output_scale:
             found = self.output_scale * (found - self.output_zero)

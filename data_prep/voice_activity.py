@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.guarded import beat
 from data_prep.onnx_session import session
 
 RATE = 16_000  # Hz
@@ -37,6 +38,7 @@ def voice_probability(samples: np.ndarray) -> np.ndarray:
     h = c = np.zeros((1, 1, 128), np.float32)
     found = []
     for start in range(0, count, _BLOCK):
+        beat()
         probability, h, c = network.run(None, {"input": windows[start : start + _BLOCK], "h": h, "c": c})
         found.append(np.asarray(probability).reshape(-1))
     return np.concatenate(found) if found else np.zeros(0, np.float32)

@@ -1,4 +1,7 @@
-"""Ray for the length of a block: the one that stands, the cluster that RAY_ADDRESS names, or a local one; silent."""
+"""Ray for the length of a block: the one that stands, the cluster that RAY_ADDRESS names, or a local one; silent.
+
+And what a run remembers about its workers' deaths, which outlives a worker but not the run.
+"""
 
 import logging
 import os
@@ -35,6 +38,35 @@ def ray_running(cpus: int = 0) -> Iterator[None]:
     finally:
         if started:
             ray.shutdown()
+
+
+class Attempts:
+    """Pieces of work that were begun and not ended, by how often; one more than that many deaths of the worker.
+
+    Kept by the cluster's control store (Ray's key-value store), so that the next worker sees it. A run that is killed
+    takes it along: what died with the driver or with Ray says nothing against a source.
+    """
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+
+    def begin(self, name: str) -> int:
+        """Note that work on `name` begins; gives how often it was begun before and not ended."""
+        from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+        key = f"{self.run}:{name}"
+        before = int(_internal_kv_get(key, namespace=_NAMESPACE) or 0)
+        _internal_kv_put(key, str(before + 1), namespace=_NAMESPACE)
+        return before
+
+    def end(self, name: str) -> None:
+        """Note that work on `name` ended, well or not, with its worker alive."""
+        from ray.experimental.internal_kv import _internal_kv_del
+
+        _internal_kv_del(f"{self.run}:{name}", namespace=_NAMESPACE)
+
+
+_NAMESPACE = "kinotone"
 
 
 @contextmanager

@@ -19,17 +19,17 @@ import yaml
 from data_prep import storage
 from data_prep.clip import Segment
 from data_prep.index import build_index
-from data_prep.ledger import Ledger, totals
+from data_prep.ledger import Entry, Ledger, totals
 from data_prep.shards import write_segment
+
+SETTINGS, SUMMARY = "settings.yaml", "summary.json"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What the driver learns of a committed segment: clips considered and kept, seconds spent in each stage."""
+    """What the driver learns of a committed segment: its ledger entry, and seconds spent in each stage."""
 
-    segment_id: str
-    considered: int
-    kept: int
+    entry: Entry
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -40,7 +40,7 @@ def commit_segments(root: str | Path, segments: list[Segment], seconds: list[dic
         start = time.perf_counter()
         entry = write_segment(root, segment)
         spent = {**spent, "commit": time.perf_counter() - start}
-        summaries.append(Summary(segment.segment_id, entry.considered, entry.kept, spent))
+        summaries.append(Summary(entry, spent))
     return summaries
 
 
@@ -53,27 +53,25 @@ def claim(root: str | Path, settings: Mapping[str, Any], inputs: list[str]) -> N
     Raises:
         ValueError: the set was made with other settings, or `root` is a file; says which setting.
     """
-    folder = storage.local(root)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output {folder} is a file; give a folder")
-    path = folder / "settings.yaml"
+    if not storage.is_remote(root) and storage.local(root).is_file():
+        raise ValueError(f"output {root} is a file; give a folder")
+    path = storage.at(root, SETTINGS)
     known_inputs: list[str] = []
     begun = bool(Ledger(root).done())
-    if path.exists() and begun:
-        known = yaml.safe_load(path.read_text())
+    if begun and storage.exists(path):
+        known = yaml.safe_load(storage.read(path))
         changes = differences(known["settings"], json.loads(json.dumps(settings)))
         if changes:
             shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
-            raise ValueError(f"output {folder} was made with other settings ({shown}): use them, or another output")
+            raise ValueError(f"output {root} was made with other settings ({shown}): use them, or another output")
         known_inputs = known["inputs"]
         if set(inputs) <= set(known_inputs):
             return
     elif begun:
-        raise ValueError(f"output {folder} holds segments but no settings.yaml; use another output")
+        raise ValueError(f"output {root} holds segments but no settings.yaml; use another output")
     merged = known_inputs + [name for name in inputs if name not in known_inputs]
     text = yaml.safe_dump({"inputs": merged, "settings": json.loads(json.dumps(settings))}, sort_keys=False)
-    with storage.whole(path) as out:
-        out.write(text.encode())
+    storage.put(path, text.encode())
 
 
 def differences(before: Any, after: Any, name: str = "") -> list[str]:
@@ -94,8 +92,9 @@ def finish(root: str | Path, verb: str, seconds: Mapping[str, float], wall_s: fl
         seconds: spent in each stage by this run, summed over workers.
         wall_s: what this run took, start to end.
     """
-    entries = Ledger(root).entries()
-    counts = totals(entries)
+    ledger = Ledger(root)
+    ledger.tidy()
+    counts = totals(ledger.entries())
     build_index(root)
     summary = {
         "verb": verb,
@@ -106,26 +105,25 @@ def finish(root: str | Path, verb: str, seconds: Mapping[str, float], wall_s: fl
         "stage_seconds": {name: round(spent, 3) for name, spent in seconds.items()},
         "wall_seconds": round(wall_s, 1),
     }
-    with storage.whole(storage.local(root) / "summary.json") as out:
-        out.write(json.dumps(summary, indent=1, ensure_ascii=False).encode() + b"\n")
+    storage.put(storage.at(root, SUMMARY), json.dumps(summary, indent=1, ensure_ascii=False).encode() + b"\n")
     return summary
 
 
 def read_summary(root: str | Path) -> dict[str, Any] | None:
     """The summary of a finished set, or None while a segment was committed after it or none was written."""
-    path = storage.local(root) / "summary.json"
-    if not path.exists():
+    try:
+        summary = json.loads(storage.read(storage.at(root, SUMMARY)))
+    except FileNotFoundError:
         return None
-    summary = json.loads(path.read_text())
     return summary if summary["segments"] == len(Ledger(root).done()) else None
 
 
 def dataset_id(root: str | Path) -> str:
     """A name for exactly these segments under these settings: a 20-digit hash of the ledger and the settings."""
     digest = hashlib.sha256()
-    path = storage.local(root) / "settings.yaml"
-    if path.exists():
-        digest.update(json.dumps(yaml.safe_load(path.read_text())["settings"], sort_keys=True).encode())
+    path = storage.at(root, SETTINGS)
+    if storage.exists(path):
+        digest.update(json.dumps(yaml.safe_load(storage.read(path))["settings"], sort_keys=True).encode())
     for entry in Ledger(root).entries():
         digest.update(json.dumps([entry.segment_id, entry.content_key, entry.shard_size, entry.kept]).encode())
     return digest.hexdigest()[:20]

@@ -8,13 +8,17 @@ Facts (Ray 2.60): a worker process costs about 2 s of CPU before its first row; 
 stages. A pool whose actors hold every CPU starves whatever runs beside it, and a job waits forever; so pools take
 fractions that leave room. Ray Data's own checkpoints and `max_errored_blocks` lose clips; so resume is the
 ledger's and an error is a clip's verdict. A constructor that raises in an actor is retried and its error wrapped
-beyond recognition; so it is kept and raised by the first call.
+beyond recognition; so it is kept and raised by the first call. A worker that dies is started again and its block
+given to it again, for ever; so what is committed is not done again, and a segment whose worker died twice while it
+was in work is quarantined instead of tried a third time.
 """
 
+import json
 import logging
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -22,7 +26,10 @@ from typing import cast
 import pyarrow as pa
 
 from data_prep.clip import SEGMENT_SCHEMA, Segment, describe, from_table, to_table
+from data_prep.guarded import QUARANTINE
+from data_prep.ledger import Entry, Ledger
 from data_prep.shards import read_segment
+from pipelines.cluster import Attempts
 from pipelines.commit import Summary, commit_segments
 
 Callables = Callable[[list[Segment]], list[Segment]]
@@ -30,8 +37,10 @@ Callables = Callable[[list[Segment]], list[Segment]]
 # What the driver learns of a row besides its summary: seconds spent in each stage.
 _SECONDS = pa.field("seconds", pa.map_(pa.string(), pa.float64()))
 ROW_SCHEMA = SEGMENT_SCHEMA.append(_SECONDS)
-SUMMARY_SCHEMA = pa.schema([("segment_id", pa.string()), ("considered", pa.int64()), ("kept", pa.int64()), _SECONDS])
+SUMMARY_SCHEMA = pa.schema([("entry", pa.string()), _SECONDS])
 
+# Deaths of its worker after which a segment is given up.
+_DEATHS = 2
 # CPUs that the pools leave to whatever else Ray runs.
 _LEFT_CPUS = 0.25
 
@@ -82,7 +91,7 @@ def size_pools(stages: list[Stage], cpus: float, gpus: float, rows: int) -> list
 
 
 def run_graph(
-    segments: list[Segment], stages: list[Stage], output: Path, read_from: Path | None = None
+    segments: list[Segment], stages: list[Stage], output: str | Path, read_from: str | Path | None = None
 ) -> Iterator[Summary]:
     """Take every segment through the stages and commit it to `output`; yields a summary as each is committed.
 
@@ -98,6 +107,7 @@ def run_graph(
     import ray.data
 
     assert segments
+    run = uuid.uuid4().hex
     resources = ray.cluster_resources()
     pools = size_pools(stages, resources.get("CPU", 1.0), resources.get("GPU", 0.0), len(segments))
     data = ray.data.from_arrow(_blocks(segments, max(pool.workers for pool in pools)))
@@ -106,6 +116,7 @@ def run_graph(
             StageWorker,
             fn_constructor_kwargs={
                 "stage": stage,
+                "run": run,
                 "read_from": str(read_from) if read_from and stage is stages[0] else None,
                 "commit_to": str(output) if stage is stages[-1] else None,
             },
@@ -119,7 +130,7 @@ def run_graph(
         for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             table = cast(pa.Table, batch)
             for row in table.to_pylist():
-                yield Summary(**{**row, "seconds": dict(row["seconds"])})
+                yield Summary(Entry(**json.loads(row["entry"])), dict(row["seconds"]))
     except Exception as error:
         mistake = _user_mistake(error)
         if mistake:
@@ -134,8 +145,12 @@ class StageWorker:
     the set `commit_to` and gives summaries instead of segments.
     """
 
-    def __init__(self, stage: Stage, read_from: str | None, commit_to: str | None) -> None:
+    def __init__(self, stage: Stage, run: str, read_from: str | None, commit_to: str | None) -> None:
+        import ray
+
         self.stage, self.read_from, self.commit_to = stage, read_from, commit_to
+        self.attempts = Attempts(f"{run}:{stage.name}")
+        self.revived = ray.get_runtime_context().was_current_actor_reconstructed
         self.error: Exception | None = None
         try:
             self.call = stage.build()
@@ -148,16 +163,42 @@ class StageWorker:
             raise BrokenStage(text) from self.error
         seconds = [dict(row) for row in table["seconds"].to_pylist()]
         segments = from_table(table.drop_columns(["seconds"]))
+        deaths = [self.attempts.begin(segment.segment_id) for segment in segments]
+        if not any(deaths) and not self.revived:
+            done = self._through(segments, seconds, deaths)
+        else:  # one by one, so that the one that kills its worker is found
+            each = zip(segments, seconds, deaths, strict=True)
+            done = pa.concat_tables([self._again(segment, spent, died) for segment, spent, died in each])
+        for segment in segments:
+            self.attempts.end(segment.segment_id)
+        return done
+
+    def _again(self, segment: Segment, seconds: dict[str, float], deaths: int) -> pa.Table:
+        """As `_through` for one segment that a worker which died may have had, and may have committed."""
+        if self.commit_to:
+            with suppress(ValueError):
+                entry = Ledger(self.commit_to).entry(segment.segment_id)
+                return _summary_rows([Summary(entry, seconds)])
+        return self._through([segment], [seconds], [deaths])
+
+    def _through(self, segments: list[Segment], seconds: list[dict[str, float]], deaths: list[int]) -> pa.Table:
         if self.read_from:
             with _timed("read", seconds):
                 segments = [read_segment(self.read_from, segment.segment_id) for segment in segments]
-        with _timed(self.stage.name, seconds):
-            segments = apply(self.stage.name, self.call, segments)
+        if max(deaths) >= _DEATHS:
+            (segment,) = segments
+            segments = [_failed(segment, QUARANTINE, f"its worker died {_DEATHS} times in {self.stage.name}")]
+        else:
+            with _timed(self.stage.name, seconds):
+                segments = apply(self.stage.name, self.call, segments)
         if not self.commit_to:
             return to_rows(segments, seconds)
-        summaries = commit_segments(self.commit_to, segments, seconds)
-        rows = [{**vars(summary), "seconds": list(summary.seconds.items())} for summary in summaries]
-        return pa.Table.from_pylist(rows, schema=SUMMARY_SCHEMA)
+        return _summary_rows(commit_segments(self.commit_to, segments, seconds))
+
+
+def _summary_rows(summaries: list[Summary]) -> pa.Table:
+    rows = [{"entry": one.entry.to_json().decode(), "seconds": list(one.seconds.items())} for one in summaries]
+    return pa.Table.from_pylist(rows, schema=SUMMARY_SCHEMA)
 
 
 @contextmanager
@@ -191,9 +232,14 @@ def apply(name: str, call: Callables, segments: list[Segment]) -> list[Segment]:
             return [apply(name, call, [segment])[0] for segment in segments]
         segment = segments[0]
         logging.getLogger("kinotone.graph").warning("%s of %s failed: %s", name, segment.uri, describe(error))
-        if not segment.clips:
-            return [segment.failed(name, error)]
-        return [replace(segment, clips=[clip.failed(name, error) if clip.kept else clip for clip in segment.clips])]
+        return [_failed(segment, name, error)]
+
+
+def _failed(segment: Segment, stage: str, error: Exception | str) -> Segment:
+    """The segment with its kept clips, or if it has no clip yet as a whole, `failed(stage, error)`."""
+    if not segment.clips:
+        return segment.failed(stage, error)
+    return replace(segment, clips=[clip.failed(stage, error) if clip.kept else clip for clip in segment.clips])
 
 
 def _checked(name: str, call: Callables, segments: list[Segment]) -> list[Segment]:

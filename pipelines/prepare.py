@@ -9,22 +9,23 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from captioning.settings import CaptionSettings
 from data_prep import storage
 from data_prep.clip import Segment
-from data_prep.curate import CurateSettings
-from data_prep.ledger import Ledger
+from data_prep.curate import CurateSettings, Curator
+from data_prep.ledger import PART_ROWS, Entry, Ledger
 from data_prep.settings import Settings
-from data_prep.sources import list_sources
+from data_prep.sources import each_source
 from pipelines import report
 from pipelines.cluster import ray_running
-from pipelines.commit import claim, dataset_id, finish, read_summary
+from pipelines.commit import SETTINGS, SUMMARY, claim, dataset_id, finish, read_summary
 from pipelines.encode import EncodeSettings
 from pipelines.graph import Callables, Stage, run_graph
 from pipelines.tracking import Run, TrackingSettings, start_run
@@ -36,6 +37,8 @@ Progress = Callable[[str, int, int], None]
 STAGES: dict[str, type[Settings]] = {"curate": CurateSettings, "caption": CaptionSettings, "encode": EncodeSettings}
 # Settings that may name a file or folder: made absolute, since a worker's working directory is not the user's.
 _PATHS = {"tagger", "whisper", "text_encoder", "video_vae", "audio_vae", "text_conditioner"}
+# Segments that the driver and Ray hold at a time: about a gigabyte, and hours of work for a cluster.
+WAVE = 1_000_000
 # Seconds between two points of the tracked curves.
 _TRACK_EVERY_S = 5.0
 
@@ -64,64 +67,94 @@ def run_prepare(
     began = time.monotonic()
     verb = _verb(stages)
     chosen = {name: _absolute((settings or {}).get(name) or STAGES[name]()) for name in stages}
-    root = storage.local(output).absolute()
-    source, segments = _segments(stages[0], inputs, root, chosen)
-    claim(root, _record(chosen, source), [os.path.abspath(i) if "://" not in i else i for i in inputs])
-    done = Ledger(root).done()
-    left = [segment for segment in segments if segment.segment_id not in done]
+    root = storage.absolute(output)
+    source, listed = _listed(stages[0], inputs, root)
+    waves = _waves(listed, Ledger(root).done())
+    left, total = next(waves)
+    claim(root, _record(chosen, source), [i if storage.is_remote(i) else os.path.abspath(i) for i in inputs])
     if "encode" in chosen and left:
         _warn_of_untrained(chosen["encode"])
     show = partial(progress or (lambda *_: None), verb)
-    show(len(segments) - len(left), len(segments))
+    show(total - len(left), total)
     summary = read_summary(root)
-    if not left and summary is not None and (root / report.NAME).exists():
+    if not left and summary is not None and storage.exists(storage.at(root, report.NAME)):
         return summary
 
     params = {name: stage.model_dump(mode="json") for name, stage in chosen.items()}
-    seconds: Counter[str] = Counter()
     tags = {"input": ", ".join(inputs)}
-    with start_run(tracking or TrackingSettings(), "kinotone", verb, tags, params, root) as run:
-        if left:
-            _through(left, chosen, root, source, seconds, run, partial(_advance, show, len(segments)))
-        summary = finish(root, verb, seconds, time.monotonic() - began)
+    with (
+        TemporaryDirectory() as folder,
+        start_run(tracking or TrackingSettings(), "kinotone", verb, tags, params, _tracked_beside(root)) as run,
+    ):
+        flow = _Flow(chosen, root, source, run)
+        with ray_running() if left else nullcontext():
+            while left:
+                for done in flow.take(left):
+                    show(total - len(left) + done, total)
+                left, total = next(waves, ([], total))
+        summary = finish(root, verb, flow.seconds, time.monotonic() - began)
         made = report.write_report(root)
         run.tags({"dataset": dataset_id(root)})
-        run.metrics(_funnel(summary), len(segments))
-        run.image("funnel", report.funnel_figure(summary), len(segments))
-        for path in (made.path, root / "summary.json", root / "settings.yaml"):
-            run.artifact(path)
-        for name, data in made.samples:
-            run.artifact(_kept_until_closed(root, name, data), "sample")
-    _forget_samples(root)
+        run.metrics(_funnel(summary), total)
+        run.image("funnel", report.funnel_figure(summary), total)
+        files = [(name, storage.read(storage.at(root, name)), "") for name in (report.NAME, SUMMARY, SETTINGS)]
+        for name, data, place in [*files, *((name, data, "sample") for name, data in made.samples)]:
+            path = Path(folder) / name
+            path.write_bytes(data)
+            run.artifact(path, place)
     return summary
 
 
-def _through(
-    left: list[Segment],
-    chosen: Mapping[str, Settings],
-    root: Path,
-    source: Path | None,
-    seconds: Counter[str],
-    run: Run,
-    advance: Callable[[int], None],
-) -> None:
-    """Take what is left through the graph; count, show and track as it comes."""
-    considered = kept = 0
-    tracked = time.monotonic()
-    graph = [Stage(name, partial(_build, name, stage), gpu=name != "curate") for name, stage in chosen.items()]
-    with ray_running():
-        for count, one in enumerate(run_graph(left, graph, root, source), 1):
-            considered, kept = considered + one.considered, kept + one.kept
-            seconds.update(one.seconds)
-            advance(len(left) - count)
-            if time.monotonic() - tracked > _TRACK_EVERY_S or count == len(left):
-                tracked = time.monotonic()
-                spent = {f"seconds/{name}": value for name, value in seconds.items()}
-                run.metrics({"segments": count, "clips/considered": considered, "clips/kept": kept, **spent}, count)
+def _waves(listed: Iterable[Segment], done: set[str]) -> Iterator[tuple[list[Segment], int]]:
+    """What is not done, at most `WAVE` segments at a time, each time with how many were listed so far."""
+    total, left = 0, []
+    for segment in listed:
+        total += 1
+        if segment.segment_id not in done:
+            left.append(segment)
+        if len(left) == WAVE:
+            yield left, total
+            left = []
+    yield left, total
 
 
-def _advance(show: Callable[[int, int], None], total: int, left: int) -> None:
-    show(total - left, total)
+class _Flow:
+    """Segments through the graph: counted and tracked as they come, their entries gathered into ledger parts.
+
+    Attributes:
+        seconds: spent in each stage so far, summed over workers.
+    """
+
+    def __init__(self, chosen: Mapping[str, Settings], root: str, source: str | None, run: Run) -> None:
+        self.root, self.source, self.run = root, source, run
+        self.graph = [Stage(name, partial(_build, name, stage), gpu=name != "curate") for name, stage in chosen.items()]
+        self.seconds: Counter[str] = Counter()
+        self.segments = self.considered = self.kept = 0
+        self.tracked = time.monotonic()
+
+    def take(self, left: list[Segment]) -> Iterator[int]:
+        """Take segments through; gives how many of them are committed."""
+        entries: list[Entry] = []
+        for count, one in enumerate(run_graph(left, self.graph, self.root, self.source), 1):
+            entries.append(one.entry)
+            self.segments += 1
+            self.considered, self.kept = self.considered + one.entry.considered, self.kept + one.entry.kept
+            self.seconds.update(one.seconds)
+            last = count == len(left)
+            if len(entries) == PART_ROWS or last:
+                Ledger(self.root).compact(entries)
+                entries = []
+            if time.monotonic() - self.tracked > _TRACK_EVERY_S or last:
+                self.tracked = time.monotonic()
+                spent = {f"seconds/{name}": value for name, value in self.seconds.items()}
+                clips = {"clips/considered": self.considered, "clips/kept": self.kept}
+                self.run.metrics({"segments": self.segments, **clips, **spent}, self.segments)
+            yield count
+
+
+def _tracked_beside(root: str) -> Path:
+    """Where the run of a set is remembered: the set, or for one on an object store a folder of its name here."""
+    return Path("runs", root.rsplit("/", 1)[1]) if storage.is_remote(root) else Path(root)
 
 
 def _verb(stages: Sequence[str]) -> str:
@@ -132,24 +165,19 @@ def _verb(stages: Sequence[str]) -> str:
     return stages[0] if len(stages) == 1 else "prepare"
 
 
-def _segments(
-    first: str, inputs: list[str], root: Path, chosen: Mapping[str, Settings]
-) -> tuple[Path | None, list[Segment]]:
+def _listed(first: str, inputs: list[str], root: str) -> tuple[str | None, Iterable[Segment]]:
     """(the committed set that is read, or None, what is to be done)."""
     if first == "curate":
-        curate = chosen["curate"]
-        assert isinstance(curate, CurateSettings)
-        return None, list_sources(inputs, curate.segment_s)
+        return None, each_source(inputs)
     if len(inputs) != 1:
         raise ValueError(f"{first} reads one set: give one input, the output folder of the stage before it")
-    source = storage.local(inputs[0]).absolute()
+    source = storage.absolute(inputs[0])
     if source == root:
         raise ValueError(f"{first}: input and output are both {root}; give another output")
-    entries = Ledger(source).entries()
-    if not entries:
+    if not Ledger(source).done():
         made_by = "curate" if first == "caption" else "caption"
         raise ValueError(f"input {inputs[0]!r} is no set that `kinotone {made_by}` made: it has no committed segment")
-    return source, [Segment(entry.segment_id, entry.uri, size=entry.size) for entry in entries]
+    return source, (Segment(entry.segment_id, entry.uri, size=entry.size) for entry in Ledger(source).entries())
 
 
 def _warn_of_untrained(settings: Settings) -> None:
@@ -164,14 +192,14 @@ def _warn_of_untrained(settings: Settings) -> None:
         )
 
 
-def _record(chosen: Mapping[str, Settings], source: Path | None) -> dict[str, Any]:
+def _record(chosen: Mapping[str, Settings], source: str | None) -> dict[str, Any]:
     """What an output is made with: the settings, the weights behind the paths, and the set that is read."""
     record: dict[str, Any] = {name: stage.model_dump(mode="json") for name, stage in chosen.items()}
     for stage in chosen.values():
         if isinstance(stage, EncodeSettings):
             record["weights"] = stage.fingerprints()
     if source is not None:
-        record["input_set"] = str(source)
+        record["input_set"] = source
     return record
 
 
@@ -189,10 +217,10 @@ def _absolute(settings: Settings) -> Settings:
 def _build(name: str, settings: Settings) -> Callables:
     """A stage's callable, made inside a worker; the imports are here, so that a worker has its own stage's alone."""
     if name == "curate":
-        from data_prep.curate import Curator
+        from data_prep.guarded import Guarded
 
         assert isinstance(settings, CurateSettings)
-        return Curator(settings)
+        return Guarded(partial(Curator, settings))
     if name == "caption":
         from captioning.caption import Captioner
 
@@ -210,17 +238,3 @@ def _funnel(summary: Mapping[str, Any]) -> dict[str, float]:
     for verdict in ("dropped", "failed"):
         counts |= {f"funnel/{verdict}/{reason}": count for reason, count in summary[verdict].items()}
     return counts
-
-
-def _kept_until_closed(root: Path, name: str, data: bytes) -> Path:
-    path = root / ".sample" / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(data)
-    return path
-
-
-def _forget_samples(root: Path) -> None:
-    with suppress(FileNotFoundError):
-        for path in (root / ".sample").iterdir():
-            path.unlink()
-        (root / ".sample").rmdir()

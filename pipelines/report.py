@@ -76,7 +76,7 @@ class Example:
 class Report:
     """The page, and one kept clip's files (name, bytes) for the tracking run: its film, contact sheet, spectrogram."""
 
-    path: Path
+    path: str
     samples: list[tuple[str, bytes]] = field(default_factory=list)
 
 
@@ -93,7 +93,6 @@ class Step:
 
 def write_report(root: str | Path) -> Report:
     """Write `<root>/report.html` from the committed segments and `summary.json`."""
-    folder = storage.local(root)
     rows = read_manifest(root).to_pylist()
     for row in rows:
         row["scores"], row["info"], row["caption"] = (
@@ -101,7 +100,7 @@ def write_report(root: str | Path) -> Report:
             json.loads(row["info"]),
             json.loads(row["caption"]),
         )
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = json.loads(storage.read(storage.at(root, "summary.json")))
     samples: list[tuple[str, bytes]] = []
     sections = [
         (title, note, [_example(root, row, samples) for row in chosen]) for title, note, chosen in _chosen(rows)
@@ -113,14 +112,14 @@ def write_report(root: str | Path) -> Report:
         summary=summary,
         funnel=funnel(rows),
         classes=_classes(rows),
-        histograms=_histograms(rows, _policy(folder)),
+        histograms=_histograms(rows, _policy(root)),
         sections=sections,
-        settings=(folder / "settings.yaml").read_text(),
-        folder=folder.name,
+        settings=storage.read(storage.at(root, "settings.yaml")).decode(),
+        folder=str(root).rstrip("/").rsplit("/", 1)[-1],
     )
-    with storage.whole(folder / NAME) as out:
-        out.write(page.encode())
-    return Report(folder / NAME, samples)
+    path = storage.at(root, NAME)
+    storage.put(path, page.encode())
+    return Report(path, samples)
 
 
 def funnel(rows: list[dict]) -> list[Step]:
@@ -180,16 +179,16 @@ def _classes(rows: list[dict]) -> list[dict]:
     return sorted(found.values(), key=lambda at: (-at["kept"], -at["clips"], at["name"]))
 
 
-def _policy(folder: Path) -> dict[str, Any]:
+def _policy(root: str | Path) -> dict[str, Any]:
     """The thresholds that judged this set: its own, or those of the set that it was made from."""
     for _ in range(3):
-        path = folder / "settings.yaml"
-        if not path.exists():
+        path = storage.at(root, "settings.yaml")
+        if not storage.exists(path):
             break
-        settings = yaml.safe_load(path.read_text())["settings"]
+        settings = yaml.safe_load(storage.read(path))["settings"]
         if "curate" in settings:
             return settings["curate"]["policy"]
-        folder = Path(settings.get("input_set", ""))
+        root = settings.get("input_set", "")
     return {}
 
 

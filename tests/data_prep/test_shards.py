@@ -6,6 +6,7 @@ import json
 import math
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from webdataset.compat import WebDataset
@@ -102,7 +103,7 @@ def test_the_ledger_is_written_last(tmp_path, monkeypatch):
     real = storage.whole
 
     def watched(path):
-        written.append(path.parent.name)
+        written.append(Path(path).parent.name)
         return real(path)
 
     monkeypatch.setattr(storage, "whole", watched)
@@ -157,7 +158,7 @@ def test_manifest_and_index_follow_the_ledger(tmp_path):
     shards.write_segment(tmp_path, Segment("s2", "/media/s2.mp4", clips=clips))
     (tmp_path / "manifest" / "s3.parquet").write_bytes(b"a killed run's leftover")
     assert read_manifest(tmp_path).num_rows == 6
-    assert build_index(tmp_path) == tmp_path / "index.parquet"
+    assert build_index(tmp_path) == f"{tmp_path}/index.parquet"
     (row,) = read_index(tmp_path).to_pylist()
     assert row["clip_id"] == "e" * 20
     assert row["bucket"] == info["bucket"]

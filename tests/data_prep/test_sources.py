@@ -1,10 +1,12 @@
 """What a person points at becomes segments, in a stable order, or one plain line."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from data_prep.mp4 import write_mp4
-from data_prep.sources import list_sources
+from data_prep.sources import list_sources, spans
 
 
 @pytest.fixture
@@ -61,6 +63,10 @@ def test_mistakes_are_named_with_their_mend(folder, tmp_path_factory):
 def test_a_long_source_is_several_segments(tmp_path):
     frames = np.random.default_rng(0).integers(0, 255, (60, 64, 64, 3), dtype=np.uint8)
     write_mp4(tmp_path / "long.mp4", frames, 10, None, 16000)
-    segments = list_sources([str(tmp_path)], segment_s=2.0)
-    assert [(segment.start_s, segment.end_s) for segment in segments] == [(0, 2), (2, 4), (4, float("inf"))]
-    assert len({segment.segment_id for segment in segments}) == 3
+    (segment,) = list_sources([str(tmp_path)])
+    found = spans(segment, segment_s=2.0)
+    edges = [0.0, 5.9 / 3, 2 * 5.9 / 3, float("inf")]
+    assert [(span.start_s, span.end_s) for span in found] == [
+        (pytest.approx(a), pytest.approx(b)) for a, b in pairwise(edges)
+    ]
+    assert len({span.segment_id for span in found}) == 3

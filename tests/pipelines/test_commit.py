@@ -47,7 +47,7 @@ def test_differences_name_the_setting() -> None:
 def test_a_summary_counts_the_ledger_and_ages_with_it(tmp_path: Path) -> None:
     claim(tmp_path, SETTINGS, ["a"])
     done = commit_segments(tmp_path, [_segment("one"), _segment("two", kept=False)], [{"curate": 0.5}, {}])
-    assert [(d.considered, d.kept) for d in done] == [(1, 1), (1, 0)]
+    assert [(d.entry.considered, d.entry.kept) for d in done] == [(1, 1), (1, 0)]
     assert done[0].seconds["curate"] == 0.5
     assert read_summary(tmp_path) is None
     summary = finish(tmp_path, "curate", {"curate": 0.5}, 2.0)

@@ -97,7 +97,7 @@ def test_an_error_costs_its_own_segment_only() -> None:
 def test_every_segment_is_committed_with_its_verdicts(ray_session: None, tmp_path: Path) -> None:
     names = [f"clip{n}" for n in range(20)] + ["broken", "odd"]
     done = list(run_graph(_sources(*names), [CUT, NAME], tmp_path))
-    assert {summary.segment_id for summary in done} == {stable_id(name) for name in names}
+    assert {summary.entry.segment_id for summary in done} == {stable_id(name) for name in names}
     assert all({"curate", "caption", "commit"} <= set(summary.seconds) for summary in done)
     assert totals(Ledger(tmp_path).entries()) == {
         "segments": 22, "considered": 43, "kept": 20, "dropped": {"silence": 21}, "failed": {"caption": 1, "curate": 1},
