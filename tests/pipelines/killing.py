@@ -1,0 +1,165 @@
+"""A curation run as a real process, and its processes killed at chosen moments."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+
+from data_prep import storage
+from data_prep.index import read_manifest
+from data_prep.ledger import Ledger
+from data_prep.mp4 import write_mp4
+
+ROOT = Path(__file__).parents[2]
+KINDS = ("worker", "actor", "raylet", "driver")
+
+_RUN = """
+import sys
+from data_prep.curate import CurateSettings
+from pipelines.prepare import run_prepare
+run_prepare(("curate",), [sys.argv[1]], sys.argv[2], {"curate": CurateSettings(clip_min_s=1.0)})
+"""
+
+
+def films(folder: Path, count: int) -> Path:
+    """Clips of 2 s: bursts of sound, every third one silent, the last one no film at all."""
+    folder.mkdir()
+    for n in range(count):
+        rng = np.random.default_rng(n)
+        frames = np.repeat(rng.integers(0, 255, (48, 1, 1, 3), dtype=np.uint8), 64, axis=1).repeat(96, axis=2)
+        sound = np.zeros((2, 48000), dtype=np.float32)
+        if n % 3:
+            for start in rng.integers(0, 44000, 4):
+                sound[:, start : start + 4000] += rng.normal(0, 0.3, 4000) * np.linspace(1, 0, 4000)
+        write_mp4(folder / f"film{n:02}.mp4", frames, 24, sound, 24000)
+    (folder / "no_film.mp4").write_bytes(b"this is text")
+    return folder
+
+
+def digests(root: str | Path) -> dict[str, str]:
+    """SHA-256 of everything that is a function of input and settings: shards, manifest parts, ledger, index, and the
+    manifest as one sorted table; the same for a folder and an object store."""
+    files = [storage.at(part, name) for part in ("shards", "manifest", "ledger") for name in _names(root, part)]
+    found = {name: storage.read(storage.at(root, name)) for name in [*files, "index.parquet"]}
+    table = read_manifest(root).sort_by([("segment_id", "ascending"), ("clip_id", "ascending")])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table.combine_chunks())
+    found["sorted manifest"] = sink.getvalue().to_pybytes()
+    return {name: hashlib.sha256(data).hexdigest() for name, data in sorted(found.items())}
+
+
+def _names(root: str | Path, part: str) -> list[str]:
+    return sorted(storage.names(storage.at(root, part)))
+
+
+def start(source: Path, output: str | Path, environment: dict[str, str] | None = None) -> subprocess.Popen:
+    """A run in a process group of its own, so that nothing of it outlives the test."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _RUN, str(source), str(output)],
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(process: subprocess.Popen, timeout: float = 400) -> int:
+    """Wait for a run and clear away what it left; its exit code."""
+    try:
+        return process.wait(timeout)
+    finally:
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+        end_family(process.pid)
+
+
+def end_family(leader: int) -> None:
+    """Kill what is left of a process's session: Ray's own clearing away takes seconds after a SIGKILL."""
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == leader:
+                process.kill()
+        except (ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+            continue
+
+
+def victims(process: subprocess.Popen, kind: str) -> list[psutil.Process]:
+    """The living processes of a run that are of a kind; "worker" is an actor's decoding child or any of Ray's."""
+    if kind == "driver":
+        return [psutil.Process(process.pid)]
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            line = " ".join(child.cmdline())
+        except psutil.Error:
+            continue
+        actor, decoder = "StageWorker" in line and line.startswith("ray::"), "data_prep.guarded" in line
+        if (
+            (kind == "raylet" and child.name() == "raylet")
+            or (kind == "actor" and actor)
+            or (kind == "worker" and (decoder or line.startswith("ray::")))
+        ):
+            found.append(child)
+    return found
+
+
+def strike(process: subprocess.Popen, kind: str, seed: int, committed: Callable[[], int], total: int) -> int:
+    """SIGKILL one process of a kind at a moment that the seed picks; gives how many segments were committed then.
+
+    -1: the run was over before the moment came.
+    """
+    rng = random.Random(f"{kind} {seed}")
+    wanted, pause = rng.randrange(total), rng.uniform(0.0, 0.4)
+    while committed() < wanted:
+        if process.poll() is not None:
+            return -1
+        time.sleep(0.01)
+    time.sleep(pause)
+    while process.poll() is None:
+        try:
+            living = victims(process, kind)
+            if living:
+                at = committed()
+                os.kill(rng.choice(living).pid, signal.SIGKILL)
+                return at
+        except (psutil.Error, ProcessLookupError):
+            pass
+        time.sleep(0.01)
+    return -1
+
+
+def completed(source: Path, output: str | Path, environment: dict[str, str] | None = None) -> None:
+    """The same command until it succeeds; it has to at the second time."""
+    for _ in range(2):
+        process = start(source, output, environment)
+        printed = process.communicate(timeout=400)
+        end_family(process.pid)
+        if process.returncode == 0:
+            return
+    raise AssertionError(printed)
+
+
+def counts(root: str | Path) -> dict:
+    """What a set says of itself, without what it cost."""
+    from pipelines.commit import read_summary
+
+    summary = read_summary(root)
+    assert summary is not None
+    return {k: v for k, v in summary.items() if k not in ("stage_seconds", "wall_seconds")}
+
+
+def committed(root: str | Path) -> Callable[[], int]:
+    return lambda: len(Ledger(root).done())

@@ -1,0 +1,58 @@
+"""A worker, an actor, the raylet or the driver is killed at any moment: the resumed run ends in the same bytes."""
+
+from pathlib import Path
+
+import pytest
+
+from data_prep.ledger import Ledger
+from tests.pipelines.killing import KINDS, committed, completed, counts, digests, films, finished, start, strike
+
+FILMS = 24
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return films(tmp_path_factory.mktemp("kills") / "films", FILMS)
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path) -> Path:
+    """The set of an uninterrupted run."""
+    output = source.parent / "whole"
+    completed(source, output)
+    return output
+
+
+def _same(output: Path, whole: Path) -> None:
+    assert digests(output) == digests(whole)
+    assert counts(output) == counts(whole)
+    assert len(list(Ledger(output).entries())) == FILMS + 1
+    assert not [path for part in ("ledger", "ledger_parts") for path in (output / part).glob(".*")]
+
+
+def test_each_kind_of_process_is_killed_once(source: Path, whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    process = start(source, output)
+    # A worker or an actor that dies is replaced, and the run goes on.
+    for kind, share in (("worker", 3), ("actor", 3), ("raylet", 2)):
+        strike(process, kind, 0, committed(output), FILMS // share)
+    finished(process)
+    process = start(source, output)
+    strike(process, "driver", 0, committed(output), FILMS)
+    finished(process)
+    completed(source, output)
+    _same(output, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kill_at_any_moment(kind: str, seed: int, source: Path, whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    process = start(source, output)
+    at = strike(process, kind, seed + 1, committed(output), FILMS)
+    code = finished(process)
+    print(f"{kind} {seed}: killed with {at} of {FILMS + 1} committed, exit code {code}")
+    assert at >= 0, "the run was over before the kill"
+    completed(source, output)
+    _same(output, whole)
