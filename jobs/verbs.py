@@ -57,8 +57,10 @@ class _DataVerb(Verb):
     """A slice of the one dataflow."""
 
     stages: ClassVar[tuple[str, ...]]
-    input: list[str] = Field(description="files, folders or globs of video; for caption and encode: a set's folder")
-    output: Path = Field(description="folder of the set that is made; the same command resumes it")
+    input: list[str] = Field(
+        description="files, folders, globs, tars or lists of video, here or on s3://; for caption and encode: a set"
+    )
+    output: str = Field(description="folder or s3:// address of the set that is made; the same command resumes it")
     tracking: TrackingSettings
 
     def run(self, display: Display) -> None:

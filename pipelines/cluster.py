@@ -50,14 +50,17 @@ class Attempts:
     def __init__(self, run: str) -> None:
         self.run = run
 
-    def begin(self, name: str) -> int:
-        """Note that work on `name` begins; gives how often it was begun before and not ended."""
-        from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+    def count(self, name: str) -> int:
+        """How often work on `name` was begun and not ended."""
+        from ray.experimental.internal_kv import _internal_kv_get
 
-        key = f"{self.run}:{name}"
-        before = int(_internal_kv_get(key, namespace=_NAMESPACE) or 0)
-        _internal_kv_put(key, str(before + 1), namespace=_NAMESPACE)
-        return before
+        return int(_internal_kv_get(f"{self.run}:{name}", namespace=_NAMESPACE) or 0)
+
+    def begin(self, name: str, before: int) -> None:
+        """Note that work on `name` begins, after it was begun `before` times and not ended."""
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        _internal_kv_put(f"{self.run}:{name}", str(before + 1), namespace=_NAMESPACE)
 
     def end(self, name: str) -> None:
         """Note that work on `name` ended, well or not, with its worker alive."""

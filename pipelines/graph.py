@@ -163,15 +163,11 @@ class StageWorker:
             raise BrokenStage(text) from self.error
         seconds = [dict(row) for row in table["seconds"].to_pylist()]
         segments = from_table(table.drop_columns(["seconds"]))
-        deaths = [self.attempts.begin(segment.segment_id) for segment in segments]
+        deaths = [self.attempts.count(segment.segment_id) for segment in segments]
         if not any(deaths) and not self.revived:
-            done = self._through(segments, seconds, deaths)
-        else:  # one by one, so that the one that kills its worker is found
-            each = zip(segments, seconds, deaths, strict=True)
-            done = pa.concat_tables([self._again(segment, spent, died) for segment, spent, died in each])
-        for segment in segments:
-            self.attempts.end(segment.segment_id)
-        return done
+            return self._through(segments, seconds)
+        # One by one, so that the one that kills its worker is found.
+        return pa.concat_tables(map(self._again, segments, seconds, deaths))
 
     def _again(self, segment: Segment, seconds: dict[str, float], deaths: int) -> pa.Table:
         """As `_through` for one segment that a worker which died may have had, and may have committed."""
@@ -179,21 +175,27 @@ class StageWorker:
             with suppress(ValueError):
                 entry = Ledger(self.commit_to).entry(segment.segment_id)
                 return _summary_rows([Summary(entry, seconds)])
-        return self._through([segment], [seconds], [deaths])
+        return self._through([segment], [seconds], deaths)
 
-    def _through(self, segments: list[Segment], seconds: list[dict[str, float]], deaths: list[int]) -> pa.Table:
+    def _through(self, segments: list[Segment], seconds: list[dict[str, float]], deaths: int = 0) -> pa.Table:
+        for segment in segments:
+            self.attempts.begin(segment.segment_id, deaths)
         if self.read_from:
             with _timed("read", seconds):
                 segments = [read_segment(self.read_from, segment.segment_id) for segment in segments]
-        if max(deaths) >= _DEATHS:
+        if deaths >= _DEATHS:
             (segment,) = segments
             segments = [_failed(segment, QUARANTINE, f"its worker died {_DEATHS} times in {self.stage.name}")]
         else:
             with _timed(self.stage.name, seconds):
                 segments = apply(self.stage.name, self.call, segments)
-        if not self.commit_to:
-            return to_rows(segments, seconds)
-        return _summary_rows(commit_segments(self.commit_to, segments, seconds))
+        if self.commit_to:
+            rows = _summary_rows(commit_segments(self.commit_to, segments, seconds))
+        else:
+            rows = to_rows(segments, seconds)
+        for segment in segments:
+            self.attempts.end(segment.segment_id)
+        return rows
 
 
 def _summary_rows(summaries: list[Summary]) -> pa.Table:

@@ -79,7 +79,7 @@ def train(
     if not settings.input:
         raise ValueError(f"train.input is not set; train {task} needs {_needs(task)}")
     # Absolute, since a worker's working directory is not the user's.
-    settings = settings.model_copy(update={"input": str(storage.local(settings.input).absolute())})
+    settings = settings.model_copy(update={"input": storage.absolute(settings.input)})
     chosen = known[task](settings)
     files = given_parts(settings.init_from)
     dataset = chosen.dataset()

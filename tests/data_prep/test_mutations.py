@@ -5,6 +5,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -31,9 +32,13 @@ LIES = (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFF0000, 0x0000FFFF)
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("whole")
-    frames = [numbered_frame(n % 256) for n in range(75)]
+    # Cut once, and with a sound that is kept: damage then reaches every stage.
+    frames = [numbered_frame(n) for n in (*range(40), *range(200, 235))]
+    knocks = np.zeros((2, 3 * 48000), np.float32)
+    for start in range(12000, 132000, 26400):
+        knocks[:, start : start + 9600] = 0.3 * noise_sound(0.2, 48000, start) * np.exp(-np.arange(9600) / 1500)
     for name, codecs in WHOLE.items():
-        write(folder / name, frames, noise_sound(3.0, 48000), codecs=codecs)
+        write(folder / name, frames, knocks, codecs=codecs)
     return {name: (folder / name).read_bytes() for name in WHOLE}
 
 
@@ -98,7 +103,7 @@ def test_whole_files_of_every_container_are_kept(guarded, sources, tmp_path):
     for name, data in sources.items():
         (tmp_path / name).write_bytes(data)
     for segment in guarded(list_sources([str(tmp_path)])):
-        assert segment.clips[0].verdict != "failed", segment
+        assert "kept" in {clip.verdict for clip in segment.clips}, segment
 
 
 def test_damaged_files_end_in_verdicts(guarded, sources, tmp_path):

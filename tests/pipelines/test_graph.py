@@ -1,6 +1,9 @@
 """The graph on small real callables: every segment gets its verdicts, whatever its stages do."""
 
+import os
+import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -126,3 +129,33 @@ def test_a_mistake_met_in_a_worker_reaches_the_user_as_one_line(ray_session: Non
         list(run_graph(_sources("a"), [Stage("curate", _missing_weights)], tmp_path))
     with pytest.raises(Exception, match="KeyError: 'a bug'"):
         list(run_graph(_sources("a"), [Stage("curate", _broken_code)], tmp_path))
+
+
+class Deadly(Cutter):
+    """Sources named "killer" take their worker with them, as the out-of-memory killer does; tries are counted."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def __call__(self, segments: list[Segment]) -> list[Segment]:
+        with self.log.open("a") as log:
+            log.writelines(f"{segment.uri}\n" for segment in segments)
+        if any("killer" in segment.uri for segment in segments):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(segments)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_segment_that_kills_its_worker_twice_is_quarantined(batch: int, ray_session: None, tmp_path: Path) -> None:
+    log, names = tmp_path / "tries", ["a", "b", "killer", "c"]
+    stage = Stage("curate", partial(Deadly, log), batch=batch)
+    done = list(run_graph(_sources(*names), [stage], tmp_path / "out"))
+    assert {summary.entry.uri: summary.entry.failed for summary in done} == {
+        "a": {}, "b": {}, "c": {}, "killer": {"quarantine": 1},
+    }  # fmt: skip
+    (clip,) = read_segment(tmp_path / "out", stable_id("killer")).clips
+    assert clip.error == "its worker died 2 times in curate"
+    tries = log.read_text().split()
+    assert tries.count("killer") == 2
+    # What was committed before its worker died is not done again.
+    assert max(tries.count(name) for name in "abc") <= (1 if batch == 1 else 2)

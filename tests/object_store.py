@@ -1,0 +1,129 @@
+"""An S3 server in a process of its own (moto), behind a proxy that fails as real ones do."""
+
+import contextlib
+import http.client
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+_ERROR = b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>We encountered an error</Message></Error>"
+
+
+class Faults:
+    """Which request fails, and how, picked by a seed.
+
+    Attributes:
+        rates: of each kind of fault, the share of requests that it befalls: "error" (500 before anything is done),
+            "lost" (done, but the connection breaks before the answer), "slow" (the answer comes in drops), "hang"
+            (no answer for `hang_s`; at most `hangs` times).
+        met: how often each befell.
+    """
+
+    def __init__(self, seed: int = 0, hang_s: float = 30.0, hangs: int = 2, **rates: float) -> None:
+        self.rates, self.hang_s, self.hangs = rates, hang_s, hangs
+        self.met: Counter[str] = Counter()
+        self._rng, self._lock = random.Random(seed), threading.Lock()
+
+    def pick(self) -> str:
+        with self._lock:
+            at = self._rng.random()
+            for name, rate in self.rates.items():
+                if at < rate and not (name == "hang" and self.met["hang"] >= self.hangs):
+                    self.met[name] += 1
+                    return name
+                at -= rate
+            self.met["well"] += 1
+            return ""
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextmanager
+def s3_server(faults: Faults) -> Iterator[dict[str, str]]:
+    """A server with the bucket "sets"; gives the environment that leads a process to it."""
+    port = _free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), _handler(port, faults))
+    proxy.daemon_threads = True
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as one:
+                one.request("PUT", "/sets", headers={"Host": "127.0.0.1"})
+                if one.getresponse().status == 200:
+                    break
+            time.sleep(0.1)
+        else:
+            raise AssertionError("moto did not start")
+        yield {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.server_address[1]}",
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "NO_PROXY": ",".join(filter(None, ["127.0.0.1", os.environ.get("NO_PROXY")])),
+        }
+    finally:
+        proxy.shutdown()
+        server.kill()
+        server.wait()
+
+
+def _handler(port: int, faults: Faults) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _pass(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            fault = faults.pick()
+            if fault == "error":
+                self._answer(500, {"Content-Type": "application/xml"}, _ERROR)
+                return
+            if fault == "hang":
+                time.sleep(faults.hang_s)
+                self.close_connection = True
+                return
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as behind:
+                behind.request(self.command, self.path, body, dict(self.headers))
+                answer = behind.getresponse()
+                data, headers = answer.read(), dict(answer.getheaders())
+            if fault == "lost":
+                self.close_connection = True
+                return
+            self._answer(answer.status, headers, data, slow=fault == "slow")
+
+        def _answer(self, status: int, headers: dict[str, str], data: bytes, slow: bool = False) -> None:
+            self.send_response(status)
+            length = headers.get("Content-Length") if self.command == "HEAD" else str(len(data))
+            for name, value in headers.items():
+                if name.lower() not in ("content-length", "transfer-encoding", "connection", "server", "date"):
+                    self.send_header(name, value)
+            self.send_header("Content-Length", length or "0")
+            self.end_headers()
+            if self.command == "HEAD":
+                return
+            for start in range(0, len(data), max(1, len(data) // 5)) if slow else [0]:
+                part = data[start : start + max(1, len(data) // 5)] if slow else data
+                with contextlib.suppress(OSError):
+                    self.wfile.write(part)
+                if slow:
+                    time.sleep(0.2)
+
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    return Handler
