@@ -26,6 +26,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
+from data_prep import storage, tars
 from data_prep.clip import Segment, describe
 
 STALL_S = 30.0  # seconds without a packet, a block or a stage done
@@ -90,7 +91,8 @@ class Guarded:
 
     def _ask(self, what: str, segment: Segment) -> Any:
         """The child's answer, or the quarantined segment."""
-        stall_s = REMOTE_STALL_S if "://" in segment.uri and not segment.uri.startswith("file://") else self._stall_s
+        file = segment.uri.rpartition("::")[2] if segment.uri.startswith(tars.PREFIX) else segment.uri
+        stall_s = REMOTE_STALL_S if storage.is_remote(file) else self._stall_s
         deaths = []
         for _ in range(TRIES):
             try:

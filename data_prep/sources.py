@@ -1,6 +1,6 @@
-"""What a person points at → the segments to curate: files, folders (recursively), globs and fsspec URIs.
+"""What a person points at → the segments to curate: files, folders (recursively), globs, tars, lists, fsspec URIs.
 
-Listing opens no file: it knows names and sizes, and gives one segment after another in a stable order, so that a
+Listing opens no source: it knows names and sizes, and gives one segment after another in a stable order, so that a
 hundred million sources need no more memory than one folder of them. A source of more than `PART_BYTES` is several
 segments, equal lengths of it, since bytes bound both the work and what a worker holds of the clips it keeps. Where the
 parts begin and end in seconds is found by the worker that opens the source: it divides its part into spans that are
@@ -10,13 +10,14 @@ decoded at once, by the time of the last packet, because headers lie.
 import glob
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep import storage
+from data_prep import storage, tars
 from data_prep.clip import Segment, stable_id
 from data_prep.container import last_timestamp
+from data_prep.source_lists import SUFFIXES, Listed, read_list
 
 MEDIA_SUFFIXES = frozenset(
     [
@@ -35,31 +36,43 @@ def list_sources(inputs: list[str]) -> list[Segment]:
 
 
 def each_source(inputs: list[str]) -> Iterator[Segment]:
-    """The segments behind `inputs`, one after another; each source once. Nothing is opened.
+    """The segments behind `inputs`, one after another. Nothing but tars and lists is opened.
 
     Args:
-        inputs: files, folders, globs (`**` goes through folders), or fsspec URIs of either (`s3://bucket/folder`).
+        inputs: files, folders, globs (`**` goes through folders), tars of them (as WebDataset writes), lists
+            (`data_prep.source_lists`), or fsspec URIs of any of these (`s3://bucket/folder`). What is named by more
+            than one input is given once; what a list names twice is not noticed here.
 
     Raises:
-        ValueError: a path that does not exist, a folder or glob without media, or a file that is no media by its
-            name; says which, and the mend. At the latest when the input's turn comes.
+        ValueError: a path that does not exist, a folder or glob without media, a file that is no media by its name, or
+            a wrong row of a list; says which, and the mend. At the latest when the input's turn comes.
     """
     if not inputs:
         raise ValueError("no input: give at least one file, folder, glob or URI of videos")
     listed = [_remote(text) if storage.is_remote(text) else _local(text) for text in inputs]
     seen: set[str] = set()
-    for uri, size in (found for one in listed for found in one):
-        if len(inputs) > 1:  # within one input a source is met once
-            if uri in seen:
+    for found in (found for one in listed for found in one):
+        if len(inputs) > 1:
+            name = stable_id(found.uri, found.start_s, found.end_s)
+            if name in seen:
                 continue
-            seen.add(uri)
-        yield from _segments(uri, size)
+            seen.add(name)
+        yield from _segments(found)
 
 
-def _segments(uri: str, size: int) -> Iterator[Segment]:
-    parts = max(1, math.ceil(size / PART_BYTES))
+def _segments(found: Listed) -> Iterator[Segment]:
+    parts = max(1, math.ceil(found.size / PART_BYTES)) if math.isinf(found.end_s) else 1
     for part in range(parts):
-        yield Segment(stable_id(uri, size, part, parts), uri, size=size, part=part, parts=parts)
+        yield Segment(
+            stable_id(found.uri, found.size, found.start_s, found.end_s, part, parts),
+            found.uri,
+            found.start_s,
+            found.end_s,
+            size=found.size,
+            part=part,
+            parts=parts,
+            caption=found.caption,
+        )
 
 
 def spans(segment: Segment, segment_s: float) -> list[Segment]:
@@ -68,6 +81,8 @@ def spans(segment: Segment, segment_s: float) -> list[Segment]:
     Raises:
         ValueError: a part of a source whose length cannot be measured; the first part then stands for all of it.
     """
+    if not segment.size:  # a list said nothing of it
+        segment = replace(segment, size=storage.size(segment.uri))
     begin, end = segment.start_s, segment.end_s
     if math.isinf(end) and segment.size > segment_s * _LEAST_BYTES_PER_S:
         length = max(0.0, min(last_timestamp(segment.uri), segment.size / _LEAST_BYTES_PER_S) - begin)
@@ -97,11 +112,12 @@ def _is_media(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix[1:].lower() in MEDIA_SUFFIXES
 
 
-def _local(text: str) -> Iterator[tuple[str, int]]:
-    """(absolute path, bytes) of the media behind a path or glob."""
+def _local(text: str) -> Iterator[Listed]:
+    """The media behind a path or glob."""
     path = Path(text.removeprefix("file://")).expanduser()
     if path.is_dir():
         names, what = _walk(os.path.abspath(path)), f"folder {text!r} holds no video; known are {_suffixes()}"
+        names = (name for name in names if not _is_list(name))  # its tables may be anything
     elif path.exists():
         names, what = iter([os.path.abspath(path)]), f"{text!r} is no video by its name; known are {_suffixes()}"
     elif glob.has_magic(text):
@@ -109,10 +125,27 @@ def _local(text: str) -> Iterator[tuple[str, int]]:
         names, what = iter(found), f"glob {text!r} matches no video; quote it and check the folder"
     else:
         raise ValueError(f"input {text!r} does not exist; check the path")
-    return _some(((name, os.path.getsize(name)) for name in names if _is_media(name)), what)
+    return _some((found for name in names for found in _in_file(name, lambda name: os.path.getsize(name))), what)
 
 
-def _some(found: Iterator[tuple[str, int]], what: str) -> Iterator[tuple[str, int]]:
+def _in_file(name: str, size: Callable[[str], int]) -> Iterator[Listed]:
+    """What a file gives: itself, the media in a tar, the rows of a list, or nothing."""
+    if _is_media(name):
+        yield Listed(name, size(name))
+    elif _is_list(name):
+        yield from read_list(name)
+    elif name.lower().endswith(".tar"):
+        with storage.open_read(name) as opened:
+            for member, uri, count in tars.members(name, opened):
+                if _is_media(member):
+                    yield Listed(uri, count)
+
+
+def _is_list(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def _some(found: Iterator[Listed], what: str) -> Iterator[Listed]:
     """What was found; raises ValueError(what) when that is nothing."""
     empty = True
     for one in found:
@@ -138,23 +171,35 @@ def _walk(folder: str, seen: set[str] | None = None) -> Iterator[str]:
             yield os.path.join(folder, name)
 
 
-def _remote(text: str) -> Iterator[tuple[str, int]]:
-    import fsspec  # slow to import and only needed here
-
+def _remote(text: str) -> Iterator[Listed]:
+    """The media behind a URI. A store lists a folder at once; a folder of many millions is better given as a list."""
+    what = f"input {text!r} holds no video; check the address; known are {_suffixes()}"
+    if text.startswith(tars.PREFIX):
+        return iter([Listed(text, tars.parse(text)[2])])
     protocol = text.split("://", 1)[0]
     try:
-        system, path = fsspec.core.url_to_fs(text)
+        system = storage.file_system(protocol)
+        path = system._strip_protocol(text)
         if glob.has_magic(path):
-            infos = system.glob(path, detail=True)
+            folders = iter([system.glob(path, detail=True)])
         elif system.isfile(path):
-            infos = {path: system.info(path)}
+            folders = iter([{path: system.info(path)}])
+        elif system.exists(path):
+            folders = (files for _, _, files in system.walk(path, detail=True))
+            folders = ({f["name"]: f for f in files.values() if not _is_list(f["name"])} for files in folders)
         else:
-            infos = system.find(path, detail=True)
+            raise FileNotFoundError("nothing is there")
     except (ImportError, OSError, ValueError) as error:
         raise ValueError(f"input {text!r} cannot be listed ({error}); check the address and the credentials") from error
-    found = ((f"{protocol}://{name}", int(infos[name].get("size") or 0)) for name in sorted(infos) if _is_media(name))
-    return _some(found, f"input {text!r} holds no video; check the address; known are {_suffixes()}")
+
+    def found() -> Iterator[Listed]:
+        for infos in folders:
+            sizes = {f"{protocol}://{name.lstrip('/')}": int(infos[name].get("size") or 0) for name in sorted(infos)}
+            for name in sizes:
+                yield from _in_file(name, sizes.__getitem__)
+
+    return _some(found(), what)
 
 
 def _suffixes() -> str:
-    return ", ".join(sorted(MEDIA_SUFFIXES))
+    return f"{', '.join(sorted(MEDIA_SUFFIXES))}, tars of these, and lists ({', '.join(SUFFIXES)})"

@@ -2,7 +2,7 @@
 
 - A local file is written beside its final name under a name that starts with a dot, flushed to the disk and renamed,
   so that a reader, or a run that comes after a crash, sees either the whole file or none. Files that start with a dot
-  are leftovers of a killed run and are never read.
+  are leftovers of a killed run: never read, and swept away when a set is finished.
 - An object (`s3://`, `gs://`, whatever fsspec knows) appears by one put, or by the completion of one multipart upload
   from 100 MB on; both are atomic, and a read after it sees it. A killed multipart upload leaves parts that no reader
   sees: let the bucket's lifecycle rule delete them.
@@ -23,6 +23,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from data_prep import tars
 
 # Requests at once where many small files are read: an object store answers each after tens of milliseconds.
 AT_ONCE = 32
@@ -171,6 +173,20 @@ def names(folder: str | Path, prefix: str = "") -> list[str]:
     return [name for name in listed if name[0] != "."]
 
 
+def sweep(folder: str | Path) -> None:
+    """Remove what killed writers left in a folder; while nobody writes there."""
+    if not is_remote(folder):
+        for half in local(folder).glob(".*"):
+            half.unlink(missing_ok=True)
+
+
+def size(path: str) -> int:
+    """Bytes of a file. Raises FileNotFoundError."""
+    if path.startswith(tars.PREFIX):
+        return tars.parse(path)[2]
+    return int(_system(path).info(path)["size"]) if is_remote(path) else local(path).stat().st_size
+
+
 def remove(path: str | Path) -> None:
     """Delete a file, if it is there."""
     if is_remote(path):
@@ -180,7 +196,9 @@ def remove(path: str | Path) -> None:
 
 
 def open_read(uri: str) -> BinaryIO:
-    """A file to read; of an object, the byte ranges that are asked for."""
+    """A file to read; of an object, the byte ranges that are asked for; also a member of a tar."""
+    if uri.startswith(tars.PREFIX):
+        return tars.open_member(uri, open_read)
     return _system(uri).open(uri, "rb") if is_remote(uri) else local(uri).open("rb")
 
 
@@ -216,6 +234,7 @@ def file_system(protocol: str) -> Any:
     s3fs.S3FileSystem.retries = _ATTEMPTS
     return s3fs.S3FileSystem(
         use_listings_cache=False,
+        skip_instance_cache=True,
         config_kwargs={
             "connect_timeout": _CONNECT_S,
             "read_timeout": _READ_S,

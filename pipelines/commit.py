@@ -19,7 +19,7 @@ import yaml
 from data_prep import storage
 from data_prep.clip import Segment
 from data_prep.index import build_index
-from data_prep.ledger import Entry, Ledger, totals
+from data_prep.ledger import PARTS, Entry, Ledger, totals
 from data_prep.shards import write_segment
 
 SETTINGS, SUMMARY = "settings.yaml", "summary.json"
@@ -94,6 +94,8 @@ def finish(root: str | Path, verb: str, seconds: Mapping[str, float], wall_s: fl
     """
     ledger = Ledger(root)
     ledger.tidy()
+    for part in ("shards", "manifest", "ledger", PARTS):
+        storage.sweep(storage.at(root, part))
     counts = totals(ledger.entries())
     build_index(root)
     summary = {

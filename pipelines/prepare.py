@@ -107,15 +107,17 @@ def run_prepare(
 
 def _waves(listed: Iterable[Segment], done: set[str]) -> Iterator[tuple[list[Segment], int]]:
     """What is not done, at most `WAVE` segments at a time, each time with how many were listed so far."""
-    total, left = 0, []
+    total, left = 0, dict[str, Segment]()  # by id: a list may name a source twice
     for segment in listed:
+        if segment.segment_id in left:
+            continue
         total += 1
         if segment.segment_id not in done:
-            left.append(segment)
+            left[segment.segment_id] = segment
         if len(left) == WAVE:
-            yield left, total
-            left = []
-    yield left, total
+            yield list(left.values()), total
+            left = {}
+    yield list(left.values()), total
 
 
 class _Flow:

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 _ERROR = b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>We encountered an error</Message></Error>"
@@ -44,6 +45,20 @@ class Faults:
             return ""
 
 
+@dataclass(frozen=True)
+class Server:
+    """The environment that leads a process to the proxy, and a way past it."""
+
+    environment: dict[str, str]
+    port: int
+
+    def count(self, prefix: str) -> int:
+        """Objects of the bucket whose key begins so; asked without faults."""
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port)) as one:
+            one.request("GET", f"/sets?list-type=2&prefix={prefix}", headers={"Host": "127.0.0.1"})
+            return one.getresponse().read().count(b"<Key>")
+
+
 def _free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -51,8 +66,8 @@ def _free_port() -> int:
 
 
 @contextmanager
-def s3_server(faults: Faults) -> Iterator[dict[str, str]]:
-    """A server with the bucket "sets"; gives the environment that leads a process to it."""
+def s3_server(faults: Faults) -> Iterator[Server]:
+    """A server with the bucket "sets"."""
     port = _free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -68,13 +83,14 @@ def s3_server(faults: Faults) -> Iterator[dict[str, str]]:
             time.sleep(0.1)
         else:
             raise AssertionError("moto did not start")
-        yield {
+        environment = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.server_address[1]}",
             "AWS_ACCESS_KEY_ID": "testing",
             "AWS_SECRET_ACCESS_KEY": "testing",
             "AWS_DEFAULT_REGION": "us-east-1",
             "NO_PROXY": ",".join(filter(None, ["127.0.0.1", os.environ.get("NO_PROXY")])),
         }
+        yield Server(environment, port)
     finally:
         proxy.shutdown()
         server.kill()

@@ -1,6 +1,7 @@
 """The ledger at size: what is left is known from names, what was done from a few files."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ def _entry(number: int) -> Entry:
     uri, kept = f"s3://corpus/{number % 1000:03}/film{number:09}.mp4", number % 3
     verdicts = {"dropped": {"silence": 2}, "failed": {"read": 1} if number % 7 == 0 else {}}
     considered = kept + 2 + len(verdicts["failed"])
-    name = stable_id(uri, 1 << 20, 0.0, float("inf"), 0, 1)
+    name = stable_id(uri, 1 << 20, 0.0, math.inf, 0, 1)
     shard = f"shards/{name}.tar" if kept else ""
     return Entry(name, uri, name[::-1], 0.0, None, 1 << 20, shard, 9, considered, kept, **verdicts, kept_s=4.0 * kept)
 
@@ -74,7 +75,7 @@ def test_an_entry_is_not_committed_twice_and_differently(tmp_path):
 
 
 _RESUME = """
-import json, math, resource, sys, time
+import json, resource, sys, time
 from data_prep.ledger import Ledger, totals
 from data_prep.sources import each_source
 from pipelines.prepare import _waves

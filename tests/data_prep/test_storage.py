@@ -21,8 +21,8 @@ def faults() -> Faults:
 @pytest.fixture(scope="module")
 def store(faults: Faults):
     """The root of a set on an S3 server, for this process."""
-    with pytest.MonkeyPatch.context() as patch, s3_server(faults) as environment:
-        for name, value in environment.items():
+    with pytest.MonkeyPatch.context() as patch, s3_server(faults) as server:
+        for name, value in server.environment.items():
             patch.setenv(name, value)
         patch.setattr(storage, "_READ_S", 1)
         storage.file_system.cache_clear()

@@ -68,14 +68,15 @@ def test_a_kill_while_the_store_fails(
 ) -> None:
     """As above, with the set on an S3 server that answers with 500s, breaks off, is slow or does not answer."""
     faults, output = Faults(seed, **FAULTS), f"s3://sets/{kind}{seed}"
-    with s3_server(faults) as environment:
-        for name, value in environment.items():
+    with s3_server(faults) as server:
+        for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         storage.file_system.cache_clear()
         process = start(source, output)
-        at = strike(process, kind, seed + 1, committed(output), FILMS)
+        at = strike(process, kind, seed + 1, lambda: server.count(f"{kind}{seed}/ledger/"), FILMS)
         code = finished(process)
         print(f"{kind} {seed}: killed with {at} of {FILMS + 1} committed, exit code {code}")
+        assert at >= 0, "the run was over before the kill"
         completed(source, output)
         print(f"requests: {dict(faults.met)}")
         faults.rates = {}
