@@ -1,20 +1,24 @@
 """The set as two tables: the manifest (a row per clip considered) and the index (a row per encoded sample).
 
-Both are read from the manifest parts of committed segments only; a part without a ledger entry is a leftover of a
-killed run.
+Both are read from the manifests of committed segments only, gathered (`data_prep.parts`) or one by one; a manifest
+without a ledger entry is a leftover of a killed run.
 """
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep import storage
 from data_prep.ledger import Ledger
+from data_prep.parts import PART_ROWS, Parts
 from data_prep.shards import MANIFEST_SCHEMA, read_manifest_parts
 
+MANIFEST_PARTS = "manifest_parts"
 INDEX_SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -29,16 +33,44 @@ INDEX_SCHEMA = pa.schema(
 )
 
 
+def manifest_parts(root: str | Path) -> Parts:
+    """The manifest gathered into large files, which the driver of a run keeps."""
+    return Parts(root, MANIFEST_PARTS, MANIFEST_SCHEMA)
+
+
+def each_manifest(root: str | Path) -> Iterator[pa.Table]:
+    """Every clip considered in the set's committed segments, thousands at a time and in no order.
+
+    Raises:
+        ValueError: a segment's part is missing.
+    """
+    left = Ledger(root).done()
+    yield from manifest_parts(root).take(left)
+    rest = sorted(left)
+    for start in range(0, len(rest), PART_ROWS):
+        yield pa.concat_tables(read_manifest_parts(root, rest[start : start + PART_ROWS])).cast(MANIFEST_SCHEMA)
+
+
+def tidy_manifest(root: str | Path) -> None:
+    """Make the gathered manifest hold each committed segment once; for the driver, while nothing is being committed."""
+    left, parts = Ledger(root).done(), manifest_parts(root)
+    parts.tidy(left)
+    rest = sorted(left)
+    for start in range(0, len(rest), PART_ROWS):
+        parts.add(pa.concat_tables(read_manifest_parts(root, rest[start : start + PART_ROWS])).cast(MANIFEST_SCHEMA))
+
+
 def read_manifest(root: str | Path) -> pa.Table:
     """Every clip considered in the set's committed segments (`MANIFEST_SCHEMA`), ordered by segment id, then time.
 
     Raises:
         ValueError: `root` holds no committed segment, or a part is missing.
     """
-    done = sorted(Ledger(root).done())
-    if not done:
+    tables = list(each_manifest(root))
+    if not tables:
         raise ValueError(f"{root} holds no committed segment; give the output folder of a finished run")
-    return pa.concat_tables(read_manifest_parts(root, done)).cast(MANIFEST_SCHEMA)
+    names = ("segment_id", "start_s", "end_s", "clip_id")
+    return pa.concat_tables(tables).sort_by([(name, "ascending") for name in names]).combine_chunks()
 
 
 def build_index(root: str | Path) -> str:
@@ -48,9 +80,7 @@ def build_index(root: str | Path) -> str:
     where `encode` put them. A set without samples gets an index without rows.
     """
     rows = []
-    for row in read_manifest(root).select(["clip_id", "shard", "sample_offset", "sample_size", "info"]).to_pylist():
-        if not row["sample_size"]:
-            continue
+    for row in _samples(root):
         info = json.loads(row["info"])
         rows.append(
             {
@@ -67,6 +97,12 @@ def build_index(root: str | Path) -> str:
     with storage.whole(path) as out:
         pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), out, compression="zstd")
     return path
+
+
+def _samples(root: str | Path) -> Iterator[dict]:
+    for table in each_manifest(root):
+        found = table.select(["clip_id", "shard", "sample_offset", "sample_size", "info"])
+        yield from found.filter(pc.field("sample_size") > 0).to_pylist()
 
 
 def read_index(root: str | Path) -> pa.Table:

@@ -4,12 +4,9 @@
 entry"; readers of a set follow the entries and never list the other folders.
 
 A name alone says that a segment is done, so a resume lists one folder and opens nothing. What the entries say is also
-kept in `ledger_parts/*.parquet`, thousands of entries a file, written by the driver as segments are committed: a
-million entries are then read in seconds. The small files stay the truth: a row of a part counts only while its file is
-there, and an entry that is in no part (the driver was killed) is read from its file.
+gathered in `ledger_parts/*.parquet` (`data_prep.parts`).
 """
 
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,12 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_prep import storage
+from data_prep.parts import PART_ROWS, Parts
 
-PARTS = "ledger_parts"
-PART_ROWS = 10_000
+LEDGER_PARTS = "ledger_parts"
 
 _COUNTS = pa.map_(pa.string(), pa.int64())
 _PART_SCHEMA = pa.schema(
@@ -85,6 +81,7 @@ class Ledger:
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
+        self._parts = Parts(root, LEDGER_PARTS, _PART_SCHEMA)
 
     def done(self) -> set[str]:
         """Ids of the committed segments; no entry is opened."""
@@ -125,17 +122,12 @@ class Ledger:
 
     def compact(self, entries: Iterable[Entry]) -> None:
         """Write a part of entries that were committed just now."""
-        numbers = [int(name.split(".")[0]) for name in self._parts()]
-        self._write_part(max(numbers, default=0) + 1, _as_table(entries))
+        self._parts.add(_as_table(entries))
 
     def tidy(self) -> None:
-        """Make the parts hold each committed entry once; the driver calls it when nothing is being committed."""
+        """Make the parts hold each committed entry once; for the driver, while nothing is being committed."""
         left = self.done()
-        for name in self._parts():
-            table = self._read_part(name)
-            fresh = _taken(left, table)
-            if not all(fresh):
-                self._write_part(int(name.split(".")[0]), table.filter(pa.array(fresh, pa.bool_())))
+        self._parts.tidy(left)
         rest = sorted(left)
         for start in range(0, len(rest), PART_ROWS):
             self.compact(self._read_entries(rest[start : start + PART_ROWS]))
@@ -143,30 +135,12 @@ class Ledger:
     def _table(self) -> pa.Table:
         """Every committed segment's entry as a table ordered by id."""
         left = self.done()
-        tables = [_PART_SCHEMA.empty_table()]
-        for name in self._parts():
-            table = self._read_part(name)
-            tables.append(table.filter(pa.array(_taken(left, table), pa.bool_())))
-        tables.append(_as_table(self._read_entries(sorted(left))))
-        table = pa.concat_tables(tables)
-        return table.sort_by("segment_id")
+        tables = list(self._parts.take(left))
+        return pa.concat_tables([*tables, _as_table(self._read_entries(sorted(left)))]).sort_by("segment_id")
 
     def _read_entries(self, segment_ids: list[str]) -> Iterator[Entry]:
         for data in storage.read_many([self._path(segment_id) for segment_id in segment_ids]):
             yield Entry(**json.loads(data))
-
-    def _parts(self) -> list[str]:
-        """The latest first: it is right about a segment that was done again."""
-        names = storage.names(storage.at(self.root, PARTS))
-        return sorted((name for name in names if name.endswith(".parquet")), reverse=True)
-
-    def _read_part(self, name: str) -> pa.Table:
-        data = storage.read(storage.at(self.root, PARTS, name))
-        return pq.ParquetFile(io.BytesIO(data)).read().cast(_PART_SCHEMA)
-
-    def _write_part(self, number: int, table: pa.Table) -> None:
-        with storage.whole(storage.at(self.root, PARTS, f"{number:08}.parquet")) as out:
-            pq.write_table(table, out, compression="zstd")
 
     def _path(self, segment_id: str) -> str:
         return storage.at(self.root, "ledger", f"{segment_id}.json")
@@ -177,14 +151,6 @@ def _as_table(entries: Iterable[Entry]) -> pa.Table:
     for row in rows:
         row["dropped"], row["failed"] = sorted(row["dropped"].items()), sorted(row["failed"].items())
     return pa.Table.from_pylist(rows, schema=_PART_SCHEMA)
-
-
-def _taken(left: set[str], table: pa.Table) -> list[bool]:
-    """Which rows of a part are of a segment in `left`; they are taken out of it."""
-    ids = table["segment_id"].to_pylist()
-    taken = [one in left for one in ids]
-    left.difference_update(ids)
-    return taken
 
 
 def totals(entries: Iterable[Entry]) -> dict:

@@ -12,7 +12,7 @@ import math
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -61,7 +61,20 @@ MANIFEST_SCHEMA = pa.schema(
 )
 
 
+@dataclass(frozen=True)
+class Committed:
+    """A segment as it was committed: its ledger entry, and its rows of the manifest."""
+
+    entry: Entry
+    manifest: pa.Table
+
+
 def write_segment(root: str | Path, segment: Segment) -> Entry:
+    """`commit_segment`, for who wants to know the entry alone."""
+    return commit_segment(root, segment).entry
+
+
+def commit_segment(root: str | Path, segment: Segment) -> Committed:
     """Commit a judged segment: tar, manifest part, and its ledger entry last.
 
     Writing the same segment again writes the same bytes. Every clip must have its verdict, every kept clip its media
@@ -77,8 +90,8 @@ def write_segment(root: str | Path, segment: Segment) -> Entry:
             ranges = write_tar(out, [member for clip in clips if clip.kept for member in members(clip)])
             shard_size = out.tell()
     rows = [_row(segment, clip, shard, ranges) for clip in clips]
+    table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
     with storage.whole(storage.at(root, "manifest", f"{segment.segment_id}.parquet")) as out:
-        table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
         pq.write_table(table, out, compression="zstd")
     seconds = [clip.end_s - clip.start_s if math.isfinite(clip.end_s) else 0.0 for clip in clips]
     entry = Entry(
@@ -99,7 +112,18 @@ def write_segment(root: str | Path, segment: Segment) -> Entry:
         kept_s=round(sum(length for clip, length in zip(clips, seconds, strict=True) if clip.kept), 6),
     )
     Ledger(root).commit(entry)
-    return entry
+    return Committed(entry, table)
+
+
+def read_committed(root: str | Path, segment_id: str) -> Committed:
+    """What `commit_segment` gave.
+
+    Raises:
+        ValueError: the segment is not committed.
+    """
+    entry = Ledger(root).entry(segment_id)
+    (table,) = read_manifest_parts(root, [segment_id])
+    return Committed(entry, table.cast(MANIFEST_SCHEMA))
 
 
 def read_segment(root: str | Path, segment_id: str, *, media: bool = True) -> Segment:

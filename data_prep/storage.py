@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +28,7 @@ from data_prep import tars
 
 # Requests at once where many small files are read: an object store answers each after tens of milliseconds.
 AT_ONCE = 32
+HELD_BYTES = 64 << 20
 _CONNECT_S, _READ_S = 10, 20
 _ATTEMPTS = 10
 
@@ -196,10 +197,26 @@ def remove(path: str | Path) -> None:
 
 
 def open_read(uri: str) -> BinaryIO:
-    """A file to read; of an object, the byte ranges that are asked for; also a member of a tar."""
-    if uri.startswith(tars.PREFIX):
-        return tars.open_member(uri, open_read)
-    return _system(uri).open(uri, "rb") if is_remote(uri) else local(uri).open("rb")
+    """A source to read, which may be a member of a tar.
+
+    A source is opened once for each look at it. An object of at most `HELD_BYTES` is therefore fetched whole and held
+    until another one is opened; of a larger one the byte ranges that are asked for are fetched.
+    """
+    if not is_remote(uri):
+        return local(uri).open("rb")
+    data = _held(uri)
+    if data is not None:
+        return io.BytesIO(data)
+    return tars.open_member(uri, open_read) if uri.startswith(tars.PREFIX) else _system(uri).open(uri, "rb")
+
+
+@lru_cache(maxsize=1)
+def _held(uri: str) -> bytes | None:
+    """The bytes of a small object, or of a small member of a tar on an object store; None for others."""
+    file, start, count = tars.parse(uri) if uri.startswith(tars.PREFIX) else (uri, 0, size(uri))
+    if count > HELD_BYTES or not is_remote(file):
+        return None
+    return _in_range(lambda: _system(file).cat_file(file, start=start, end=start + count)) if count else b""
 
 
 def _in_range(fetch: Callable[[], bytes]) -> bytes:

@@ -47,7 +47,8 @@ def members(tar: str, opened: BinaryIO) -> Iterator[tuple[str, str, int]]:
                 return
             if member is None:
                 return
-            archive.members.clear()  # else every member of a large tar stays in memory
+            # Else every member of a large tar stays in memory.
+            archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
             if member.isreg():
                 yield member.name, address(tar, member.name, member.offset_data, member.size), member.size
 

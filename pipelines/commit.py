@@ -18,19 +18,23 @@ import yaml
 
 from data_prep import storage
 from data_prep.clip import Segment
-from data_prep.index import build_index
-from data_prep.ledger import PARTS, Entry, Ledger, totals
-from data_prep.shards import write_segment
+from data_prep.index import MANIFEST_PARTS, build_index, tidy_manifest
+from data_prep.ledger import LEDGER_PARTS, Entry, Ledger, totals
+from data_prep.shards import Committed, commit_segment
 
 SETTINGS, SUMMARY = "settings.yaml", "summary.json"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What the driver learns of a committed segment: its ledger entry, and seconds spent in each stage."""
+    """What the driver learns of a committed segment: entry, manifest rows, and seconds spent in each stage."""
 
-    entry: Entry
+    committed: Committed
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def entry(self) -> Entry:
+        return self.committed.entry
 
 
 def commit_segments(root: str | Path, segments: list[Segment], seconds: list[dict[str, float]]) -> list[Summary]:
@@ -38,9 +42,9 @@ def commit_segments(root: str | Path, segments: list[Segment], seconds: list[dic
     summaries = []
     for segment, spent in zip(segments, seconds, strict=True):
         start = time.perf_counter()
-        entry = write_segment(root, segment)
+        committed = commit_segment(root, segment)
         spent = {**spent, "commit": time.perf_counter() - start}
-        summaries.append(Summary(entry, spent))
+        summaries.append(Summary(committed, spent))
     return summaries
 
 
@@ -94,7 +98,8 @@ def finish(root: str | Path, verb: str, seconds: Mapping[str, float], wall_s: fl
     """
     ledger = Ledger(root)
     ledger.tidy()
-    for part in ("shards", "manifest", "ledger", PARTS):
+    tidy_manifest(root)
+    for part in ("shards", "manifest", "ledger", LEDGER_PARTS, MANIFEST_PARTS):
         storage.sweep(storage.at(root, part))
     counts = totals(ledger.entries())
     build_index(root)

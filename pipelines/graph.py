@@ -23,12 +23,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pyarrow as pa
 
 from data_prep.clip import SEGMENT_SCHEMA, Segment, describe, from_table, to_table
 from data_prep.guarded import QUARANTINE
-from data_prep.ledger import Entry, Ledger
-from data_prep.shards import read_segment
+from data_prep.ledger import Entry
+from data_prep.shards import MANIFEST_SCHEMA, Committed, read_committed, read_segment
 from pipelines.cluster import Attempts
 from pipelines.commit import Summary, commit_segments
 
@@ -37,7 +38,8 @@ Callables = Callable[[list[Segment]], list[Segment]]
 # What the driver learns of a row besides its summary: seconds spent in each stage.
 _SECONDS = pa.field("seconds", pa.map_(pa.string(), pa.float64()))
 ROW_SCHEMA = SEGMENT_SCHEMA.append(_SECONDS)
-SUMMARY_SCHEMA = pa.schema([("entry", pa.string()), _SECONDS])
+_MANIFEST = pa.large_list(pa.struct(list(MANIFEST_SCHEMA)))
+SUMMARY_SCHEMA = pa.schema([("entry", pa.string()), ("manifest", _MANIFEST), _SECONDS])
 
 # Deaths of its worker after which a segment is given up.
 _DEATHS = 2
@@ -128,9 +130,7 @@ def run_graph(
         )
     try:
         for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            table = cast(pa.Table, batch)
-            for row in table.to_pylist():
-                yield Summary(Entry(**json.loads(row["entry"])), dict(row["seconds"]))
+            yield from _summaries(cast(pa.Table, batch))
     except Exception as error:
         mistake = _user_mistake(error)
         if mistake:
@@ -173,8 +173,7 @@ class StageWorker:
         """As `_through` for one segment that a worker which died may have had, and may have committed."""
         if self.commit_to:
             with suppress(ValueError):
-                entry = Ledger(self.commit_to).entry(segment.segment_id)
-                return _summary_rows([Summary(entry, seconds)])
+                return _summary_rows([Summary(read_committed(self.commit_to, segment.segment_id), seconds)])
         return self._through([segment], [seconds], deaths)
 
     def _through(self, segments: list[Segment], seconds: list[dict[str, float]], deaths: int = 0) -> pa.Table:
@@ -199,8 +198,25 @@ class StageWorker:
 
 
 def _summary_rows(summaries: list[Summary]) -> pa.Table:
-    rows = [{"entry": one.entry.to_json().decode(), "seconds": list(one.seconds.items())} for one in summaries]
-    return pa.Table.from_pylist(rows, schema=SUMMARY_SCHEMA)
+    manifests = pa.concat_tables([one.committed.manifest for one in summaries]).combine_chunks()
+    ends = np.cumsum([0, *(one.committed.manifest.num_rows for one in summaries)])
+    return pa.table(
+        [
+            pa.array([one.entry.to_json().decode() for one in summaries], pa.string()),
+            pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), manifests.to_struct_array().combine_chunks()),
+            pa.array([list(one.seconds.items()) for one in summaries], _SECONDS.type),
+        ],
+        schema=SUMMARY_SCHEMA,
+    )
+
+
+def _summaries(table: pa.Table) -> Iterator[Summary]:
+    """The inverse of `_summary_rows`."""
+    rows = table.drop_columns(["manifest"]).to_pylist()
+    manifests = (one for chunk in table["manifest"].chunks for one in chunk)
+    for row, manifest in zip(rows, manifests, strict=True):
+        committed = Committed(Entry(**json.loads(row["entry"])), pa.Table.from_struct_array(manifest.values))
+        yield Summary(committed, dict(row["seconds"]))
 
 
 @contextmanager

@@ -16,12 +16,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow as pa
+
 from captioning.settings import CaptionSettings
 from data_prep import storage
 from data_prep.clip import Segment
 from data_prep.curate import CurateSettings, Curator
-from data_prep.ledger import PART_ROWS, Entry, Ledger
+from data_prep.index import manifest_parts
+from data_prep.ledger import Ledger
+from data_prep.parts import PART_ROWS
 from data_prep.settings import Settings
+from data_prep.shards import Committed
 from data_prep.sources import each_source
 from pipelines import report
 from pipelines.cluster import ray_running
@@ -121,7 +126,7 @@ def _waves(listed: Iterable[Segment], done: set[str]) -> Iterator[tuple[list[Seg
 
 
 class _Flow:
-    """Segments through the graph: counted and tracked as they come, their entries gathered into ledger parts.
+    """Segments through the graph: counted and tracked as they come, entries and manifests gathered into parts.
 
     Attributes:
         seconds: spent in each stage so far, summed over workers.
@@ -136,16 +141,17 @@ class _Flow:
 
     def take(self, left: list[Segment]) -> Iterator[int]:
         """Take segments through; gives how many of them are committed."""
-        entries: list[Entry] = []
+        committed: list[Committed] = []
         for count, one in enumerate(run_graph(left, self.graph, self.root, self.source), 1):
-            entries.append(one.entry)
+            committed.append(one.committed)
             self.segments += 1
             self.considered, self.kept = self.considered + one.entry.considered, self.kept + one.entry.kept
             self.seconds.update(one.seconds)
             last = count == len(left)
-            if len(entries) == PART_ROWS or last:
-                Ledger(self.root).compact(entries)
-                entries = []
+            if len(committed) == PART_ROWS or last:
+                Ledger(self.root).compact(done.entry for done in committed)
+                manifest_parts(self.root).add(pa.concat_tables(done.manifest for done in committed))
+                committed = []
             if time.monotonic() - self.tracked > _TRACK_EVERY_S or last:
                 self.tracked = time.monotonic()
                 spent = {f"seconds/{name}": value for name, value in self.seconds.items()}

@@ -28,7 +28,7 @@ class Faults:
         met: how often each befell.
     """
 
-    def __init__(self, seed: int = 0, hang_s: float = 30.0, hangs: int = 2, **rates: float) -> None:
+    def __init__(self, rates: dict[str, float], seed: int = 0, hang_s: float = 30.0, hangs: int = 2) -> None:
         self.rates, self.hang_s, self.hangs = rates, hang_s, hangs
         self.met: Counter[str] = Counter()
         self._rng, self._lock = random.Random(seed), threading.Lock()

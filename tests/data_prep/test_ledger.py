@@ -10,18 +10,19 @@ from pathlib import Path
 import pytest
 
 from data_prep.clip import stable_id
-from data_prep.ledger import PART_ROWS, Entry, Ledger, totals
+from data_prep.ledger import Entry, Ledger, totals
+from data_prep.parts import PART_ROWS
 
 ROOT = Path(__file__).parents[2]
 
 
 def _entry(number: int) -> Entry:
     uri, kept = f"s3://corpus/{number % 1000:03}/film{number:09}.mp4", number % 3
-    verdicts = {"dropped": {"silence": 2}, "failed": {"read": 1} if number % 7 == 0 else {}}
-    considered = kept + 2 + len(verdicts["failed"])
+    dropped, failed = {"silence": 2}, {"read": 1} if number % 7 == 0 else {}
+    considered = kept + 2 + len(failed)
     name = stable_id(uri, 1 << 20, 0.0, math.inf, 0, 1)
     shard = f"shards/{name}.tar" if kept else ""
-    return Entry(name, uri, name[::-1], 0.0, None, 1 << 20, shard, 9, considered, kept, **verdicts, kept_s=4.0 * kept)
+    return Entry(name, uri, name[::-1], 0.0, None, 1 << 20, shard, 9, considered, kept, dropped, failed)
 
 
 def _files(root: Path, entries: list[Entry]) -> None:

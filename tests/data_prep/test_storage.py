@@ -1,21 +1,26 @@
 """Files of a set on a disk and on an object store: whole or not there, and read although the store fails."""
 
 import os
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_prep import storage
 from data_prep.clip import Clip, Segment, stable_id
+from data_prep.curate import CurateSettings, Curator
 from data_prep.index import build_index, read_index, read_manifest
 from data_prep.ledger import Ledger
 from data_prep.shards import read_segment, write_segment
+from data_prep.sources import list_sources
+from tests.data_prep.marked_media import noise_sound, numbered_frame, write
 from tests.object_store import Faults, s3_server
 
 
 @pytest.fixture(scope="module")
 def faults() -> Faults:
-    return Faults()
+    return Faults({})
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +119,28 @@ def test_a_store_that_fails_is_asked_again(store, faults, monkeypatch):
         assert storage.read_range(store, f"again/{n:02}.bin", 10, 5) == bytes([n]) * 5
     print(dict(faults.met))
     assert min(faults.met[kind] for kind in ("error", "lost", "slow", "hang")) >= 1
+
+
+def test_sources_on_a_store_are_curated_as_here(store, faults, tmp_path):
+    frames = [numbered_frame(n) for n in (*range(50), *range(200, 250))]
+    knocks = np.zeros((2, 4 * 48000), np.float32)
+    for start in range(12000, 180000, 26400):
+        knocks[:, start : start + 9600] = 0.3 * noise_sound(0.2, 48000, start) * np.exp(-np.arange(9600) / 1500)
+    here = write(tmp_path / "film.mp4", frames, knocks)
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        tar.add(here, "film.mp4")
+    curator = Curator(CurateSettings(clip_min_s=1.0))
+    (expected,) = curator(list_sources([str(here)]))
+    assert expected.clips[0].kept
+    for name in ("film.mp4", "shard.tar"):
+        storage.put(f"{store}/in/{name}", (tmp_path / name).read_bytes())
+    (tmp_path / "list.jsonl").write_text(f'{{"uri": "{store}/in/film.mp4"}}\n')
+    listed = list_sources([f"{store}/in", f"{store}/in/*.mp4", str(tmp_path / "list.jsonl")])
+    assert [(s.uri.rpartition("/")[2], s.size) for s in listed] == [
+        ("film.mp4", here.stat().st_size),
+        ("shard.tar", here.stat().st_size),
+    ]
+    before = faults.met["well"]
+    for segment in curator(listed):
+        assert segment.clips == expected.clips
+    print(f"{(faults.met['well'] - before) / 2} requests a source")

@@ -122,7 +122,7 @@ def strike(process: subprocess.Popen, kind: str, seed: int, committed: Callable[
     -1: the run was over before the moment came.
     """
     rng = random.Random(f"{kind} {seed}")
-    wanted, pause = rng.randrange(round(0.8 * total)), rng.uniform(0.0, 0.2)
+    wanted, pause = rng.randrange(round(0.8 * total)), rng.uniform(0.0, 0.1)
     while committed() < wanted:
         if process.poll() is not None:
             return -1

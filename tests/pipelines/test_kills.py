@@ -9,8 +9,8 @@ from data_prep.ledger import Ledger
 from tests.object_store import Faults, s3_server
 from tests.pipelines.killing import KINDS, committed, completed, counts, digests, films, finished, start, strike
 
-FILMS = 24
-FAULTS = {"error": 0.05, "lost": 0.03, "slow": 0.05, "hang": 0.005}
+FILMS = 40
+FAULTS = {"error": 0.05, "lost": 0.03, "slow": 0.05, "hang": 0.005}  # shares of the requests
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_kill_while_the_store_fails(
     kind: str, seed: int, source: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As above, with the set on an S3 server that answers with 500s, breaks off, is slow or does not answer."""
-    faults, output = Faults(seed, **FAULTS), f"s3://sets/{kind}{seed}"
+    faults, output = Faults(FAULTS, seed), f"s3://sets/{kind}{seed}"
     with s3_server(faults) as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)

@@ -50,7 +50,7 @@ def root(film: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_page_needs_nothing_but_itself_and_escapes_what_it_quotes(root: Path) -> None:
-    page = write_report(root).path.read_text()
+    page = Path(write_report(root).path).read_text()
     assert "http://" not in page
     assert "https://" not in page
     sources = re.findall(r'src="([^"]{0,30})', page)
@@ -63,7 +63,7 @@ def test_the_page_needs_nothing_but_itself_and_escapes_what_it_quotes(root: Path
 
 
 def test_examples_are_limited_and_dropped_ones_are_cut_from_their_source(root: Path) -> None:
-    page = write_report(root).path.read_text()
+    page = Path(write_report(root).path).read_text()
     examples = page.split("<h2>Examples</h2>")[1]
     kept, dropped, failed = examples.split("<h3>")[1:]
     assert kept.count("<video") == KEPT_EXAMPLES
@@ -95,6 +95,6 @@ def test_a_source_that_is_gone_costs_its_preview_only(tmp_path: Path) -> None:
     claim(tmp_path, {"caption": {}}, ["x"])
     commit_segments(tmp_path, [Segment("s", "/gone/away.mp4", clips=[Clip("a", 0, 2).dropped("silence")])], [{}])
     finish(tmp_path, "curate", {}, 1.0)
-    page = write_report(tmp_path).path.read_text()
+    page = Path(write_report(tmp_path).path).read_text()
     assert "away.mp4" in page
     assert "no preview: FileNotFoundError" in page
