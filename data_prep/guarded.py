@@ -24,14 +24,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Protocol
 
 from data_prep import storage, tars
 from data_prep.clip import Segment, describe
 
-STALL_S = 30.0  # seconds without a packet, a block or a stage done
+STALL_S = 15.0  # seconds without a packet, a block or a stage done; a source that hangs twice costs half a minute
 REMOTE_STALL_S = 300.0  # as above for a source behind a network, whose reads are tried again for minutes
-MEMORY = 1536 << 20  # bytes a child may hold; its worker holds a few hundred MB besides
+MEMORY = 1280 << 20  # bytes a child may hold beside its networks; its worker holds a few hundred MB more
 TRIES = 2
 QUARANTINE = "quarantine"
 
@@ -62,10 +63,11 @@ class Guarded:
     Args:
         build: makes the `Divided`, inside the child; must be picklable by name.
         stall_s: seconds without a beat after which the child ends, for local sources.
-        memory: bytes that the child may hold.
+        memory: bytes that the child may hold beside what it holds when it is built.
 
     Raises:
         ValueError: `build` raised it in the child: the user's mistake.
+        ChildProcessError: no child can be started, now or when one is to be replaced: the machine is at fault.
     """
 
     def __init__(self, build: Callable[[], Divided], stall_s: float = STALL_S, memory: int = MEMORY) -> None:
@@ -130,7 +132,7 @@ class _Child:
             self._line.send_bytes(pickle.dumps((build, memory)))
             answer = self._line.recv()
         except (EOFError, OSError):
-            raise RuntimeError(f"the decoding process could not start: {self._how()}") from None
+            raise ChildProcessError(f"the decoding process could not start: {self._how()}") from None
         if isinstance(answer, Exception):
             self.end()
             raise answer
@@ -164,13 +166,14 @@ def _serve(handle: int) -> None:
     line = Connection(handle)
     try:
         build, memory = line.recv()
-        # Not RLIMIT_AS: libraries reserve address space by the gigabyte that they never touch.
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
         try:
             work = build()
         except Exception as error:
             line.send(error if isinstance(error, ValueError) else RuntimeError(describe(error)))
             return
+        # Not RLIMIT_AS: libraries reserve address space by the gigabyte that they never touch.
+        held = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) << 10
+        resource.setrlimit(resource.RLIMIT_DATA, (held + memory, held + memory))
         line.send(None)
         while True:
             what, segment, _stall_s = line.recv()

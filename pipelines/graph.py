@@ -245,6 +245,8 @@ def apply(name: str, call: Callables, segments: list[Segment]) -> list[Segment]:
     """
     try:
         return _checked(name, call, segments)
+    except ChildProcessError:  # the machine's fault, no source's: the run ends, and goes on when it is called again
+        raise
     except Exception as error:
         if len(segments) > 1:
             return [apply(name, call, [segment])[0] for segment in segments]

@@ -38,7 +38,10 @@ class Crashing:
                 time.sleep(0.1)
                 beat()
         if "bomb" in name:
-            held = [bytearray(64 << 20) for _ in range(1000)]
+            held = []
+            for _ in range(1000):
+                held.append(bytearray(64 << 20))
+                beat()
             raise AssertionError(f"{len(held)} × 64 MiB were given")
         if self.work is not None:
             return self.work.curate(segment)

@@ -29,7 +29,7 @@ def log(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def guarded(log: Path):
-    made = Guarded(partial(crashing.Crashing, str(log)), stall_s=1.0, memory=512 << 20)
+    made = Guarded(partial(crashing.Crashing, str(log)), stall_s=2.0, memory=256 << 20)
     yield made
     made.close()
 

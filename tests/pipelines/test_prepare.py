@@ -1,46 +1,19 @@
 """The verbs on real files: what is committed is not done again, and a killed run is completed to the same bytes."""
 
-import hashlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from data_prep.curate import CurateSettings
 from data_prep.ledger import Ledger
-from data_prep.mp4 import write_mp4
 from pipelines.encode import EncodeSettings
 from pipelines.prepare import run_prepare
+from tests.pipelines.killing import digests, films, start
 
-ROOT = Path(__file__).parents[2]
 CURATE = {"curate": CurateSettings(clip_min_s=1.0)}
-
-
-def _films(folder: Path, count: int) -> Path:
-    """Clips of 2 s: bursts of sound, every third one silent, the last one no film at all."""
-    folder.mkdir()
-    for n in range(count):
-        rng = np.random.default_rng(n)
-        frames = np.repeat(rng.integers(0, 255, (48, 1, 1, 3), dtype=np.uint8), 64, axis=1).repeat(96, axis=2)
-        sound = np.zeros((2, 48000), dtype=np.float32)
-        if n % 3:
-            for start in rng.integers(0, 44000, 4):
-                sound[:, start : start + 4000] += rng.normal(0, 0.3, 4000) * np.linspace(1, 0, 4000)
-        write_mp4(folder / f"film{n:02}.mp4", frames, 24, sound, 24000)
-    (folder / "no_film.mp4").write_bytes(b"this is text")
-    return folder
-
-
-def _hashes(root: Path) -> dict[str, str]:
-    """SHA-256 of everything that is a function of input and settings."""
-    files = [path for part in ("shards", "manifest", "ledger") for path in sorted((root / part).iterdir())]
-    files.append(root / "index.parquet")
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.mark.parametrize(
@@ -63,17 +36,17 @@ def test_a_users_mistake_is_named_and_leaves_nothing(
 
 
 def test_missing_weights_are_named_before_anything_starts(tmp_path: Path) -> None:
-    films = _films(tmp_path / "films", 0)
+    source = films(tmp_path / "films", 0)
     encode = EncodeSettings(video_vae=str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"^encode\.video_vae"):
-        run_prepare(("curate", "caption", "encode"), [str(films)], tmp_path / "out", {"encode": encode})
+        run_prepare(("curate", "caption", "encode"), [str(source)], tmp_path / "out", {"encode": encode})
     assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_output_is_left_alone_and_new_sources_are_added(ray_session: None, tmp_path: Path) -> None:
-    films, output = _films(tmp_path / "films", 3), tmp_path / "out"
+    source, output = films(tmp_path / "films", 3), tmp_path / "out"
     seen: list[tuple[str, int, int]] = []
-    summary = run_prepare(("curate",), [str(films)], output, CURATE, progress=lambda *at: seen.append(at))
+    summary = run_prepare(("curate",), [str(source)], output, CURATE, progress=lambda *at: seen.append(at))
     assert seen[0] == ("curate", 0, 4)
     assert seen[-1] == ("curate", 4, 4)
     assert summary["considered"] == summary["kept"] + sum(summary["dropped"].values()) + sum(summary["failed"].values())
@@ -85,45 +58,30 @@ def test_a_finished_output_is_left_alone_and_new_sources_are_added(ray_session: 
 
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
     began = time.monotonic()
-    assert run_prepare(("curate",), [str(films)], output, CURATE) == summary
+    assert run_prepare(("curate",), [str(source)], output, CURATE) == summary
     assert time.monotonic() - began < 5
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == before
 
     with pytest.raises(ValueError, match=r"curate\.clip_min_s: 1\.0 → 2\.0"):
-        run_prepare(("curate",), [str(films)], output)
+        run_prepare(("curate",), [str(source)], output)
 
-    more = _films(tmp_path / "more", 0)
-    grown = run_prepare(("curate",), [str(films), str(more)], output, CURATE)
+    more = films(tmp_path / "more", 0)
+    grown = run_prepare(("curate",), [str(source), str(more)], output, CURATE)
     assert (grown["segments"], grown["failed"]) == (5, {"read": 2})
     unchanged = [path for path in before if path.parent.name in ("shards", "manifest", "ledger")]
     assert all(path.stat().st_mtime_ns == before[path] for path in unchanged)
 
 
-_RUN = """
-import sys
-from data_prep.curate import CurateSettings
-from pipelines.encode import EncodeSettings
-from pipelines.prepare import run_prepare
-run_prepare(("curate",), [sys.argv[1]], sys.argv[2], {"curate": CurateSettings(clip_min_s=1.0)})
-"""
-
-
-def _start(films: Path, output: Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", _RUN, str(films), str(output)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
-
-
 @pytest.mark.slow
 def test_a_killed_run_is_completed_to_the_same_bytes(tmp_path: Path) -> None:
-    films, whole, output = _films(tmp_path / "films", 40), tmp_path / "whole", tmp_path / "killed" / "out"
-    process = _start(films, whole)
+    source, whole, output = films(tmp_path / "films", 40), tmp_path / "whole", tmp_path / "killed" / "out"
+    process = start(source, whole)
     printed = process.communicate(timeout=400)
     assert process.returncode == 0, printed
     assert printed == ("", "")  # nothing of Ray or MLflow on the terminal
 
     for kill, committed in ((signal.SIGINT, 1), (signal.SIGKILL, 15)):
-        process = _start(films, output)
+        process = start(source, output)
         deadline = time.monotonic() + 300
         while len(Ledger(output).done()) < committed and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -134,7 +92,7 @@ def test_a_killed_run_is_completed_to_the_same_bytes(tmp_path: Path) -> None:
         assert not (output / "summary.json").exists()
     left_over = len(Ledger(output).done())
     assert 15 <= left_over < 41
-    process = _start(films, output)
+    process = start(source, output)
     assert process.communicate(timeout=400) == ("", "")
     assert process.returncode == 0
-    assert _hashes(output) == _hashes(whole)
+    assert digests(output) == digests(whole)
