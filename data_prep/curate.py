@@ -6,6 +6,7 @@ packets. A segment whose whole sound is uninformative is dropped before its pict
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from data_prep.guarded import beat
 from data_prep.media import Sound, decoded, picture, read_sound, resample
 from data_prep.policy import Judgement, PolicySettings, judge
 from data_prep.settings import Settings
-from data_prep.sources import spans
+from data_prep.sources import divide
 from data_prep.tags import load_tagger
 from data_prep.voice_activity import FRAME as VOICE_FRAME
 from data_prep.voice_activity import RATE as VOICE_RATE
@@ -59,27 +60,32 @@ class Curator:
         return [self._segment(segment) for segment in segments]
 
     def _segment(self, segment: Segment) -> Segment:
-        spans = self.divide(segment)
-        return spans if isinstance(spans, Segment) else segment.joined([self.curate(span) for span in spans])
+        done = self.curate(segment)
+        return done if isinstance(done, Segment) else segment.joined([self._segment(span) for span in done])
 
-    def divide(self, segment: Segment) -> list[Segment] | Segment:
-        """The spans of a segment that are curated one after the other; or the segment, failed, if it cannot be read."""
-        try:
-            return spans(replace(segment, content_key=content_key(segment.uri)), self.settings.segment_s)
-        except Exception as error:  # as in `curate`
-            return segment.failed("read", error)
+    def curate(self, segment: Segment) -> Segment | list[Segment]:
+        """One segment; or, of one that is too long to be read at once, its spans, to be curated one after the other.
 
-    def curate(self, segment: Segment) -> Segment:
-        """One span of a segment. What fails as a whole is one `failed` clip that names the stage."""
+        What fails as a whole is one `failed` clip that names the stage.
+        """
         stage = "read"
         try:
             if not segment.content_key:
                 segment = replace(segment, content_key=content_key(segment.uri))
+            if segment.parts > 1 or math.isfinite(segment.end_s):
+                divided = divide(segment, self.settings.segment_s)
+                if len(divided) > 1 or segment.parts > 1:
+                    return divided
             # A span is `segment_s` long unless timestamps lie; then work and memory end here.
             end_s = min(segment.end_s, segment.start_s + LIAR * self.settings.segment_s)
             track = scenes.read_track(segment.uri, segment.start_s, end_s)
             if track is None:
                 return segment.failed("read", "no video packet in the source")
+            # Whether one to the end of its source is long, its packets have just told, and no second look at it.
+            if math.isinf(segment.end_s) and track.end - segment.start_s > self.settings.segment_s:
+                divided = divide(segment, self.settings.segment_s)
+                if len(divided) > 1:
+                    return divided
             stage = "sound"
             heard = read_sound(segment.uri, float(track.times[0]), track.end, sound.RATE, 2)
             if heard is not None and heard.errors and not heard.samples.size:

@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from data_prep import storage, tars
 from data_prep.clip import Segment, describe
@@ -45,23 +45,19 @@ def beat() -> None:
         signal.setitimer(signal.ITIMER_REAL, _stall_s)
 
 
-class Divided(Protocol):
+class Work(Protocol):
     """What runs in the child."""
 
-    def divide(self, segment: Segment) -> list[Segment] | Segment:
-        """The spans of a segment, each small enough to be held in memory; or the segment, failed."""
-        ...
-
-    def curate(self, segment: Segment) -> Segment:
-        """One span, with its clips and their verdicts."""
+    def curate(self, segment: Segment) -> Segment | list[Segment]:
+        """A segment with its clips and their verdicts; or, of a long one, the spans that are to be curated instead."""
         ...
 
 
 class Guarded:
-    """A stage's callable whose work is done by a `Divided` in a child process.
+    """A stage's callable whose work is done in a child process.
 
     Args:
-        build: makes the `Divided`, inside the child; must be picklable by name.
+        build: makes what does the work, inside the child; must be picklable by name.
         stall_s: seconds without a beat after which the child ends, for local sources.
         memory: bytes that the child may hold beside what it holds when it is built.
 
@@ -70,7 +66,7 @@ class Guarded:
         ChildProcessError: no child can be started, now or when one is to be replaced: the machine is at fault.
     """
 
-    def __init__(self, build: Callable[[], Divided], stall_s: float = STALL_S, memory: int = MEMORY) -> None:
+    def __init__(self, build: Callable[[], Work], stall_s: float = STALL_S, memory: int = MEMORY) -> None:
         self._build, self._stall_s, self._memory = build, stall_s, memory
         self._child: _Child | None = None
         self._start()
@@ -86,19 +82,17 @@ class Guarded:
             self._child = None
 
     def _segment(self, segment: Segment) -> Segment:
-        spans = self._ask("divide", segment)
-        if isinstance(spans, Segment):
-            return spans
-        return segment.joined([self._ask("curate", span) for span in spans])
+        done = self._ask(segment)
+        return done if isinstance(done, Segment) else segment.joined([self._segment(span) for span in done])
 
-    def _ask(self, what: str, segment: Segment) -> Any:
+    def _ask(self, segment: Segment) -> Segment | list[Segment]:
         """The child's answer, or the quarantined segment."""
         file = segment.uri.rpartition("::")[2] if segment.uri.startswith(tars.PREFIX) else segment.uri
         stall_s = REMOTE_STALL_S if storage.is_remote(file) else self._stall_s
         deaths = []
         for _ in range(TRIES):
             try:
-                return self._start().ask(what, segment, stall_s)
+                return self._start().ask(segment, stall_s)
             except _Died as death:
                 self.close()
                 deaths.append(str(death))
@@ -117,7 +111,7 @@ class _Died(Exception):
 class _Child:
     """The worker's end: a process and a socket to it, over which both sides send pickles that they made themselves."""
 
-    def __init__(self, build: Callable[[], Divided], memory: int) -> None:
+    def __init__(self, build: Callable[[], Work], memory: int) -> None:
         here, there = socket.socketpair()
         command = f"from data_prep.guarded import _serve; _serve({there.fileno()})"
         with there:
@@ -137,9 +131,9 @@ class _Child:
             self.end()
             raise answer
 
-    def ask(self, what: str, segment: Segment, stall_s: float) -> Any:
+    def ask(self, segment: Segment, stall_s: float) -> Segment | list[Segment]:
         try:
-            self._line.send((what, segment, stall_s))
+            self._line.send((segment, stall_s))
             answer = self._line.recv()
         except (EOFError, OSError):
             raise _Died(self._how()) from None
@@ -176,10 +170,10 @@ def _serve(handle: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (held + memory, held + memory))
         line.send(None)
         while True:
-            what, segment, _stall_s = line.recv()
+            segment, _stall_s = line.recv()
             beat()
             try:
-                answer = getattr(work, what)(segment)
+                answer = work.curate(segment)
             except Exception as error:
                 answer = RuntimeError(describe(error))
             _stall_s = 0.0

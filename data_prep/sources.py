@@ -75,8 +75,8 @@ def _segments(found: Listed) -> Iterator[Segment]:
         )
 
 
-def spans(segment: Segment, segment_s: float) -> list[Segment]:
-    """A segment as spans of at most about `segment_s` seconds, with their times; opens the source if it may be longer.
+def divide(segment: Segment, segment_s: float) -> list[Segment]:
+    """A segment as spans of at most about `segment_s` seconds, with their times; opens the source to measure it.
 
     Raises:
         ValueError: a part of a source whose length cannot be measured; the first part then stands for all of it.

@@ -54,6 +54,21 @@ def absolute(root: str | Path) -> str:
     return str(root).rstrip("/") if is_remote(root) else str(local(root).expanduser().absolute())
 
 
+def check(root: str | Path) -> None:
+    """Ask for a root's bucket, so that a mistake is told before anything starts.
+
+    Raises:
+        ValueError: there is no such bucket, or these keys do not open it.
+    """
+    if is_remote(root):
+        bucket = "/".join(str(root).split("/")[:3])
+        try:
+            _system(root).info(bucket)
+        except Exception as error:  # each store and each way of signing in has errors of its own
+            told = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{bucket} cannot be reached ({told}); check the bucket, keys and address") from error
+
+
 def at(root: str | Path, *names: str) -> str:
     """The path or URI of a file of a set."""
     return "/".join([str(root).removeprefix("file://").rstrip("/"), *names])

@@ -73,6 +73,7 @@ def run_prepare(
     verb = _verb(stages)
     chosen = {name: _absolute((settings or {}).get(name) or STAGES[name]()) for name in stages}
     root = storage.absolute(output)
+    storage.check(root)
     source, listed = _listed(stages[0], inputs, root)
     waves = _waves(listed, Ledger(root).done())
     left, total = next(waves)
@@ -180,6 +181,7 @@ def _listed(first: str, inputs: list[str], root: str) -> tuple[str | None, Itera
     if len(inputs) != 1:
         raise ValueError(f"{first} reads one set: give one input, the output folder of the stage before it")
     source = storage.absolute(inputs[0])
+    storage.check(source)
     if source == root:
         raise ValueError(f"{first}: input and output are both {root}; give another output")
     if not Ledger(source).done():

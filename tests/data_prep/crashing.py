@@ -8,19 +8,16 @@ from pathlib import Path
 
 from data_prep.clip import Clip, Segment, stable_id
 from data_prep.curate import CurateSettings, Curator
-from data_prep.guarded import Divided, Guarded, beat
+from data_prep.guarded import Guarded, Work, beat
 
 
 class Crashing:
     """Does what the source's name says; `log`, if given, gets a line for each try."""
 
-    def __init__(self, log: str = "", work: Divided | None = None) -> None:
+    def __init__(self, log: str = "", work: Work | None = None) -> None:
         self.log, self.work = log, work
 
-    def divide(self, segment: Segment) -> list[Segment] | Segment:
-        return [segment] if self.work is None else self.work.divide(segment)
-
-    def curate(self, segment: Segment) -> Segment:
+    def curate(self, segment: Segment) -> Segment | list[Segment]:
         name = Path(segment.uri).stem
         tries = 0
         if self.log:

@@ -3,6 +3,7 @@
 import collections
 import csv
 import itertools
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_prep.clip import Segment, stable_id
-from data_prep.curate import CurateSettings, Curator
+from data_prep.curate import CurateSettings, Curator, content_key
 from data_prep.media import decode_audio, decode_video, span
 from data_prep.mp4 import write_mp4
 from data_prep.shards import write_segment
@@ -158,3 +159,21 @@ def test_real_clips_are_judged_as_labelled(curator):
         classes += label["class"] == seconds.most_common(1)[0][0]
     assert verdicts >= 25
     assert classes >= 24
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_long_source_is_read_in_spans(parts, tmp_path):
+    """The clips of spans and of parts tile the source; each part is a segment of its own."""
+    whole = _video(tmp_path / "long.mp4", 14.0, _knocks(14.0))
+    curator = Curator(CurateSettings(segment_s=3.0))
+    segments = [replace(whole, segment_id=f"{part}", part=part, parts=parts) for part in range(parts)]
+    done = curator([replace(segment, size=1 << 20) for segment in segments])
+    assert [segment.segment_id for segment in done] == [f"{part}" for part in range(parts)]
+    clips = [clip for segment in done for clip in segment.clips]
+    assert (clips[0].start_s, clips[-1].end_s) == (0.0, 14.0)
+    assert all(one.end_s == pytest.approx(other.start_s, abs=0.05) for one, other in itertools.pairwise(clips))
+    assert max(clip.end_s - clip.start_s for clip in clips) <= 3.1
+    assert [clip.verdict for clip in clips].count("kept") >= 4
+    assert done[0].content_key == content_key(str(tmp_path / "long.mp4"))
+    for segment in done:
+        write_segment(tmp_path / "set", segment)

@@ -17,7 +17,7 @@ import pytest
 from data_prep import storage
 from data_prep.container import last_timestamp
 from data_prep.mp4 import write_mp4
-from data_prep.sources import PART_BYTES, list_sources, spans
+from data_prep.sources import PART_BYTES, divide, list_sources
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_long_source_is_several_segments(tmp_path):
     frames = np.random.default_rng(0).integers(0, 255, (60, 64, 64, 3), dtype=np.uint8)
     write_mp4(tmp_path / "long.mp4", frames, 10, None, 16000)
     (segment,) = list_sources([str(tmp_path)])
-    found = spans(segment, segment_s=2.0)
+    found = divide(segment, segment_s=2.0)
     edges = [0.0, 5.9 / 3, 2 * 5.9 / 3, float("inf")]
     assert [(span.start_s, span.end_s) for span in found] == [
         (pytest.approx(a), pytest.approx(b)) for a, b in pairwise(edges)
@@ -96,7 +96,7 @@ def test_the_parts_of_a_source_tile_it(tmp_path):
     write_mp4(tmp_path / "long.mp4", frames, 10, None, 16000)
     (whole,) = list_sources([str(tmp_path)])
     parts = [replace(whole, segment_id=f"{n}", size=1 << 40, part=n, parts=3) for n in range(3)]
-    found = [span for part in parts for span in spans(part, segment_s=1.0)]
+    found = [span for part in parts for span in divide(part, segment_s=1.0)]
     assert found[0].start_s == 0.0
     assert math.isinf(found[-1].end_s)
     assert all(one.end_s == other.start_s for one, other in pairwise(found))
@@ -105,9 +105,9 @@ def test_the_parts_of_a_source_tile_it(tmp_path):
     # What has no length is left to the first part.
     (tmp_path / "text.mp4").write_text("no film")
     nothing = replace(whole, uri=str(tmp_path / "text.mp4"), size=1 << 40, parts=3)
-    assert [(span.start_s, span.end_s) for span in spans(nothing, 1.0)] == [(0.0, math.inf)]
+    assert [(span.start_s, span.end_s) for span in divide(nothing, 1.0)] == [(0.0, math.inf)]
     with pytest.raises(ValueError, match="cannot be measured"):
-        spans(replace(nothing, part=1), 1.0)
+        divide(replace(nothing, part=1), 1.0)
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_lists(suffix, film, tmp_path):
         ("/no/such.mp4", 0.0, math.inf, 0, "", 1),
     ]
     assert len({segment.segment_id for segment in segments}) == 6
-    assert [(span.start_s, span.end_s) for span in spans(segments[0], 0.5)] == [(0.5, 1.0), (1.0, 1.5)]
+    assert [(span.start_s, span.end_s) for span in divide(segments[0], 0.5)] == [(0.5, 1.0), (1.0, 1.5)]
     # In a folder, a table may be anything.
     assert [segment.uri for segment in list_sources([str(tmp_path)])] == [str(film)]
 

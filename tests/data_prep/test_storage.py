@@ -70,6 +70,12 @@ def test_files_are_written_read_and_listed(root):
     assert storage.names(storage.at(root, "folder")) == ["b.bin"]
 
 
+def test_a_bucket_that_is_not_there_is_told(store):
+    storage.check(store)
+    with pytest.raises(ValueError, match=r"^s3://nowhere cannot be reached \(FileNotFoundError"):
+        storage.check("s3://nowhere/set")
+
+
 def test_what_fails_half_way_leaves_nothing(root):
     with pytest.raises(RuntimeError), storage.whole(storage.at(root, "a.bin")) as out:  # noqa: PT012
         out.write(b"half")
