@@ -32,7 +32,7 @@ from data_prep.clip import Segment, describe
 
 STALL_S = 15.0  # seconds without a packet, a block or a stage done; a source that hangs twice costs half a minute
 REMOTE_STALL_S = 300.0  # as above for a source behind a network, whose reads are tried again for minutes
-MEMORY = 1280 << 20  # bytes a child may hold beside its networks; its worker holds a few hundred MB more
+MEMORY = 1500 << 20  # bytes a child may hold beside its networks; its worker holds a few hundred MB more
 TRIES = 2
 QUARANTINE = "quarantine"
 
