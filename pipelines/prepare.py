@@ -104,7 +104,9 @@ def run_prepare(
         run.metrics(_funnel(summary), total)
         run.image("funnel", report.funnel_figure(summary), total)
         files = [(name, storage.read(storage.at(root, name)), "") for name in (report.NAME, SUMMARY, SETTINGS)]
-        for name, data, place in [*files, *((name, data, "sample") for name, data in made.samples)]:
+        files += [(name, storage.read(storage.at(root, report.PAGES, name)), report.PAGES) for name in made.pages]
+        files += [(name, data, "sample") for name, data in made.samples]
+        for name, data, place in files:
             path = Path(folder) / name
             path.write_bytes(data)
             run.artifact(path, place)

@@ -1,18 +1,15 @@
-"""`report.html`: what came of a set's clips, on one page that opens from disk and needs no network.
+"""`report.html`: what came of a set's clips, on pages that open from disk and need no network.
 
-The page shows where clips ended and how many hours that is, the scores with the thresholds that judged them, the
-classes, and examples of every verdict that can be played. Clips that hold no media in the set (dropped ones; all of an
-encoded set) are cut from their source again, while it is still there. Everything is embedded; to keep the page at some
-megabytes, a clip that is large or in a codec that browsers do not play is shown as a small copy of its first seconds.
+The first page shows where clips ended and how many hours that is, the scores with the thresholds that judged them, the
+classes, the languages where clips are transcribed, and a few examples of every verdict. Behind each verdict stands a
+page of its own, `report/{verdict}-{reason}.html`, with more of its clips to play.
 """
 
-import base64
 import io
 import json
 import math
-import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,19 +19,14 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from data_prep import storage
-from data_prep.clip import describe
 from data_prep.index import read_manifest
-from data_prep.media import decode_audio, decode_video
-from data_prep.shards import read_member
-from pipelines.previews import contact_sheet, spectrogram, waveform
+from pipelines.examples import Drawing, Example, spread
 
 NAME = "report.html"
+PAGES = "report"
 
-# Examples on the page: of kept clips, and of each reason for which clips were not kept.
-KEPT_EXAMPLES, OTHER_EXAMPLES = 9, 3
-# A clip's own file is embedded up to this size, bytes; a preview lasts this long, seconds, and is this wide, pixels.
-EMBED_BYTES, PREVIEW_S, PREVIEW_WIDTH = 600_000, 5.0, 320
-PLAYABLE_CODECS = {"h264", "vp8", "vp9", "av1"}
+# Examples on the first page: of kept clips, and of each reason for which clips were not kept; and on a verdict's own.
+KEPT_EXAMPLES, OTHER_EXAMPLES, PAGE_EXAMPLES = 9, 3, 12
 BINS = 24
 
 # Score → (what it is, its unit, the policy's thresholds on it).
@@ -54,30 +46,30 @@ SCORES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }
 
 
-@dataclass
-class Example:
-    """A clip to look at: data: URIs of its film and pictures, "" where there is none."""
+@dataclass(frozen=True)
+class Report:
+    """What was written.
 
-    title: str
-    uri: str
-    span: str
-    sound_class: str
-    error: str = ""
-    caption: str = ""
-    heard: str = ""
-    video: str = ""
-    is_copy: bool = False
-    sheet: str = ""
-    wave: str = ""
-    spectrogram: str = ""
+    Attributes:
+        path: the first page.
+        pages: names of the others inside the set.
+        samples: one kept clip's files (name, bytes) for the tracking run: its film, contact sheet, spectrogram.
+    """
+
+    path: str
+    pages: list[str] = field(default_factory=list)
+    samples: list[tuple[str, bytes]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Report:
-    """The page, and one kept clip's files (name, bytes) for the tracking run: its film, contact sheet, spectrogram."""
+class Section:
+    """A verdict's examples."""
 
-    path: str
-    samples: list[tuple[str, bytes]] = field(default_factory=list)
+    title: str
+    page: str
+    total: int
+    first: int  # how many of the examples the first page shows
+    examples: list[Example]
 
 
 @dataclass(frozen=True)
@@ -86,13 +78,14 @@ class Step:
 
     name: str
     verdict: str
+    page: str
     clips: int
     hours: float
     share: float
 
 
 def write_report(root: str | Path) -> Report:
-    """Write `<root>/report.html` from the committed segments and `summary.json`."""
+    """Write the pages from the committed segments and `summary.json`; `<root>/report.html` last."""
     rows = read_manifest(root).to_pylist()
     for row in rows:
         row["scores"], row["info"], row["caption"] = (
@@ -101,25 +94,29 @@ def write_report(root: str | Path) -> Report:
             json.loads(row["caption"]),
         )
     summary = json.loads(storage.read(storage.at(root, "summary.json")))
-    samples: list[tuple[str, bytes]] = []
-    sections = [
-        (title, note, [_example(root, row, samples) for row in chosen]) for title, note, chosen in _chosen(rows)
-    ]
+    sections = _sections(root, rows)
     environment = Environment(
         loader=PackageLoader("pipelines"), autoescape=select_autoescape(), undefined=StrictUndefined, trim_blocks=True
     )
+    folder = str(root).rstrip("/").rsplit("/", 1)[-1]
+    for section in sections:
+        page = environment.get_template("examples.html").render(section=section, folder=folder, index=NAME)
+        storage.put(storage.at(root, PAGES, section.page), page.encode())
     page = environment.get_template("report.html").render(
         summary=summary,
         funnel=funnel(rows),
-        classes=_classes(rows),
+        classes=_counted(rows, lambda row: row["sound_class"] or "not judged"),
+        languages=_counted([row for row in rows if _language(row)], _language),
         histograms=_histograms(rows, _policy(root)),
         sections=sections,
         settings=storage.read(storage.at(root, "settings.yaml")).decode(),
-        folder=str(root).rstrip("/").rsplit("/", 1)[-1],
+        folder=folder,
+        pages=PAGES,
     )
     path = storage.at(root, NAME)
     storage.put(path, page.encode())
-    return Report(path, samples)
+    samples = next((e.files() for s in sections if s.title == "Kept" for e in s.examples if e.video), [])
+    return Report(path, [section.page for section in sections], samples)
 
 
 def funnel(rows: list[dict]) -> list[Step]:
@@ -132,7 +129,10 @@ def funnel(rows: list[dict]) -> list[Step]:
     order = {"kept": 0, "dropped": 1, "failed": 2}
     ranked = sorted(counts, key=lambda key: (order[key[0]], -counts[key], key[1]))
     total = max(1, len(rows))
-    return [Step(_words(key[1]) or "kept", key[0], counts[key], hours[key], counts[key] / total) for key in ranked]
+    return [
+        Step(_words(key[1]) or "kept", key[0], _page(*key), counts[key], hours[key], counts[key] / total)
+        for key in ranked
+    ]
 
 
 def funnel_figure(summary: Mapping[str, Any]) -> bytes:
@@ -166,17 +166,21 @@ def _second(item: tuple[str, int]) -> tuple[int, str]:
     return -item[1], item[0]
 
 
-def _classes(rows: list[dict]) -> list[dict]:
-    """Sound classes with clips, kept clips and kept hours; the most frequent first."""
+def _counted(rows: list[dict], kind: Callable[[dict], str]) -> list[dict]:
+    """Clips by kind, with kept clips and kept hours; the most frequent first."""
     found: dict[str, dict] = {}
     for row in rows:
-        name = row["sound_class"] or "not judged"
-        at = found.setdefault(name, {"name": name, "clips": 0, "kept": 0, "hours": 0.0})
+        at = found.setdefault(kind(row), {"name": kind(row), "clips": 0, "kept": 0, "hours": 0.0})
         at["clips"] += 1
         if row["verdict"] == "kept":
             at["kept"] += 1
             at["hours"] += _hours(row)
     return sorted(found.values(), key=lambda at: (-at["kept"], -at["clips"], at["name"]))
+
+
+def _language(row: dict) -> str:
+    """The language that was heard, "" where nothing was transcribed or said."""
+    return row["caption"].get("transcript", {}).get("language", "")
 
 
 def _policy(root: str | Path) -> dict[str, Any]:
@@ -233,101 +237,23 @@ def _histograms(rows: list[dict], policy: Mapping[str, Any]) -> list[dict]:
     return drawn
 
 
-def _chosen(rows: list[dict]) -> list[tuple[str, str, list[dict]]]:
-    """The clips to show: (title, note, rows) for kept ones, then for each reason."""
+def _sections(root: str | Path, rows: list[dict]) -> list[Section]:
+    """Kept clips first, then each reason."""
     groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for row in rows:
         groups[row["verdict"], row["reason"]].append(row)
     sections = []
-    for verdict, limit in (("kept", KEPT_EXAMPLES), ("dropped", OTHER_EXAMPLES), ("failed", OTHER_EXAMPLES)):
-        for (_, reason), found in sorted((key, v) for key, v in groups.items() if key[0] == verdict):
-            title = "Kept" if verdict == "kept" else f"{verdict.capitalize()}: {_words(reason)}"
-            shown = _spread(found, limit)
-            sections.append((title, f"{len(shown)} of {len(found)}", shown))
+    with Drawing(root) as drawing:
+        for verdict, first in (("kept", KEPT_EXAMPLES), ("dropped", OTHER_EXAMPLES), ("failed", OTHER_EXAMPLES)):
+            for (_, reason), found in sorted((key, v) for key, v in groups.items() if key[0] == verdict):
+                title = "Kept" if verdict == "kept" else f"{verdict.capitalize()}: {_words(reason)}"
+                examples = [drawing.example(row) for row in spread(found, PAGE_EXAMPLES)]
+                sections.append(Section(title, _page(verdict, reason), len(found), first, examples))
     return sections
 
 
-def _spread(rows: list[dict], limit: int) -> list[dict]:
-    """Up to `limit` rows, taking turns among the sound classes."""
-    by_class: dict[str, list[dict]] = defaultdict(list)
-    for row in rows:
-        by_class[row["sound_class"]].append(row)
-    queues = [by_class[name] for name in sorted(by_class)]
-    turns = [queue[at] for at in range(max(map(len, queues))) for queue in queues if at < len(queue)]
-    return turns[:limit]
-
-
-def _example(root: str | Path, row: dict, samples: list[tuple[str, bytes]]) -> Example:
-    example = Example(
-        title=os.path.basename(row["uri"]),
-        uri=row["uri"],
-        span=_span(row["start_s"], row["end_s"]),
-        sound_class=row["sound_class"],
-        error=row["error"],
-        caption=row["caption"].get("text", ""),
-        heard=", ".join(_heard(row["tags"])),
-    )
-    if row["verdict"] == "failed" and not row["caption"]:
-        return example
-    try:
-        _fill(example, root, row, samples)
-    except Exception as error:  # the page is about the set; a picture that cannot be drawn is said on it
-        example.error = example.error or f"no preview: {describe(error)}"
-    return example
-
-
-def _fill(example: Example, root: str | Path, row: dict, samples: list[tuple[str, bytes]]) -> None:
-    """The example's film and pictures."""
-    from data_prep.mp4 import write_mp4
-
-    info = row["info"]
-    media: bytes | str
-    if row["media_size"]:
-        media = read_member(root, row["shard"], row["media_offset"], row["media_size"])
-        start_s, end_s = info["in_s"], info["out_s"]
-    else:
-        media, start_s, end_s = row["uri"], row["start_s"], row["end_s"]
-    end_s = min(end_s, start_s + PREVIEW_S)
-    width, height = info.get("width", 0), info.get("height", 0)
-    size = None
-    if width and height:
-        scale = min(1.0, PREVIEW_WIDTH / width)
-        size = 2 * round(height * scale / 2), 2 * round(width * scale / 2)
-    frames, _ = decode_video(media, start_s, end_s, fps=12, size=size)
-    sound = decode_audio(media, start_s, end_s, 24000, 2)
-    wave_png, spectrum_png = waveform(sound, 24000), spectrogram(sound, 24000)
-    example.wave, example.spectrogram = _data("image/png", wave_png), _data("image/png", spectrum_png)
-    if not len(frames):
-        return
-    sheet = contact_sheet(frames, columns=4, rows=1)
-    example.sheet = _data("image/png", sheet)
-    own = isinstance(media, bytes) and len(media) <= EMBED_BYTES
-    if own and row["media_suffix"] == "mp4" and info.get("video_codec") in PLAYABLE_CODECS:
-        assert isinstance(media, bytes)
-        film = media
-    else:
-        copy = io.BytesIO()
-        even = _small(frames)
-        write_mp4(copy, even, 12, sound, 24000, crf=26)
-        film, example.is_copy = copy.getvalue(), True
-    example.video = _data("video/mp4", film)
-    if row["verdict"] == "kept" and not samples:
-        samples += [("clip.mp4", film), ("contact_sheet.png", sheet), ("spectrogram.png", spectrum_png)]
-
-
-def _small(frames: np.ndarray) -> np.ndarray:
-    """Frames at most `PREVIEW_WIDTH` wide, by leaving pixels out, with even sides."""
-    step = -(-frames.shape[2] // PREVIEW_WIDTH)
-    frames = frames[:, ::step, ::step]
-    return frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
-
-
-def _heard(tags: list[dict]) -> list[str]:
-    """The four best-scored sound events, by name."""
-    best: dict[str, float] = {}
-    for tag in tags:
-        best[tag["label"]] = max(best.get(tag["label"], 0.0), tag["score"])
-    return [f"{label} {score:.2f}" for label, score in sorted(best.items(), key=lambda item: -item[1])[:4]]
+def _page(verdict: str, reason: str) -> str:
+    return f"{verdict}-{reason}.html" if reason else f"{verdict}.html"
 
 
 def _hours(row: dict) -> float:
@@ -335,13 +261,5 @@ def _hours(row: dict) -> float:
     return length / 3600 if math.isfinite(length) else 0.0
 
 
-def _span(start_s: float, end_s: float) -> str:
-    return f"{start_s:.1f} – {end_s:.1f} s" if math.isfinite(end_s) else f"from {start_s:.1f} s"
-
-
 def _words(reason: str) -> str:
     return reason.replace("_", " ")
-
-
-def _data(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,9 @@ from PIL import Image
 from data_prep.clip import Clip, Segment, Tag
 from data_prep.index import read_manifest
 from data_prep.mp4 import write_mp4
+from pipelines import examples
 from pipelines.commit import claim, commit_segments, finish
-from pipelines.report import KEPT_EXAMPLES, OTHER_EXAMPLES, funnel, funnel_figure, write_report
+from pipelines.report import KEPT_EXAMPLES, OTHER_EXAMPLES, PAGE_EXAMPLES, funnel, funnel_figure, write_report
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,46 @@ def test_examples_are_limited_and_dropped_ones_are_cut_from_their_source(root: P
     assert "small copy" not in kept
     assert failed.count("<video") == 0
     assert "3 of 13" in dropped
+
+
+def test_each_verdict_has_a_page_of_its_own(root: Path) -> None:
+    made = write_report(root)
+    assert made.pages == ["kept.html", "dropped-silence.html", "failed-read.html"]
+    index = Path(made.path).read_text()
+    for name in made.pages:
+        page = (root / "report" / name).read_text()
+        assert f'href="report/{name}"' in index
+        assert 'href="../report.html"' in page
+        assert page.count('<div class="card"') == PAGE_EXAMPLES
+        assert "https://" not in page
+    assert "12 of 13 clips" in (root / "report" / "dropped-silence.html").read_text()
+    assert (root / "report" / "dropped-silence.html").read_text().count('class="spectrum"') >= PAGE_EXAMPLES - 1
+
+
+def test_languages_are_counted_where_clips_are_transcribed(film: Path, tmp_path: Path) -> None:
+    claim(tmp_path, {"caption": {}}, ["x"])
+    segment = _segment("s", film)
+    segment.clips[0].caption["transcript"] = {"language": "de"}
+    commit_segments(tmp_path, [segment], [{}])
+    finish(tmp_path, "caption", {}, 1.0)
+    page = Path(write_report(tmp_path).path).read_text()
+    assert "<h2>Languages</h2>" in page
+    assert "<td>de</td>" in page
+
+
+def test_a_source_that_hangs_its_decoder_costs_its_preview_only(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "hangs.mp4")  # opening it waits for a writer that never comes
+    monkeypatch.setattr(examples, "PATIENCE_S", 8.0)
+    rows = [{"verdict": "dropped", "uri": str(uri), "start_s": 0.0, "end_s": 1.0, "sound_class": "silence", "error": "",
+             "caption": {}, "tags": [], "media_size": 0, "info": {}, "shard": "", "media_offset": 0}
+            for uri in (tmp_path / "hangs.mp4", film)]  # fmt: skip
+    with examples.Drawing(tmp_path) as drawing:
+        hung, drawn = [drawing.example(row) for row in rows]
+    assert "hung for 8 s" in hung.error
+    assert drawn.video
+    assert not drawn.error
 
 
 def test_a_kept_clip_is_handed_to_the_tracking_run(root: Path, film: Path) -> None:
