@@ -16,8 +16,9 @@ _HEAT = np.array(
 )  # fmt: skip
 _INK = (47, 93, 138)
 _PAPER = (250, 250, 248)
-# The spectrogram spans this range below its loudest point, dB.
-_RANGE_DB = 80.0
+# The spectrogram spans this range below its loudest point, dB; a point is as loud as a tone of −28 dBFS at least, so
+# that a noise floor looks like one.
+_RANGE_DB, _LOUD_DB = 80.0, -10.0
 
 
 def contact_sheet(frames: np.ndarray, columns: int = 4, rows: int = 2, width: int = 640) -> bytes:
@@ -45,7 +46,7 @@ def contact_sheet(frames: np.ndarray, columns: int = 4, rows: int = 2, width: in
 def spectrogram(audio: np.ndarray, sample_rate: int, width: int = 640, height: int = 160) -> bytes:
     """Level over time and frequency (mel-spaced, 40 Hz to half the rate) of float audio (channels, N); PNG bytes.
 
-    Colours span 80 dB below full scale's loudest point in this clip; digital silence is drawn as black.
+    Colours span 80 dB below the loudest point, or below a tone of −28 dBFS where nothing is as loud.
     """
     mono = _mono(audio)
     window = 1024
@@ -62,8 +63,7 @@ def spectrogram(audio: np.ndarray, sample_rate: int, width: int = 640, height: i
     sums = np.stack([np.interp(edges, np.arange(running.shape[1]), row) for row in running])
     bands = np.diff(sums, axis=1) / np.maximum(np.diff(edges), 1e-6)
     level = 10 * np.log10(bands + 1e-12)
-    loudest = level.max()
-    shade = np.zeros_like(level) if loudest <= -115 else np.clip((level - loudest) / _RANGE_DB + 1, 0, 1)
+    shade = np.clip((level - max(level.max(), _LOUD_DB)) / _RANGE_DB + 1, 0, 1)
     image = _heat(shade.T[::-1])
     return _png(Image.fromarray(image))
 

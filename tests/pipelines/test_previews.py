@@ -50,6 +50,12 @@ def test_silence_is_black_and_a_short_sound_is_drawn() -> None:
     assert _open(spectrogram(np.ones((1, 10), dtype=np.float32), 16000)).max() > 200
 
 
+def test_a_noise_floor_looks_darker_than_the_same_noise_aloud() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, (1, 16000)).astype(np.float32)
+    aloud, floor = (_open(spectrogram(noise * gain, 16000)).astype(int).sum(axis=-1).mean() for gain in (1, 1e-3))
+    assert floor < 0.6 * aloud
+
+
 def test_a_waveform_has_ink_where_the_sound_is() -> None:
     sound = np.zeros((2, 16000), dtype=np.float32)
     sound[:, 8000:] = np.sin(np.arange(8000) / 5)
