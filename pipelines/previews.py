@@ -51,7 +51,8 @@ def spectrogram(audio: np.ndarray, sample_rate: int, width: int = 640, height: i
     mono = _mono(audio)
     window = 1024
     if len(mono) < window:
-        mono = np.pad(mono, (0, window - len(mono)))
+        missing = window - len(mono)
+        mono = np.pad(mono, (missing // 2, missing - missing // 2))
     starts = np.linspace(0, len(mono) - window, width).astype(int)
     frames = mono[starts[:, None] + np.arange(window)] * np.hanning(window).astype(np.float32)
     power = np.abs(np.fft.rfft(frames, axis=1)) ** 2 / window
