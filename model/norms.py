@@ -47,6 +47,11 @@ def _rms_reciprocal(x: Tensor, eps: float) -> Tensor:
     return torch.rsqrt(norm.square() / x.shape[-1] + eps)
 
 
+def _one_plus(table: Tensor, row: Tensor) -> Tensor:
+    """1 + table row (D,) + timestep row (B, T or 1, D), float32; the two short terms first."""
+    return (table.float() + 1) + row.float()
+
+
 def _norm_backward(x: Tensor, rstd: Tensor, grad_hat: Tensor, dot: Tensor) -> Tensor:
     """Gradient of x̂ = x·rstd with respect to x, given that of x̂ (overwritten) and `dot`, its product with x summed."""
     return grad_hat.mul_(rstd).addcmul_(x, dot * rstd.pow(3) / -x.shape[-1])
@@ -106,19 +111,18 @@ class _ModulatedRMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x, table_scale, row_scale, table_shift, row_shift, eps) -> Tensor:
         rstd = _rms_reciprocal(x, eps)
         ctx.save_for_backward(x, rstd, table_scale, row_scale, table_shift, row_shift)
-        scale = table_scale.float() + row_scale.float() + 1
         shift = table_shift.float() + row_shift.float()
-        return torch.addcmul(shift, x.float() * rstd, scale).to(x.dtype)
+        return torch.addcmul(shift, x.float() * rstd, _one_plus(table_scale, row_scale)).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad):
         x, rstd, table_scale, row_scale, table_shift, row_shift = ctx.saved_tensors
         grad32, x32 = grad.float(), x.float()
-        scale = table_scale.float() + row_scale.float() + 1
+        scale = _one_plus(table_scale, row_scale)
         p = grad32 * x32
-        d_scale = _sum_tokens(p, rstd) if row_scale.shape[1] == 1 else p * rstd
         dot = _sum_width(p, scale)
+        d_scale = _sum_tokens(p, rstd) if row_scale.shape[1] == 1 else p.mul_(rstd)
         d_x = _norm_backward(x32, rstd, grad32 * scale, dot).to(x.dtype)
         return d_x, *_reduce_row(d_scale, table_scale, row_scale), *_reduce_row(grad32, table_shift, row_shift), None
 
