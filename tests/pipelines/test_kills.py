@@ -26,24 +26,26 @@ def whole(source: Path) -> Path:
     return output
 
 
-def _same(output: str | Path, whole: Path) -> None:
+def _same(output: str | Path, whole: Path, count: int = FILMS) -> None:
     assert digests(output) == digests(whole)
     assert counts(output) == counts(whole)
-    assert len(list(Ledger(output).entries())) == FILMS + 1
+    assert len(list(Ledger(output).entries())) == count + 1
 
 
-def test_each_kind_of_process_is_killed_once(source: Path, whole: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
+def test_each_kind_of_process_is_killed_once(tmp_path: Path) -> None:
+    count = 12
+    source, whole, output = films(tmp_path / "films", count), tmp_path / "whole", tmp_path / "killed" / "out"
+    completed(source, whole)
     process = start(source, output)
     # A worker or an actor that dies is replaced, and the run goes on.
     for kind, share in (("worker", 3), ("actor", 3), ("raylet", 2)):
-        strike(process, kind, 0, committed(output), FILMS // share)
+        strike(process, kind, 0, committed(output), count // share)
     finished(process)
     process = start(source, output)
-    strike(process, "driver", 0, committed(output), FILMS)
+    strike(process, "driver", 0, committed(output), count)
     finished(process)
     completed(source, output)
-    _same(output, whole)
+    _same(output, whole, count)
 
 
 @pytest.mark.slow
