@@ -17,12 +17,13 @@ import numpy as np
 from pydantic import Field
 
 from data_prep import scenes, sound, storage
+from data_prep.appraisal import AppraisalSettings, Appraiser
 from data_prep.clip import Clip, Segment, Tag, stable_id
 from data_prep.container import Packets, choose_streams, open_media
 from data_prep.cutting import cut
 from data_prep.guarded import beat
-from data_prep.media import Sound, decoded, picture, read_sound, resample
-from data_prep.policy import Judgement, PolicySettings, judge
+from data_prep.media import Sound, decoded, picture, read_sound
+from data_prep.policy import Judgement, PolicySettings, as_one_clip, judge
 from data_prep.settings import Settings
 from data_prep.sources import divide
 from data_prep.tags import load_tagger
@@ -43,6 +44,7 @@ class CurateSettings(Settings):
     segment_s: float = Field(default=600.0, gt=0, description="longest part of a source that is read at once, seconds")
     tagger: str = Field(default="package:yamnet", description="YAMNet weights: package:yamnet, or a folder")
     policy: PolicySettings = Field(default=PolicySettings(), description="rules from scores to verdict")
+    appraisal: AppraisalSettings = Field(default=AppraisalSettings(), description="what else is measured of kept clips")
 
 
 class Curator:
@@ -54,6 +56,7 @@ class Curator:
             raise ValueError("clip_max_s is below clip_min_s; raise it")
         self.settings = settings
         self.tagger = load_tagger(settings.tagger)
+        self.appraise = Appraiser(settings.appraisal)
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
         """The segments with their clips and verdicts; kept clips bring their media. Bad media never raises."""
@@ -132,7 +135,7 @@ class _Work:
     """A segment in work: its packets, its sound, and what was measured of it."""
 
     def __init__(self, curator: Curator, segment: Segment, track: scenes.Track, heard: Sound | None) -> None:
-        self.settings, self.tagger = curator.settings, curator.tagger
+        self.settings, self.tagger, self.appraise = curator.settings, curator.tagger, curator.appraise
         self.segment, self.track, self.heard = segment, track, heard
         self.measured: dict[str, _Measured] = {}
         self._voiced: np.ndarray | None = None
@@ -146,21 +149,26 @@ class _Work:
     # -- measuring, stage by stage; what was measured of a span stays
 
     def judge_cheaply(self, clip: Clip) -> Judgement:
-        """The whole segment's sound, up to the point where it is known to be uninformative or not to be."""
-        found = self._run(clip, [self._levels, self._spectra])
+        """The whole segment's sound, up to the point where it is known that no clip of it will be kept, or not known.
+
+        A share of the segment is taken for a share of one clip, into which all that happens might fall: a minute of
+        talk in an hour of hiss is not to be lost.
+        """
+        length = max(clip.end_s - clip.start_s, self.settings.clip_max_s) / self.settings.clip_max_s
+        found = self._run(clip, [self._levels, self._spectra], length)
         steady = found.scores.get("stationarity", 0.0) >= self.settings.policy.stationary_min
         # Only a steady sound is uninformative as a whole for more than its level; the rest is judged clip by clip.
-        if self._judge(found).verdict == "kept" and steady:
-            self._run(clip, [self._voice, self._tags])
-        return self._judge(found)
+        if self._judge(found, length).verdict == "kept" and steady:
+            self._run(clip, [self._voice, self._tags], length)
+        return self._judge(found, length)
 
     def judge_fully(self, clip: Clip) -> Judgement:
         return self._judge(self._run(clip, [self._levels, self._spectra, self._voice, self._tags]))
 
-    def _run(self, clip: Clip, stages: list[Callable]) -> _Measured:
+    def _run(self, clip: Clip, stages: list[Callable], length: float = 1.0) -> _Measured:
         found = self.measured.setdefault(clip.clip_id, _Measured({"has_audio": float(self.heard is not None)}))
         for stage in stages:
-            if self._judge(found).verdict == "dropped":
+            if self._judge(found, length).verdict == "dropped":
                 break
             if stage.__name__ not in found.stages:
                 beat()
@@ -168,8 +176,8 @@ class _Work:
                 found.stages.add(stage.__name__)
         return found
 
-    def _judge(self, found: _Measured) -> Judgement:
-        return judge(found.scores, self.settings.policy)
+    def _judge(self, found: _Measured, length: float = 1.0) -> Judgement:
+        return judge(as_one_clip(found.scores, length), self.settings.policy)
 
     def _samples(self, clip: Clip) -> np.ndarray:
         assert self.heard is not None, "only a clip with an audio stream is listened to"
@@ -183,7 +191,9 @@ class _Work:
 
     def _voice(self, clip: Clip, found: _Measured) -> None:
         low, high = (round((edge - self.start_s) * VOICE_RATE / VOICE_FRAME) for edge in (clip.start_s, clip.end_s))
-        found.scores |= sound.voice_scores(self.voiced[max(0, low) : max(0, high)])
+        low, high = max(0, low), max(0, high)
+        heard = self.mono[low * VOICE_FRAME : high * VOICE_FRAME]
+        found.scores |= sound.voice_scores(self.voiced[low:high], heard)
 
     def _tags(self, clip: Clip, found: _Measured) -> None:
         low, high = (round((edge - self.start_s) * VOICE_RATE) for edge in (clip.start_s, clip.end_s))
@@ -200,7 +210,7 @@ class _Work:
         assert self.heard is not None, "only a segment with an audio stream is listened to"
         if self._mono is None:
             both = self.heard.between(self.start_s, self.track.end)
-            mono = resample(sound.louder_mix(both)[None], sound.RATE, VOICE_RATE)[0]
+            mono = sound.for_networks(both)
             self._mono = mono
             return mono
         return self._mono
@@ -209,7 +219,7 @@ class _Work:
     def voiced(self) -> np.ndarray:
         """The probability of speech per 32 ms from `start_s` on."""
         if self._voiced is None:
-            self._voiced = voice_probability(self.mono)
+            self._voiced = voice_probability(sound.turned_up(self.mono))
         return self._voiced
 
     def told(self, clip: Clip, judgement: Judgement) -> Clip:
@@ -255,7 +265,12 @@ class _Work:
     def _cut(self, clip: Clip) -> Clip:
         made = cut(self.segment.uri, clip.start_s, clip.end_s)
         info = self._info(clip) | {"in_s": made.in_s, "out_s": made.out_s}
-        return replace(clip, media=made.data, media_suffix=made.suffix, info=info)
+        clip = replace(clip, media=made.data, media_suffix=made.suffix, info=info)
+        low, high = (round((edge - self.start_s) * VOICE_RATE / VOICE_FRAME) for edge in (clip.start_s, clip.end_s))
+        low, high = max(0, low), max(0, high)
+        mono, voiced = self.mono[low * VOICE_FRAME : high * VOICE_FRAME], self.voiced[low:high]
+        self.appraise(clip, self._samples(clip), mono, voiced)
+        return replace(clip, scores=_rounded(clip.scores))
 
     def _info(self, clip: Clip) -> dict:
         assert self.heard is not None, "a kept clip has sound"
