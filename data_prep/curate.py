@@ -191,9 +191,7 @@ class _Work:
 
     def _voice(self, clip: Clip, found: _Measured) -> None:
         low, high = (round((edge - self.start_s) * VOICE_RATE / VOICE_FRAME) for edge in (clip.start_s, clip.end_s))
-        low, high = max(0, low), max(0, high)
-        heard = self.mono[low * VOICE_FRAME : high * VOICE_FRAME]
-        found.scores |= sound.voice_scores(self.voiced[low:high], heard)
+        found.scores |= sound.voice_scores(self.voiced[max(0, low) : max(0, high)])
 
     def _tags(self, clip: Clip, found: _Measured) -> None:
         low, high = (round((edge - self.start_s) * VOICE_RATE) for edge in (clip.start_s, clip.end_s))

@@ -77,7 +77,7 @@ def sound_class(scores: dict[str, float], policy: PolicySettings) -> str:
     The voice detector and the tagger are believed together: each alone takes some sound for speech, and one of them
     loses a voice that is far away or in noise.
     """
-    speech = (scores.get("voice_share", 0.0) + scores.get("tag_speech", 0.0)) / 2
+    speech = (scores.get("voice_ratio", 0.0) + scores.get("tag_speech", 0.0)) / 2
     # To the tagger a hum is a synthesizer.
     music = max(scores.get("tag_music", 0.0), scores.get("tag_singing", 0.0)) * (1 - scores.get("tone_ratio", 0.0))
     spoken = speech >= policy.speech_min

@@ -54,9 +54,7 @@ class Rejudger:
             again, problem = self._again(segment)
             if again is not None:
                 return near_duplicates.without(again, self.doubles)
-            clips = [
-                clip or old.failed("rejudge", problem) for clip, old in zip(clips, segment.clips, strict=True)
-            ]
+            clips = [clip or old.failed("rejudge", problem) for clip, old in zip(clips, segment.clips, strict=True)]
         judged = replace(segment, clips=[clip for clip in clips if clip is not None])
         return near_duplicates.without(judged, self.doubles)
 

@@ -156,22 +156,11 @@ def turned_up(mono: np.ndarray) -> np.ndarray:
     return mono * np.float32(10 ** (min(30.0, max(0.0, LISTENING_DB - level)) / 20))
 
 
-def voice_scores(probability: np.ndarray, mono: np.ndarray) -> dict[str, float]:
-    """From the probability of speech per 32 ms of (N,) samples at 16 kHz.
-
-    Gives `voice_ratio`, the share of the time in which somebody speaks, `voice_s`, and `voice_share`, the share of
-    the time in which it is loud, so that one sentence in a long pause is nothing but speech.
-    """
-    count = min(len(probability), len(mono) // VOICE_FRAME)
-    voiced = probability[:count] > 0.5
-    if not count:
-        return {"voice_ratio": 0.0, "voice_s": 0.0, "voice_share": 0.0}
-    loud = _loud(_frame_levels(mono[: count * VOICE_FRAME], VOICE_FRAME))
-    return {
-        "voice_ratio": float(voiced.mean()),
-        "voice_s": float(voiced.sum()) * VOICE_FRAME / VOICE_RATE,
-        "voice_share": float(voiced[loud].mean()),
-    }
+def voice_scores(probability: np.ndarray) -> dict[str, float]:
+    """From the probability of speech per 32 ms: `voice_ratio`, the share of the time somebody speaks, and `voice_s`."""
+    voiced = probability > 0.5
+    ratio = float(voiced.mean()) if len(voiced) else 0.0
+    return {"voice_ratio": ratio, "voice_s": float(voiced.sum()) * VOICE_FRAME / VOICE_RATE}
 
 
 def tag_scores(mono: np.ndarray, tagger: tags.Tagger) -> tuple[dict[str, float], list[Tag]]:
