@@ -36,7 +36,7 @@ def load_scorer(name: str, weights: str) -> Scorer:
         make = getattr(importlib.import_module(module), factory)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"active_speaker {name!r}: {error}; install it, or put its folder on PYTHONPATH") from error
-    scorer = make(Path(weights))
+    scorer: Scorer = make(Path(weights))
     if not callable(scorer):
         raise ValueError(f"active_speaker {name!r}: the factory gave a {type(scorer).__name__}, which cannot be called")
     return scorer

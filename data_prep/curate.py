@@ -44,6 +44,7 @@ class CurateSettings(Settings):
     segment_s: float = Field(default=600.0, gt=0, description="longest part of a source that is read at once, seconds")
     tagger: str = Field(default="package:yamnet", description="YAMNet weights: package:yamnet, or a folder")
     policy: PolicySettings = Field(default=PolicySettings(), description="rules from scores to verdict")
+    measure_all: bool = Field(default=False, description="measure on what is dropped too, for whole calibration curves")
     appraisal: AppraisalSettings = Field(default=AppraisalSettings(), description="what else is measured of kept clips")
 
 
@@ -158,7 +159,7 @@ class _Work:
         found = self._run(clip, [self._levels, self._spectra], length)
         steady = found.scores.get("stationarity", 0.0) >= self.settings.policy.stationary_min
         # Only a steady sound is uninformative as a whole for more than its level; the rest is judged clip by clip.
-        if self._judge(found, length).verdict == "kept" and steady:
+        if (self._judge(found, length).verdict == "kept" and steady) or self.settings.measure_all:
             self._run(clip, [self._voice, self._tags], length)
         return self._judge(found, length)
 
@@ -168,7 +169,7 @@ class _Work:
     def _run(self, clip: Clip, stages: list[Callable], length: float = 1.0) -> _Measured:
         found = self.measured.setdefault(clip.clip_id, _Measured({"has_audio": float(self.heard is not None)}))
         for stage in stages:
-            if self._judge(found, length).verdict == "dropped":
+            if self._judge(found, length).verdict == "dropped" and not (self.settings.measure_all and self.heard):
                 break
             if stage.__name__ not in found.stages:
                 beat()

@@ -11,6 +11,7 @@ Whatever reads the set next (captions, encodes, judges anew) drops the doubles t
 `near_duplicate`: one verdict per clip in every set, and none is ever rewritten.
 """
 
+import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable
@@ -28,11 +29,13 @@ from data_prep.container import Media, Packets, choose_streams, open_media
 from data_prep.media import decoded
 
 NAME = "duplicates.parquet"
+REASON = "near_duplicate"
 SCHEMA = pa.schema(
     [("clip_id", pa.string()), ("duplicate_of", pa.string()), ("picture_bits", pa.int64()), ("sound_bits", pa.int64())]
 )
 PICTURES = 3  # key pictures of a clip that are kept
 BITS = 64
+FLAT = 4.0  # standard deviation of the brightness, of 255
 # Bits that may differ. Unrelated hashes differ in 32 ± 4; a re-encoding moves 4 of a picture's, 10 of a sound's.
 PICTURE_BITS, SOUND_BITS = 6, 16
 LENGTHS_S = 0.25  # and the lengths may differ by this much
@@ -40,11 +43,13 @@ _BLOCKS = 7  # two hashes that differ in 6 bits agree in one of 7 blocks
 _SOUND_BANDS = np.geomspace(200.0, 4000.0, 10)  # edges of 9 bands, Hz
 
 
-def picture_hash(pixels: np.ndarray) -> int:
-    """64 bits of a (H, W) brightness, H and W at least 32."""
+def picture_hash(pixels: np.ndarray) -> int | None:
+    """64 bits of a (H, W) brightness from 0 to 255, H and W at least 32; None for a picture with nothing in it."""
     tall, wide = (np.linspace(0, side, 33).astype(int) for side in pixels.shape)
     sums = np.add.reduceat(np.add.reduceat(pixels.astype(np.float64), tall[:-1], axis=0), wide[:-1], axis=1)
     means = sums / np.outer(np.diff(tall), np.diff(wide))
+    if means.std() < FLAT:  # a black picture is like any other
+        return None
     low = np.asarray(dctn(means, norm="ortho"))[:8, :8].ravel()
     return _number(low > np.median(low[1:]))
 
@@ -66,7 +71,8 @@ def key_picture_hashes(media: Media, start_s: float, end_s: float) -> list[int]:
             if time_s >= end_s - half or len(found) == PICTURES:
                 break
             if time_s >= start_s - half:
-                found.append(picture_hash(frame.reformat(width=64, height=64, format="gray").to_ndarray()))
+                value = picture_hash(frame.reformat(width=64, height=64, format="gray").to_ndarray())
+                found += [value] if value is not None else []
     return found
 
 
@@ -107,11 +113,11 @@ def find(rows: Iterable[dict]) -> list[dict]:
     return sorted(doubles, key=lambda row: row["clip_id"])
 
 
-def write(root: str | Path, manifest: pa.Table) -> int:
-    """Write `duplicates.parquet` of a set with this manifest; gives how many doubles there are."""
+def write(root: str | Path, manifest: Iterable[pa.Table]) -> set[str]:
+    """Write `duplicates.parquet` of a set with this manifest, in parts; gives the doubles' clip ids."""
     columns = ["clip_id", "verdict", "start_s", "end_s", "info"]
     rows = []
-    for row in manifest.select(columns).to_pylist():
+    for row in (row for table in manifest for row in table.select(columns).to_pylist()):
         info = json.loads(row["info"])
         if row["verdict"] == "kept" and "picture_hashes" in info:
             rows.append(
@@ -124,25 +130,24 @@ def write(root: str | Path, manifest: pa.Table) -> int:
                 }
             )
     found = find(rows)
-    with storage.whole(storage.local(root) / NAME) as out:
+    with storage.whole(storage.at(root, NAME)) as out:
         pq.write_table(pa.Table.from_pylist(found, schema=SCHEMA), out, compression="zstd")
-    return len(found)
+    return {row["clip_id"] for row in found}
 
 
 def read(root: str | Path) -> dict[str, str]:
     """Double → the clip that it is a double of; empty for a set that has no such table."""
-    path = storage.local(root) / NAME
-    if not path.exists():
+    try:
+        data = storage.read(storage.at(root, NAME))
+    except FileNotFoundError:
         return {}
-    table = pq.ParquetFile(path).read(columns=["clip_id", "duplicate_of"])
+    table = pq.ParquetFile(io.BytesIO(data)).read(columns=["clip_id", "duplicate_of"])
     return dict(zip(table["clip_id"].to_pylist(), table["duplicate_of"].to_pylist(), strict=True))
 
 
 def without(segment: Segment, doubles: dict[str, str]) -> Segment:
     """The segment with its doubles dropped (in place): what the next set makes of them."""
-    segment.clips = [
-        clip.dropped("near_duplicate") if clip.kept and clip.clip_id in doubles else clip for clip in segment.clips
-    ]
+    segment.clips = [clip.dropped(REASON) if clip.kept and clip.clip_id in doubles else clip for clip in segment.clips]
     return segment
 
 

@@ -5,9 +5,10 @@ a `.safetensors` file of a model that open_clip knows by name. A file whose meta
 gives scores whose names say so too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,15 +49,16 @@ class PictureQuality:
 
 
 @cache
-def _load(model: str, path: str):
+def _load(model: str, path: str) -> tuple[Any, Callable[[Any], Any], Any, str]:
+    """The network, what makes a picture its input, the sentences' features, and what scores' names begin with."""
     import open_clip  # brings torch: seconds, and only here
     import torch
     from safetensors import safe_open
 
     if model not in open_clip.list_models():
         raise ValueError(f"picture_quality {model!r}: open_clip knows no such model; such as ViT-B-32, ViT-L-14")
-    network, _, transform = open_clip.create_model_and_transforms(model, pretrained=path)
-    network.eval()
+    made: Any = open_clip.create_model_and_transforms(model, pretrained=path)
+    network, transform = made[0].eval(), made[2]
     tokens = open_clip.get_tokenizer(model)([sentence for pair in PROMPTS.values() for sentence in pair])
     with torch.inference_mode():
         sentences = network.encode_text(tokens, normalize=True)

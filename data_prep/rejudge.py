@@ -15,8 +15,10 @@ from dataclasses import replace
 
 from data_prep import near_duplicates
 from data_prep.clip import Clip, Segment
-from data_prep.curate import CurateSettings, Curator, content_key
+from data_prep.curate import CurateSettings, content_key
 from data_prep.policy import judge
+
+Curate = Callable[[list[Segment]], list[Segment]]
 
 # With these a score was measured; the others are compared with it.
 MEASURED_WITH = ("silence_db",)
@@ -26,22 +28,32 @@ def rejudged_settings(before: CurateSettings, given: CurateSettings) -> CurateSe
     """How a set was made, with the thresholds that are given now.
 
     Raises:
-        ValueError: a threshold that changes what is measured was changed; says which.
+        ValueError: something was changed that changes what is cut or measured; says which.
     """
-    for name in MEASURED_WITH:
-        old, new = getattr(before.policy, name), getattr(given.policy, name)
-        if old != new:
-            raise ValueError(f"--rejudge: curate.policy.{name} ({old} → {new}) changes a score; use curate without it")
+    changed = [
+        f"policy.{name}" for name in MEASURED_WITH if getattr(before.policy, name) != getattr(given.policy, name)
+    ]
+    usual = CurateSettings()
+    for name in set(CurateSettings.model_fields) - {"policy"}:
+        if getattr(given, name) not in (getattr(usual, name), getattr(before, name)):
+            changed.append(name)
+    if changed:
+        raise ValueError(
+            f"--rejudge moves thresholds alone, and curate.{sorted(changed)[0]} changes what is measured: "
+            "leave it as it was, or curate the sources anew"
+        )
     return before.model_copy(update={"policy": given.policy})
 
 
 class Rejudger:
     """Judges committed segments anew. Networks are loaded when the first source has to be curated again."""
 
-    def __init__(self, settings: CurateSettings, doubles: dict[str, str], curator: Callable = Curator) -> None:
-        """`doubles`: near duplicates of the set that is read, which are dropped."""
-        self.settings, self.doubles, self._make = settings, doubles, curator
-        self._curator: Curator | None = None
+    def __init__(
+        self, settings: CurateSettings, curator: Callable[[], Callable[[list[Segment]], list[Segment]]]
+    ) -> None:
+        """`curator` makes what curates a segment from its source."""
+        self.settings, self._make = settings, curator
+        self._curator: Callable[[list[Segment]], list[Segment]] | None = None
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
         """The segments with their new verdicts."""
@@ -53,14 +65,13 @@ class Rejudger:
         if any(clip is None for clip in clips):
             again, problem = self._again(segment)
             if again is not None:
-                return near_duplicates.without(again, self.doubles)
+                return again
             clips = [clip or old.failed("rejudge", problem) for clip, old in zip(clips, segment.clips, strict=True)]
-        judged = replace(segment, clips=[clip for clip in clips if clip is not None])
-        return near_duplicates.without(judged, self.doubles)
+        return replace(segment, clips=[clip for clip in clips if clip is not None])
 
     def _judged(self, clip: Clip) -> Clip | None:
         """The clip with its new verdict; None where that needs the source."""
-        if clip.verdict == "failed" or clip.reason in ("too_short", "near_duplicate"):
+        if clip.verdict == "failed" or clip.reason in ("too_short", near_duplicates.REASON):
             return clip
         judgement = judge(clip.scores, self.settings.policy)
         clip = replace(clip, sound_class=judgement.sound_class)
@@ -76,6 +87,7 @@ class Rejudger:
         except OSError as error:
             return None, f"its packets are in no shard and the source cannot be read ({error}); curate it again"
         if self._curator is None:
-            self._curator = self._make(self.settings)
-        bare = replace(segment, clips=[], content_key="")
-        return self._curator([bare])[0], ""
+            self._curator = self._make()
+        (again,) = self._curator([replace(segment, clips=[], content_key="")])
+        doubles = {clip.clip_id: "" for clip in segment.clips if clip.reason == near_duplicates.REASON}
+        return near_duplicates.without(again, doubles), ""

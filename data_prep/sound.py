@@ -289,7 +289,7 @@ def _salient(blocks: np.ndarray, bandwidth_hz: float) -> tuple[np.ndarray, np.nd
     over[:, ~(_legible(bandwidth_hz) & (_edges()[:-1] > RUMBLE_HZ))] = 0.0
     salient = (deviations > SALIENT_DEVIATIONS) & (over > 10 ** (SALIENT_DB / 10))
     prominent = (deviations > SALIENT_DEVIATIONS) & (over > 10 ** (PROMINENT_DB / 10))
-    return salient.any(axis=1), prominent.any(axis=1)
+    return np.asarray(salient.any(axis=1)), np.asarray(prominent.any(axis=1))
 
 
 def _unevenness(mean: np.ndarray, bandwidth_hz: float) -> float:
