@@ -3,7 +3,7 @@
 Truth is told of sources (a file's verdict and class); a source counts as kept when any clip of it is, and its class is
 the one that most of its kept seconds have. Every curve is the whole policy's: one threshold is moved, the others stay,
 and stored scores are judged again. A curve beyond a gate at which clips stopped rests on scores that were never
-measured; the set to calibrate on is best made with `--curate.measure-all True`.
+measured; the set to calibrate on is best made with `--curate.measure-all`.
 """
 
 import csv
