@@ -33,7 +33,7 @@ class PolicySettings(Settings):
     bandwidth_min_hz: float = Field(default=1000.0, ge=0, description="sound with nothing above this is a rumble, Hz")
     clipped_max: float = Field(default=0.1, ge=0, le=1, description="largest share of samples at full scale")
     speech_min: float = Field(default=0.3, ge=0, le=1, description="mean of voice and speech scores for class speech")
-    music_min: float = Field(default=0.3, ge=0, le=1, description="music score for the class music")
+    music_min: float = Field(default=0.4, ge=0, le=1, description="music score for the class music")
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,7 @@ def sound_class(scores: dict[str, float], policy: PolicySettings) -> str:
     # To the tagger a hum is a synthesizer.
     music = max(scores.get("tag_music", 0.0), scores.get("tag_singing", 0.0)) * (1 - scores.get("tone_ratio", 0.0))
     spoken = speech >= policy.speech_min
-    # A faint claim of music counts where nothing claims more: taggers lose music in noise long before they mistake it.
-    rival = max(speech, scores.get("tag_event", 0.0), scores.get("tag_noise", 0.0))
-    musical = music >= policy.music_min or (music >= 0.5 * policy.music_min and music > rival)
+    musical = music >= policy.music_min
     if spoken and musical and abs(speech - music) < 0.2:
         return "mixed"
     if spoken and (not musical or speech >= music):

@@ -47,7 +47,6 @@ STEADY = SCENE | {"stationarity": 0.9, "salient_ratio": 0.02, "prominent_s": 0.0
         (SPEECH | {"tag_speech": 0.8, "voice_ratio": 0.0}, "kept", "", "speech"),  # far away: no voice is detected
         (SPEECH | {"tag_speech": 0.3, "voice_ratio": 0.18}, "kept", "", "environment"),  # a few words in a kitchen
         (SCENE | {"tag_music": 0.9, "tone_ratio": 0.8}, "kept", "", "environment"),  # a hum, says the tagger, is music
-        (SCENE | {"tag_music": 0.2, "tag_event": 0.1}, "kept", "", "music"),  # faint, and nothing else is claimed
         (SCENE | {"tag_event": 0.02, "tag_noise": 0.8}, "dropped", "noise", "noise"),
         (SCENE | {"bandwidth_hz": 300.0}, "dropped", "narrow_band", "noise"),
         (SPEECH | {"clipped_ratio": 0.4}, "dropped", "clipped", "noise"),
