@@ -90,8 +90,9 @@ class Curve:
 
     Attributes:
         values: thresholds. precision, recall, class_right: of the policy at each; class as a share of all sources.
-        now: the threshold as it stands. low, high: the values around the proposed one that are as good.
-        proposed: what to set. unmeasured: sources of which a clip stopped before the score was measured.
+        now: the threshold as it stands. low, high: the stretch of best values, that around `now` if it is among them.
+        best: `now`, or the middle of that stretch. gain: sources more that are judged rightly there.
+        unmeasured: sources of which a clip stopped before the score was measured.
     """
 
     name: str
@@ -103,7 +104,8 @@ class Curve:
     now: float
     low: float
     high: float
-    proposed: float
+    best: float
+    gain: float
     unmeasured: int
 
 
@@ -113,10 +115,12 @@ class Calibration:
 
     Attributes:
         confusion: (true class, class found) → sources. wrong: a line about each source that was judged wrongly.
-        missing: labels of which the set holds no clip.
+        proposed: the policy with the thresholds that help, and its outcome. missing: labels without a clip in the set.
     """
 
     outcome: Outcome
+    proposed: PolicySettings
+    proposed_outcome: Outcome
     confusion: dict[tuple[str, str], int]
     curves: list[Curve]
     wrong: list[dict[str, Any]]
@@ -199,7 +203,10 @@ def calibrate(sources: Sequence[Source], policy: PolicySettings, labels: dict[st
     curves = [_curve(name, sources, policy) for name in THRESHOLDS]
     known = {source.label.file for source in sources}
     missing = sorted(set(labels) - known)
-    return Calibration(outcome(sources, policy), dict(confusion), curves, wrong, missing)
+    proposed = _improved(sources, policy, curves)
+    return Calibration(
+        outcome(sources, policy), proposed, outcome(sources, proposed), dict(confusion), curves, wrong, missing
+    )
 
 
 def outcome(sources: Sequence[Source], policy: PolicySettings) -> Outcome:
@@ -213,14 +220,27 @@ def outcome(sources: Sequence[Source], policy: PolicySettings) -> Outcome:
 
 
 def proposal(found: Calibration) -> str:
-    """The proposed thresholds as YAML that can be pasted into a recipe; what is good as it stands is so noted."""
+    """The proposed thresholds as YAML that can be pasted into a recipe, with the range in which each is as good."""
     lines = ["curate:", "  policy:"]
     for curve in found.curves:
-        note = f"{curve.low:.4g} … {curve.high:.4g} are as good"
-        if curve.proposed != curve.now:
-            note = f"was {curve.now:g}; {note}"
-        lines.append(f"    {curve.name}: {json.dumps(curve.proposed)}  # {note}")
+        value = getattr(found.proposed, curve.name)
+        note = f"was {curve.now:g}" if value != curve.now else f"{curve.low:.4g} … {curve.high:.4g} are as good"
+        lines.append(f"    {curve.name}: {json.dumps(value)}  # {note}")
     return "\n".join(lines) + "\n"
+
+
+def _improved(sources: Sequence[Source], policy: PolicySettings, curves: list[Curve]) -> PolicySettings:
+    """The policy with one threshold after the other moved, the one that helps most first, until none helps.
+
+    Thresholds that help each by itself may do harm together; so after each step all curves are drawn anew.
+    """
+    for _ in THRESHOLDS:
+        best = max(curves, key=lambda curve: curve.gain)
+        if best.gain <= 0:
+            break
+        policy = policy.model_copy(update={best.name: best.best})
+        curves = [_curve(name, sources, policy) for name in THRESHOLDS]
+    return policy
 
 
 def _judged(source: Source, policy: PolicySettings) -> tuple[bool, str, list[str]]:
@@ -245,8 +265,8 @@ def _curve(name: str, sources: Sequence[Source], policy: PolicySettings) -> Curv
     verdicts = np.array([one.verdicts_right for one in outcomes])
     classes = np.array([one.class_right for one in outcomes])
     right = verdicts * (len(sources) + 1) + classes  # verdicts first, then classes
-    low, high = _plateau(right, int(np.argmin(np.abs(values - now))))
-    inside = low <= np.argmin(np.abs(values - now)) <= high
+    here = int(np.argmin(np.abs(values - now)))
+    low, high = _plateau(right, here)
     middle = float(f"{(values[low] + values[high]) / 2:.3g}")
     return Curve(
         name,
@@ -258,7 +278,8 @@ def _curve(name: str, sources: Sequence[Source], policy: PolicySettings) -> Curv
         now,
         float(values[low]),
         float(values[high]),
-        now if inside else middle,
+        now if low <= here <= high else middle,
+        float(right.max() - right[here]) / (len(sources) + 1),
         sum(any(score not in scores for scores, _ in source.clips) for source in sources),
     )
 

@@ -50,7 +50,17 @@ def run_calibrate(labels: str | Path, source: str | Path, output: str | Path) ->
         "precision": round(found.outcome.precision, 4),
         "recall": round(found.outcome.recall, 4),
         "wrong": [one["file"] for one in found.wrong],
-        "changed": {curve.name: curve.proposed for curve in found.curves if curve.proposed != curve.now},
+        "proposed": {
+            "precision": round(found.proposed_outcome.precision, 4),
+            "recall": round(found.proposed_outcome.recall, 4),
+            "verdicts_right": found.proposed_outcome.verdicts_right,
+            "classes_right": found.proposed_outcome.class_right,
+            "changed": {
+                curve.name: getattr(found.proposed, curve.name)
+                for curve in found.curves
+                if getattr(found.proposed, curve.name) != curve.now
+            },
+        },
     }
     environment = Environment(
         loader=PackageLoader("pipelines"), autoescape=select_autoescape(), undefined=StrictUndefined, trim_blocks=True
@@ -60,6 +70,8 @@ def run_calibrate(labels: str | Path, source: str | Path, output: str | Path) ->
         outcome=found.outcome,
         table=confusion_table(found),
         curves=found.curves,
+        proposed=found.proposed.model_dump(),
+        after=found.proposed_outcome,
         wrong=found.wrong,
         snippet=snippet,
         figure=base64.b64encode(picture).decode(),

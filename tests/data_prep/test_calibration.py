@@ -55,16 +55,18 @@ def test_a_threshold_is_found_again(truth):
         sources.append(_source(f"{n}", keep, "speech" if keep else "noise", scores))
     found = calibrate(sources, PolicySettings(), {})
     (curve,) = [curve for curve in found.curves if curve.name == "clipped_max"]
-    assert curve.proposed == pytest.approx(truth, abs=0.03)
+    assert curve.best == pytest.approx(truth, abs=0.03)
+    assert found.proposed.clipped_max == curve.best
+    assert found.proposed_outcome.verdicts_right >= 79
     assert curve.low <= truth + 0.03
     assert curve.precision[0] == 1.0
     assert curve.recall[-1] == 1.0
-    assert outcome(sources, PolicySettings(clipped_max=curve.proposed)).verdicts_right >= 79
 
 
 def test_a_threshold_that_is_good_stays_and_the_proposal_is_a_recipe():
     found = calibrate(SOURCES[:3], PolicySettings(), {})
-    assert all(curve.proposed == curve.now for curve in found.curves)
+    assert found.proposed == PolicySettings()
+    assert found.proposed_outcome == found.outcome
     recipe = Recipe.model_validate(yaml.safe_load(proposal(found)))
     assert recipe.curate.policy == PolicySettings()
 
