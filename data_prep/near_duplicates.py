@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy.fft import dctn
+from scipy.fft import dctn, next_fast_len, rfft, rfftfreq
 
 from data_prep import storage
 from data_prep.clip import Segment
@@ -68,22 +68,24 @@ def key_picture_hashes(media: Media, start_s: float, end_s: float) -> list[int]:
             if frame.pts is None or frame.time_base is None:
                 continue
             time_s = float(frame.pts * frame.time_base)
-            if time_s >= end_s - half or len(found) == PICTURES:
+            if time_s >= end_s - half:
                 break
             if time_s >= start_s - half:
                 value = picture_hash(frame.reformat(width=64, height=64, format="gray").to_ndarray())
                 found += [value] if value is not None else []
+            if len(found) == PICTURES:
+                break
     return found
 
 
 def sound_hash(mono: np.ndarray, sample_rate: int) -> int:
     """64 bits of (N,) samples: how 9 bands change over 9 equal parts of the time."""
-    parts = np.array_split(mono, 9)
     bands = np.empty((9, 9))
-    for row, part in enumerate(parts):
-        power = np.square(np.abs(np.fft.rfft(part, max(len(part), 64))))
-        hertz = np.fft.rfftfreq(max(len(part), 64), 1 / sample_rate)
-        places = np.searchsorted(hertz, _SOUND_BANDS)
+    for row, part in enumerate(np.array_split(mono.astype(np.float32), 9)):
+        size = next_fast_len(max(len(part), 64), real=True)
+        spectrum = rfft(part, size)
+        power = np.square(spectrum.real) + np.square(spectrum.imag)
+        places = np.searchsorted(rfftfreq(size, 1 / sample_rate), _SOUND_BANDS)
         bands[row] = [power[low:high].sum() for low, high in pairwise(places)]
     steps = np.diff(np.log(bands + 1e-12 + 1e-6 * bands.max()), axis=1)
     return _number((steps[1:] > steps[:-1]).ravel())
