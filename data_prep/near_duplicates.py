@@ -83,7 +83,7 @@ def sound_hash(mono: np.ndarray, sample_rate: int) -> int:
     bands = np.empty((9, 9))
     for row, part in enumerate(np.array_split(mono.astype(np.float32), 9)):
         size = next_fast_len(max(len(part), 64), real=True)
-        spectrum = np.asarray(rfft(part, size))
+        spectrum = np.asarray(rfft(part, size), np.complex64)
         power = np.square(spectrum.real) + np.square(spectrum.imag)
         places = np.searchsorted(rfftfreq(size, 1 / sample_rate), _SOUND_BANDS)
         bands[row] = [power[low:high].sum() for low, high in pairwise(places)]

@@ -19,8 +19,8 @@ class PolicySettings(Settings):
     """Thresholds of the rules."""
 
     silence_db: float = Field(default=-55.0, description="a 50 ms frame below this is silent, dBFS; measured with it")
-    active_min_s: float = Field(default=0.2, ge=0, description="less sound than this in a clip is silence, seconds")
-    silence_max: float = Field(default=0.99, ge=0, le=1, description="a larger share of silent frames is silence")
+    active_min_s: float = Field(default=0.1, ge=0, description="less sound than this in a clip is silence, seconds")
+    silence_max: float = Field(default=0.995, ge=0, le=1, description="a larger share of silent frames is silence")
     stationary_min: float = Field(default=0.55, ge=0, le=1, description="share of energy that is always there: noise?")
     salient_min: float = Field(default=0.15, ge=0, le=1, description="share of the time that something rises from it")
     prominent_min_s: float = Field(default=0.4, ge=0, description="or seconds in which something rises from it by far")
