@@ -66,7 +66,7 @@ def test_noise_that_is_even_in_all_respects_is_dropped_without_a_network():
 
 
 def test_a_long_sound_is_judged_as_if_all_fell_into_one_clip():
-    talk = STEADY | {"voice_ratio": 0.01, "salient_ratio": 0.004, "tag_event_max": 0.2, "silence_ratio": 0.995}
+    talk = STEADY | {"voice_ratio": 0.01, "salient_ratio": 0.004, "tag_event_max": 0.2, "silence_ratio": 0.999}
     assert judge(as_one_clip(talk, 50.0), PolicySettings()).verdict == "kept"
     assert judge(as_one_clip(talk, 1.0), PolicySettings()).verdict == "dropped"
     quiet = {"has_audio": 1.0, "active_s": 0.05, "silence_ratio": 0.9999}
