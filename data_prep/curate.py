@@ -9,11 +9,14 @@ import hashlib
 import math
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from statistics import median
 
 import numpy as np
+from av.container import InputContainer
 from pydantic import Field
 
 from data_prep import scenes, sound, storage
@@ -21,7 +24,7 @@ from data_prep.clip import Clip, Segment, Tag, stable_id
 from data_prep.container import Packets, choose_streams, open_media
 from data_prep.cutting import cut
 from data_prep.guarded import beat
-from data_prep.media import Sound, decoded, picture, read_sound, resample
+from data_prep.media import Picture, Sound, decoded, picture, read_sound, resample
 from data_prep.policy import Judgement, PolicySettings, judge
 from data_prep.settings import Settings
 from data_prep.sources import divide
@@ -68,6 +71,10 @@ class Curator:
 
         What fails as a whole is one `failed` clip that names the stage.
         """
+        with ExitStack() as stack:
+            return self._curate(segment, stack)
+
+    def _curate(self, segment: Segment, stack: ExitStack) -> Segment | list[Segment]:
         stage = "read"
         try:
             if not segment.content_key:
@@ -76,9 +83,10 @@ class Curator:
                 divided = divide(segment, self.settings.segment_s)
                 if len(divided) > 1 or segment.parts > 1:
                     return divided
+            opened = stack.enter_context(open_media(segment.uri))
             # A span is `segment_s` long unless timestamps lie; then work and memory end here.
             end_s = min(segment.end_s, segment.start_s + LIAR * self.settings.segment_s)
-            track = scenes.read_track(segment.uri, segment.start_s, end_s)
+            track = scenes.read_track(opened, segment.start_s, end_s)
             if track is None:
                 return segment.failed("read", "no video packet in the source")
             # Whether one to the end of its source is long, its packets have just told, and no second look at it.
@@ -87,10 +95,10 @@ class Curator:
                 if len(divided) > 1:
                     return divided
             stage = "sound"
-            heard = read_sound(segment.uri, float(track.times[0]), track.end, sound.RATE, 2)
+            heard = read_sound(opened, float(track.times[0]), track.end, sound.RATE, 2)
             if heard is not None and heard.errors and not heard.samples.size:
                 raise ValueError(f"none of {heard.packets} packets of sound can be decoded")
-            work = _Work(self, segment, track, heard)
+            work = _Work(self, segment, opened, track, heard)
             whole = work.clip(float(track.times[0]), track.end)
             judged = work.judge_cheaply(whole)
             if judged.verdict == "dropped":
@@ -131,9 +139,12 @@ class _Measured:
 class _Work:
     """A segment in work: its packets, its sound, and what was measured of it."""
 
-    def __init__(self, curator: Curator, segment: Segment, track: scenes.Track, heard: Sound | None) -> None:
+    def __init__(
+        self, curator: Curator, segment: Segment, opened: InputContainer, track: scenes.Track, heard: Sound | None
+    ) -> None:
         self.settings, self.tagger = curator.settings, curator.tagger
-        self.segment, self.track, self.heard = segment, track, heard
+        self.segment, self.opened, self.track, self.heard = segment, opened, track, heard
+        self.streams = choose_streams(opened)
         self.measured: dict[str, _Measured] = {}
         self._voiced: np.ndarray | None = None
         self._mono: np.ndarray | None = None
@@ -147,12 +158,21 @@ class _Work:
 
     def judge_cheaply(self, clip: Clip) -> Judgement:
         """The whole segment's sound, up to the point where it is known to be uninformative or not to be."""
+        if clip.end_s - clip.start_s > self.settings.clip_max_s and self._begins_informative(clip):
+            return Judgement("kept", "", "")
         found = self._run(clip, [self._levels, self._spectra])
         steady = found.scores.get("stationarity", 0.0) >= self.settings.policy.stationary_min
         # Only a steady sound is uninformative as a whole for more than its level; the rest is judged clip by clip.
         if self._judge(found).verdict == "kept" and steady:
             self._run(clip, [self._voice, self._tags])
         return self._judge(found)
+
+    def _begins_informative(self, clip: Clip) -> bool:
+        """Whether a clip's length of the segment's sound is enough to know that not all of it is uninformative."""
+        first = self.clip(clip.start_s, clip.start_s + self.settings.clip_max_s)
+        found = self._run(first, [self._levels, self._spectra])
+        unsteady = found.scores.get("stationarity", 1.0) < self.settings.policy.stationary_min
+        return unsteady and self._judge(found).verdict == "kept"
 
     def judge_fully(self, clip: Clip) -> Judgement:
         return self._judge(self._run(clip, [self._levels, self._spectra, self._voice, self._tags]))
@@ -222,7 +242,7 @@ class _Work:
     def spans(self) -> list[tuple[float, float]]:
         """The segment's clips: its scenes, and where its sound begins and ends, divided to at most the longest clip."""
         assert self.heard is not None, "a segment without an audio stream was dropped"
-        edges = {self.start_s, self.track.end, *scenes.scene_cuts(self.segment.uri, self.track)}
+        edges = {self.start_s, self.track.end, *scenes.scene_cuts(self.opened, self.track)}
         times = self.track.times
         if self.heard.first_s > self.start_s + LATE_S:
             edges.add(float(times[min(np.searchsorted(times, self.heard.first_s), len(times) - 1)]))
@@ -253,22 +273,23 @@ class _Work:
             return clip.failed(stage, error)
 
     def _cut(self, clip: Clip) -> Clip:
-        made = cut(self.segment.uri, clip.start_s, clip.end_s)
+        made = cut(self.opened, clip.start_s, clip.end_s)
         info = self._info(clip) | {"in_s": made.in_s, "out_s": made.out_s}
         return replace(clip, media=made.data, media_suffix=made.suffix, info=info)
 
+    @cached_property
+    def shown(self) -> Picture:
+        """What the segment's picture looks like, by its first frame that can be decoded."""
+        assert self.streams.video is not None, "the track was read from a video stream"
+        frame = next(decoded(Packets(self.opened, self.streams.video, self.start_s)), None)
+        if frame is None:
+            raise ValueError("no picture can be decoded")
+        return picture(frame, self.streams.video)
+
     def _info(self, clip: Clip) -> dict:
         assert self.heard is not None, "a kept clip has sound"
-        with open_media(self.segment.uri) as container:
-            streams = choose_streams(container)
-            video = streams.video
-            assert video is not None, "the track was read from a video stream"
-            packets = Packets(container, video, clip.start_s)
-            frame = next(decoded(packets), None)
-            if frame is None:
-                raise ValueError("no picture can be decoded")
-            shown = picture(frame, video)
-            codec = video.codec_context.codec.canonical_name
+        assert self.streams.video is not None, "the track was read from a video stream"
+        shown = self.shown
         inside = self.track.times[
             (self.track.times >= clip.start_s - 1e-6) & (self.track.times < clip.end_s - self.track.step / 2)
         ]
@@ -283,9 +304,9 @@ class _Work:
             "sample_rate": self.heard.native_rate,
             "channels": self.heard.native_channels,
             "duration": round(clip.end_s - clip.start_s, 6),
-            "video_codec": codec,
+            "video_codec": self.streams.video.codec_context.codec.canonical_name,
             "audio_errors": self.heard.errors,
-            **streams.record,
+            **self.streams.record,
             **({"source_caption": self.segment.caption} if self.segment.caption else {}),
         }
 

@@ -10,6 +10,7 @@ classes: white noise has 0.9, a pure tone 1.0, applause 0.25, speech and music n
 """
 
 import numpy as np
+from scipy.fft import rfft
 
 from data_prep import tags
 from data_prep.clip import Tag
@@ -61,9 +62,9 @@ def level_scores(sound: np.ndarray, silence_db: float) -> dict[str, float]:
         sound = np.pad(sound, ((0, 0), (0, LEVEL_FRAME - sound.shape[1])))
         count = 1
     frames = sound[:, : count * LEVEL_FRAME].reshape(2, count, LEVEL_FRAME)
-    power = np.square(frames).mean(axis=2).max(axis=0)
+    power = np.einsum("cnf,cnf->cn", frames, frames).max(axis=0) / LEVEL_FRAME  # without a copy of the sound
     levels = _db(power)
-    peaks = np.abs(frames).max(axis=(0, 2))
+    peaks = np.maximum(frames.max(axis=(0, 2)), -frames.min(axis=(0, 2)))
     middle, side = np.square(sound.mean(axis=0)).mean(), np.square((sound[0] - sound[1]) / 2).mean()
     p10, p50, p95 = np.percentile(levels, [10, 50, 95])
     active = levels > silence_db
@@ -168,7 +169,7 @@ def louder_mix(sound: np.ndarray) -> np.ndarray:
 def _spectra(mono: np.ndarray, window: int, hop: int) -> np.ndarray:
     frames = np.lib.stride_tricks.sliding_window_view(mono, window)[::hop]
     shape = np.hanning(window).astype(np.float32)
-    blocks = [np.fft.rfft(frames[start : start + 1024] * shape) for start in range(0, len(frames), 1024)]
+    blocks = [rfft(frames[start : start + 1024] * shape) for start in range(0, len(frames), 1024)]
     return np.concatenate([np.square(block.real) + np.square(block.imag) for block in blocks])
 
 
