@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -59,10 +59,10 @@ class Cost:
     cpu_s: float
     clips: int
     heard_only: bool
-    stages: Counter[str] = field(default_factory=Counter)
+    stages: dict[str, float] = field(default_factory=dict)
 
 
-_spent: Counter[str] = Counter()
+_spent: defaultdict[str, float] = defaultdict(float)
 _curator: Curator
 
 
@@ -96,8 +96,7 @@ def _curate(segment: Segment, root: str) -> Cost:
     commit_segments(root, done, [{}])
     _spent["commit"] += time.process_time() - before
     cpu_s = time.process_time() - start
-    stages = Counter(_spent)
-    stages["other"] = cpu_s - sum(_spent.values())
+    stages = dict(_spent) | {"other": cpu_s - sum(_spent.values())}
     clips = done[0].clips
     return Cost(cpu_s, len(clips), len(clips) == 1 and clips[0].verdict == "dropped", stages)
 
@@ -171,7 +170,10 @@ def _print(
     if heard:
         mine, theirs = (sum(values) for values in zip(*heard, strict=True))
         print(f"{'dropped on sound alone':24}{'':10}{mine:14.2f}  of ffmpeg's {theirs:.2f}: ratio {mine / theirs:.3f}")
-    stages: Counter[str] = sum((cost.stages for cost in costs), Counter())
+    stages: defaultdict[str, float] = defaultdict(float)
+    for cost in costs:
+        for name, spent in cost.stages.items():
+            stages[name] += spent
     print("\nprocessor seconds per stage, and how many seconds of media pass in one")
     for name, spent in sorted(stages.items(), key=lambda item: -item[1]):
         print(f"{name:24}{spent:10.2f}{spent / cpu_s:8.1%}{media_s / max(spent, 1e-9):10.0f} ×")

@@ -153,14 +153,14 @@ class _Track:
         layout = frame.layout.name
         if frame.format.name == "fltp" and frame.sample_rate == self.rate and layout in (self.layout, "mono"):
             # The common case, without a mixer's cost; mono is doubled at the end.
-            return [np.frombuffer(plane, np.float32, frame.samples) for plane in frame.planes]
+            return [np.frombuffer(memoryview(plane), np.float32, frame.samples) for plane in frame.planes]
         key = (frame.format.name, layout, frame.sample_rate)
         if key not in self.mixers:
             target = "mono" if layout == "mono" else self.layout  # mono to stereo keeps its level, as above
             self.mixers[key] = av.AudioResampler(format="fltp", layout=target, rate=self.rate)
         frame.pts = None  # the mixer is not to keep time; `add` does
         blocks = [mixed.to_ndarray() for mixed in self.mixers[key].resample(frame)]
-        return np.concatenate(blocks, axis=1) if blocks else np.zeros((1, 0), np.float32)
+        return list(np.concatenate(blocks, axis=1)) if blocks else [np.zeros(0, np.float32)]
 
     def sound(self, start_s: float, end_s: float, sample_rate: int) -> Sound:
         channels = 1 if self.layout == "mono" else 2

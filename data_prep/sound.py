@@ -169,7 +169,9 @@ def louder_mix(sound: np.ndarray) -> np.ndarray:
 def _spectra(mono: np.ndarray, window: int, hop: int) -> np.ndarray:
     frames = np.lib.stride_tricks.sliding_window_view(mono, window)[::hop]
     shape = np.hanning(window).astype(np.float32)
-    blocks = [rfft(frames[start : start + 1024] * shape) for start in range(0, len(frames), 1024)]
+    blocks = [
+        np.asarray(rfft(frames[start : start + 1024] * shape), np.complex64) for start in range(0, len(frames), 1024)
+    ]
     return np.concatenate([np.square(block.real) + np.square(block.imag) for block in blocks])
 
 
