@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -21,11 +22,15 @@ from data_prep import storage
 from data_prep.guarded import beat
 
 SEEK_BACK_S = (0.0, 2.0, 10.0)  # how much earlier to try when a seek lands too late
+BEFORE_ALL_S = 10
 
 # PyAV raises IndexError when damage makes a stream appear in the middle of a file.
 _BROKEN = (FFmpegError, OSError, IndexError)
 
-Media = str | Path | bytes
+Media = str | Path | bytes | InputContainer
+
+# The ids of open containers of which something was read: they no longer stand at their start.
+_READ: set[int] = set()
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,22 @@ class Streams:
 
 @contextmanager
 def open_media(media: Media) -> Iterator[InputContainer]:
-    """Open a path, a URI of fsspec, or the bytes of a file.
+    """Open a path, a URI of fsspec, or the bytes of a file. What is open already is given as it is, and stays open:
+    finding out what a file holds costs as much as decoding a second of it.
 
     Raises:
         FFmpegError, OSError: it cannot be opened.
     """
+    if isinstance(media, InputContainer):
+        yield media
+        return
+    with _opened(media) as container:
+        _READ.discard(id(container))
+        yield container
+
+
+@contextmanager
+def _opened(media: str | Path | bytes) -> Iterator[InputContainer]:
     if isinstance(media, bytes):
         with av.open(io.BytesIO(media), "r", metadata_errors="ignore") as container:
             yield container
@@ -88,6 +104,8 @@ def choose_streams(container: InputContainer) -> Streams:
 class Packets:
     """Packets of one stream from a time on; a broken container ends the stream instead of raising.
 
+    A container may be read several times, one after the other.
+
     Attributes:
         error: what ended the stream early, "" if nothing did.
     """
@@ -95,12 +113,11 @@ class Packets:
     def __init__(self, container: InputContainer, stream: VideoStream | AudioStream, start_s: float) -> None:
         self.container, self.stream, self.start_s = container, stream, start_s
         self.error = ""
-        self.moved = False
-        for other in container.streams:
-            if other.index != stream.index:
-                other.discard = Discard.all  # a demuxer with an index then does not even read them
 
     def __iter__(self) -> Iterator[av.Packet]:
+        for other in self.container.streams:
+            # What is discarded a demuxer with an index does not even read.
+            other.discard = Discard.default if other.index == self.stream.index else Discard.all
         # Close to the start, reading on is cheaper than seeking and needs no index.
         begin = max(0.0, (self.container.start_time or 0) / av.time_base)
         if self.start_s <= begin + 1.0 or not any(self._seek(self.start_s - back) for back in SEEK_BACK_S):
@@ -115,12 +132,14 @@ class Packets:
     def _seek(self, time_s: float | None) -> bool:
         """Seek to `time_s`, or for None to the start if anything was read; whether decoding can begin from there in
         time: a key frame follows that is shown at `start_s` or before."""
-        if time_s is None and not self.moved:
+        if time_s is None and id(self.container) not in _READ:
             return True
         try:
-            self.moved = True
+            _READ.add(id(self.container))
             if time_s is None:
-                self.container.seek(self.container.start_time or 0, backward=True)
+                # Before the first packet of any stream: a transport stream has no index, and a seek to the start of
+                # the one may lie behind the first key frame of the other.
+                self.container.seek((self.container.start_time or 0) - BEFORE_ALL_S * av.time_base, backward=True)
                 return True
             offset = int(time_s / (self.stream.time_base or 1))
             self.container.seek(offset, stream=self.stream, backward=True)
@@ -138,6 +157,7 @@ class Packets:
         return False
 
     def _read(self) -> Iterator[av.Packet]:
+        _READ.add(id(self.container))
         try:
             for packet in self.container.demux(self.stream):
                 beat()
@@ -149,7 +169,12 @@ class Packets:
 def timestamp(packet: av.Packet) -> float | None:
     """A packet's presentation time, seconds (its decoding time where the container has no other)."""
     stamp = packet.pts if packet.pts is not None else packet.dts
-    return None if stamp is None else float(stamp * packet.time_base)
+    return None if stamp is None else seconds_of(stamp, packet.time_base)
+
+
+def seconds_of(stamp: int, base: Fraction) -> float:
+    """A timestamp in seconds; as `float(stamp * base)` and, for there are millions, without making a fraction."""
+    return stamp * base.numerator / base.denominator
 
 
 def last_timestamp(uri: str) -> float:

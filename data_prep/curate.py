@@ -9,20 +9,24 @@ import hashlib
 import math
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from statistics import median
 
 import numpy as np
+from av.container import InputContainer
 from pydantic import Field
 
 from data_prep import scenes, sound, storage
+from data_prep.appraisal import AppraisalSettings, Appraiser
 from data_prep.clip import Clip, Segment, Tag, stable_id
 from data_prep.container import Packets, choose_streams, open_media
 from data_prep.cutting import cut
 from data_prep.guarded import beat
-from data_prep.media import Sound, decoded, picture, read_sound, resample
-from data_prep.policy import Judgement, PolicySettings, judge
+from data_prep.media import Picture, Sound, decoded, picture, read_sound
+from data_prep.policy import Judgement, PolicySettings, as_one_clip, judge
 from data_prep.settings import Settings
 from data_prep.sources import divide
 from data_prep.tags import load_tagger
@@ -43,6 +47,8 @@ class CurateSettings(Settings):
     segment_s: float = Field(default=600.0, gt=0, description="longest part of a source that is read at once, seconds")
     tagger: str = Field(default="package:yamnet", description="YAMNet weights: package:yamnet, or a folder")
     policy: PolicySettings = Field(default=PolicySettings(), description="rules from scores to verdict")
+    measure_all: bool = Field(default=False, description="measure on what is dropped too, for whole calibration curves")
+    appraisal: AppraisalSettings = Field(default=AppraisalSettings(), description="what else is measured of kept clips")
 
 
 class Curator:
@@ -54,6 +60,7 @@ class Curator:
             raise ValueError("clip_max_s is below clip_min_s; raise it")
         self.settings = settings
         self.tagger = load_tagger(settings.tagger)
+        self.appraise = Appraiser(settings.appraisal)
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
         """The segments with their clips and verdicts; kept clips bring their media. Bad media never raises."""
@@ -68,6 +75,10 @@ class Curator:
 
         What fails as a whole is one `failed` clip that names the stage.
         """
+        with ExitStack() as stack:
+            return self._curate(segment, stack)
+
+    def _curate(self, segment: Segment, stack: ExitStack) -> Segment | list[Segment]:
         stage = "read"
         try:
             if not segment.content_key:
@@ -76,9 +87,10 @@ class Curator:
                 divided = divide(segment, self.settings.segment_s)
                 if len(divided) > 1 or segment.parts > 1:
                     return divided
+            opened = stack.enter_context(open_media(segment.uri))
             # A span is `segment_s` long unless timestamps lie; then work and memory end here.
             end_s = min(segment.end_s, segment.start_s + LIAR * self.settings.segment_s)
-            track = scenes.read_track(segment.uri, segment.start_s, end_s)
+            track = scenes.read_track(opened, segment.start_s, end_s)
             if track is None:
                 return segment.failed("read", "no video packet in the source")
             # Whether one to the end of its source is long, its packets have just told, and no second look at it.
@@ -87,10 +99,10 @@ class Curator:
                 if len(divided) > 1:
                     return divided
             stage = "sound"
-            heard = read_sound(segment.uri, float(track.times[0]), track.end, sound.RATE, 2)
+            heard = read_sound(opened, float(track.times[0]), track.end, sound.RATE, 2)
             if heard is not None and heard.errors and not heard.samples.size:
                 raise ValueError(f"none of {heard.packets} packets of sound can be decoded")
-            work = _Work(self, segment, track, heard)
+            work = _Work(self, segment, opened, track, heard)
             whole = work.clip(float(track.times[0]), track.end)
             judged = work.judge_cheaply(whole)
             if judged.verdict == "dropped":
@@ -131,9 +143,12 @@ class _Measured:
 class _Work:
     """A segment in work: its packets, its sound, and what was measured of it."""
 
-    def __init__(self, curator: Curator, segment: Segment, track: scenes.Track, heard: Sound | None) -> None:
-        self.settings, self.tagger = curator.settings, curator.tagger
-        self.segment, self.track, self.heard = segment, track, heard
+    def __init__(
+        self, curator: Curator, segment: Segment, opened: InputContainer, track: scenes.Track, heard: Sound | None
+    ) -> None:
+        self.settings, self.tagger, self.appraise = curator.settings, curator.tagger, curator.appraise
+        self.segment, self.opened, self.track, self.heard = segment, opened, track, heard
+        self.streams = choose_streams(opened)
         self.measured: dict[str, _Measured] = {}
         self._voiced: np.ndarray | None = None
         self._mono: np.ndarray | None = None
@@ -146,21 +161,35 @@ class _Work:
     # -- measuring, stage by stage; what was measured of a span stays
 
     def judge_cheaply(self, clip: Clip) -> Judgement:
-        """The whole segment's sound, up to the point where it is known to be uninformative or not to be."""
-        found = self._run(clip, [self._levels, self._spectra])
+        """The whole segment's sound, up to the point where it is known that no clip of it will be kept, or not known.
+
+        A share of the segment is taken for a share of one clip, into which all that happens might fall: a minute of
+        talk in an hour of hiss is not to be lost.
+        """
+        if clip.end_s - clip.start_s > self.settings.clip_max_s and self._begins_informative(clip):
+            return Judgement("kept", "", "")
+        length = max(clip.end_s - clip.start_s, self.settings.clip_max_s) / self.settings.clip_max_s
+        found = self._run(clip, [self._levels, self._spectra], length)
         steady = found.scores.get("stationarity", 0.0) >= self.settings.policy.stationary_min
         # Only a steady sound is uninformative as a whole for more than its level; the rest is judged clip by clip.
-        if self._judge(found).verdict == "kept" and steady:
-            self._run(clip, [self._voice, self._tags])
-        return self._judge(found)
+        if (self._judge(found, length).verdict == "kept" and steady) or self.settings.measure_all:
+            self._run(clip, [self._voice, self._tags], length)
+        return self._judge(found, length)
+
+    def _begins_informative(self, clip: Clip) -> bool:
+        """Whether a clip's length of the segment's sound is enough to know that not all of it is uninformative."""
+        first = self.clip(clip.start_s, clip.start_s + self.settings.clip_max_s)
+        found = self._run(first, [self._levels, self._spectra])
+        unsteady = found.scores.get("stationarity", 1.0) < self.settings.policy.stationary_min
+        return unsteady and self._judge(found).verdict == "kept"
 
     def judge_fully(self, clip: Clip) -> Judgement:
         return self._judge(self._run(clip, [self._levels, self._spectra, self._voice, self._tags]))
 
-    def _run(self, clip: Clip, stages: list[Callable]) -> _Measured:
+    def _run(self, clip: Clip, stages: list[Callable], length: float = 1.0) -> _Measured:
         found = self.measured.setdefault(clip.clip_id, _Measured({"has_audio": float(self.heard is not None)}))
         for stage in stages:
-            if self._judge(found).verdict == "dropped":
+            if self._judge(found, length).verdict == "dropped" and not (self.settings.measure_all and self.heard):
                 break
             if stage.__name__ not in found.stages:
                 beat()
@@ -168,8 +197,8 @@ class _Work:
                 found.stages.add(stage.__name__)
         return found
 
-    def _judge(self, found: _Measured) -> Judgement:
-        return judge(found.scores, self.settings.policy)
+    def _judge(self, found: _Measured, length: float = 1.0) -> Judgement:
+        return judge(as_one_clip(found.scores, length), self.settings.policy)
 
     def _samples(self, clip: Clip) -> np.ndarray:
         assert self.heard is not None, "only a clip with an audio stream is listened to"
@@ -200,7 +229,7 @@ class _Work:
         assert self.heard is not None, "only a segment with an audio stream is listened to"
         if self._mono is None:
             both = self.heard.between(self.start_s, self.track.end)
-            mono = resample(sound.louder_mix(both)[None], sound.RATE, VOICE_RATE)[0]
+            mono = sound.for_networks(both)
             self._mono = mono
             return mono
         return self._mono
@@ -209,7 +238,7 @@ class _Work:
     def voiced(self) -> np.ndarray:
         """The probability of speech per 32 ms from `start_s` on."""
         if self._voiced is None:
-            self._voiced = voice_probability(self.mono)
+            self._voiced = voice_probability(sound.turned_up(self.mono))
         return self._voiced
 
     def told(self, clip: Clip, judgement: Judgement) -> Clip:
@@ -222,7 +251,7 @@ class _Work:
     def spans(self) -> list[tuple[float, float]]:
         """The segment's clips: its scenes, and where its sound begins and ends, divided to at most the longest clip."""
         assert self.heard is not None, "a segment without an audio stream was dropped"
-        edges = {self.start_s, self.track.end, *scenes.scene_cuts(self.segment.uri, self.track)}
+        edges = {self.start_s, self.track.end, *scenes.scene_cuts(self.opened, self.track)}
         times = self.track.times
         if self.heard.first_s > self.start_s + LATE_S:
             edges.add(float(times[min(np.searchsorted(times, self.heard.first_s), len(times) - 1)]))
@@ -253,22 +282,28 @@ class _Work:
             return clip.failed(stage, error)
 
     def _cut(self, clip: Clip) -> Clip:
-        made = cut(self.segment.uri, clip.start_s, clip.end_s)
+        made = cut(self.opened, clip.start_s, clip.end_s)
         info = self._info(clip) | {"in_s": made.in_s, "out_s": made.out_s}
-        return replace(clip, media=made.data, media_suffix=made.suffix, info=info)
+        clip = replace(clip, media=made.data, media_suffix=made.suffix, info=info)
+        low, high = (round((edge - self.start_s) * VOICE_RATE / VOICE_FRAME) for edge in (clip.start_s, clip.end_s))
+        low, high = max(0, low), max(0, high)
+        mono, voiced = self.mono[low * VOICE_FRAME : high * VOICE_FRAME], self.voiced[low:high]
+        self.appraise(clip, self._samples(clip), mono, voiced)
+        return replace(clip, scores=_rounded(clip.scores))
+
+    @cached_property
+    def shown(self) -> Picture:
+        """What the segment's picture looks like, by its first frame that can be decoded."""
+        assert self.streams.video is not None, "the track was read from a video stream"
+        frame = next(decoded(Packets(self.opened, self.streams.video, self.start_s)), None)
+        if frame is None:
+            raise ValueError("no picture can be decoded")
+        return picture(frame, self.streams.video)
 
     def _info(self, clip: Clip) -> dict:
         assert self.heard is not None, "a kept clip has sound"
-        with open_media(self.segment.uri) as container:
-            streams = choose_streams(container)
-            video = streams.video
-            assert video is not None, "the track was read from a video stream"
-            packets = Packets(container, video, clip.start_s)
-            frame = next(decoded(packets), None)
-            if frame is None:
-                raise ValueError("no picture can be decoded")
-            shown = picture(frame, video)
-            codec = video.codec_context.codec.canonical_name
+        assert self.streams.video is not None, "the track was read from a video stream"
+        shown = self.shown
         inside = self.track.times[
             (self.track.times >= clip.start_s - 1e-6) & (self.track.times < clip.end_s - self.track.step / 2)
         ]
@@ -283,9 +318,9 @@ class _Work:
             "sample_rate": self.heard.native_rate,
             "channels": self.heard.native_channels,
             "duration": round(clip.end_s - clip.start_s, 6),
-            "video_codec": codec,
+            "video_codec": self.streams.video.codec_context.codec.canonical_name,
             "audio_errors": self.heard.errors,
-            **streams.record,
+            **self.streams.record,
             **({"source_caption": self.segment.caption} if self.segment.caption else {}),
         }
 

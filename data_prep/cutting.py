@@ -9,21 +9,20 @@ list: the in and out points are then given to the caller (`Cut.in_s`, `Cut.out_s
 The bytes are a function of the source and the span: no creation time, no muxer version, packets in a fixed order.
 """
 
+import io
 import struct
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
 
 import av
+import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from data_prep.container import Media, Packets, choose_streams, open_media, timestamp
+from data_prep.container import Media, Packets, choose_streams, open_media, seconds_of, timestamp
 from data_prep.timeline import LEAP_S, runs
 
 PREROLL_S = 0.25  # sound before the in point, so that its decoder has settled there
@@ -57,14 +56,10 @@ def cut(media: Media, start_s: float, end_s: float) -> Cut:
         FFmpegError, OSError: the source cannot be opened, or no container can hold its codecs.
         ValueError: the span holds no packet.
     """
-    with ExitStack() as stack:
-        # Each stream is read by its own container: packets of one time may lie far apart in a badly laid file.
-        tracks = []
-        for kind in ("video", "audio"):
-            container = stack.enter_context(open_media(media))
-            stream = getattr(choose_streams(container), kind)
-            if stream is not None:
-                tracks.append(_Track(container, stream, start_s, end_s))
+    with open_media(media) as container:
+        streams = choose_streams(container)
+        # One stream after the other: packets of one time may lie far apart in a badly laid file.
+        tracks = [_Track(container, s, start_s, end_s) for s in (streams.video, streams.audio) if s is not None]
         tracks = [track for track in tracks if track.packets]
         if not tracks:
             raise ValueError(f"no packet between {start_s:.3f} s and {end_s:.3f} s")
@@ -141,18 +136,21 @@ class _Track:
             return 0
         return round(float((packet.duration or 0) * packet.time_base) * self._rate)
 
-    def shifted(self, origin_s: float) -> Iterator[av.Packet]:
-        """The packets with `origin_s` moved to time 0: the picture to a tick, the sound to a sample."""
+    def shifted(self, origin_s: float) -> Iterator[tuple[float, av.Packet]]:
+        """The packets with `origin_s` moved to time 0, the picture to a tick, the sound to a sample; and before each
+        the time at which it is to be decoded, seconds."""
         timed = self._sound_times() if isinstance(self.stream, AudioStream) else self._picture_times()
-        last_dts = None
+        last_dts = origin_base = None
+        origin = 0
         for packet, base, pts, dts, duration in timed:
             if last_dts is not None and dts <= last_dts:
                 dts = last_dts + 1  # a muxer refuses time that stands still
             last_dts = dts
-            origin = round(Fraction(origin_s) / base)
+            if base is not origin_base:
+                origin, origin_base = round(Fraction(origin_s) / base), base
             packet.time_base = base
             packet.pts, packet.dts, packet.duration = max(pts, dts) - origin, dts - origin, duration
-            yield packet
+            yield seconds_of(dts - origin, base), packet
 
     def _picture_times(self) -> Iterator[tuple[av.Packet, Fraction, int, int, int]]:
         stamps = [_pts(packet) for packet in self.packets]
@@ -164,16 +162,18 @@ class _Track:
             # Matroska stores no decoding times. The frames' own times in order, moved early enough, serve.
             early = max(time - stamp for time, stamp in zip(shown, stamps, strict=True))
             decoding = [time - early for time in shown]
+        base = self.packets[0].time_base
         for packet, pts, dts in zip(self.packets, stamps, decoding, strict=True):
             assert dts is not None, "checked by _decodable"
             # WebM says no duration: the last frame would last no time and fall outside the edit.
-            yield packet, packet.time_base, pts, dts, packet.duration or usual
+            yield packet, base, pts, dts, packet.duration or usual
 
     def _sound_times(self) -> Iterator[tuple[av.Packet, Fraction, int, int, int]]:
         lengths = [self._samples(packet) for packet in self.packets]
         if not all(lengths):
+            base = self.packets[0].time_base
             for packet in self.packets:
-                yield packet, packet.time_base, _pts(packet), _pts(packet), packet.duration or 0
+                yield packet, base, _pts(packet), _pts(packet), packet.duration or 0
             return
         base = Fraction(1, self._rate)
         for run in runs([timestamp(packet) or 0.0 for packet in self.packets], lengths, self._rate):
@@ -200,26 +200,24 @@ def _mp4(tracks: list[_Track], start_s: float, end_s: float) -> bytes:
     # A multiple of the picture's time base makes the edit's length exact for whole frames.
     base = tracks[0].stream.time_base or Fraction(1, MOVIE_TIMESCALE)
     scale = base.denominator * max(1, -(-MOVIE_TIMESCALE // base.denominator))
-    options = {"movflags": "+faststart", "movie_timescale": str(scale)}
-    return _set_out_point(_mux(tracks, "mp4", options, start_s), end_s - start_s)
+    made = _mux(tracks, "mp4", {"movie_timescale": str(scale)}, start_s)
+    return _index_first(_set_out_point(made, end_s - start_s))
 
 
 def _mux(tracks: list[_Track], name: str, options: dict[str, str], origin_s: float) -> bytes:
-    # The index is moved to the front by a second pass over the file, which takes a real one.
-    with tempfile.TemporaryDirectory(prefix="kinotone-cut-") as folder:
-        path = Path(folder) / "clip"
-        with av.open(str(path), "w", format=name, options={"fflags": "+bitexact", **options}) as output:
-            queue = []
-            for order, track in enumerate(tracks):
-                stream = output.add_stream_from_template(track.stream, opaque=True)
-                stream.metadata.clear()
-                for packet in track.shifted(origin_s):
-                    packet.stream = stream
-                    queue.append((float((packet.dts or 0) * packet.time_base), order, packet))
-            queue.sort(key=lambda item: item[:2])
-            for _, _, packet in queue:
-                output.mux_one(packet)
-        return path.read_bytes()
+    file = io.BytesIO()
+    with av.open(file, "w", format=name, options={"fflags": "+bitexact", **options}) as output:
+        queue = []
+        for order, track in enumerate(tracks):
+            stream = output.add_stream_from_template(track.stream, opaque=True)
+            stream.metadata.clear()
+            for time_s, packet in track.shifted(origin_s):
+                packet.stream = stream
+                queue.append((time_s, order, packet))
+        queue.sort(key=lambda item: item[:2])
+        for _, _, packet in queue:
+            output.mux_one(packet)
+    return file.getvalue()
 
 
 # ------------------------------------------------------------------------------------------------- ISO boxes (mp4)
@@ -266,6 +264,23 @@ def _set_out_point(file: bytes, duration_s: float) -> bytes:
         longest = max(longest, shown)
     _put(data, mvhd[0], 24, 16, longest)
     return bytes(data)
+
+
+def _index_first(data: bytes) -> bytes:
+    """The file with `moov` before `mdat`, so that a player can begin before it has read all of it."""
+    tops = {kind: (low - 8, high) for kind, low, high in _boxes(data, 0, len(data))}
+    (low, high), begin = tops[b"moov"], tops[b"ftyp"][1]
+    moov = bytearray(data[low:high])
+    inside = [(8, len(moov))]
+    for kind in (b"trak", b"mdia", b"minf", b"stbl"):
+        inside = [(first, last) for span in inside for name, first, last in _boxes(moov, *span) if name == kind]
+    for span in inside:
+        for kind, at, _ in _boxes(moov, *span):
+            if kind in (b"stco", b"co64"):
+                (count,) = struct.unpack_from(">I", moov, at + 4)
+                places = np.frombuffer(moov, ">u4" if kind == b"stco" else ">u8", count, at + 8)
+                places += len(moov)  # in the file's own bytes
+    return data[:begin] + moov + data[begin:low] + data[high:]
 
 
 def _limit_edits(data: bytearray, at: int, limit: int) -> int:

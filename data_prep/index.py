@@ -6,7 +6,7 @@ without a ledger entry is a leftover of a killed run.
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -73,14 +73,19 @@ def read_manifest(root: str | Path) -> pa.Table:
     return pa.concat_tables(tables).sort_by([(name, "ascending") for name in names]).combine_chunks()
 
 
-def build_index(root: str | Path) -> str:
+def build_index(root: str | Path, without: Container[str] = ()) -> str:
     """Write `<root>/index.parquet`: one row per encoded sample, ordered by clip id. Gives its path.
 
     Bucket and token counts are read from the clip's info (`bucket`, `video_tokens`, `audio_tokens`, `text_tokens`),
     where `encode` put them. A set without samples gets an index without rows.
+
+    Args:
+        without: clips that are left out: near duplicates.
     """
     rows = []
     for row in _samples(root):
+        if row["clip_id"] in without:
+            continue
         info = json.loads(row["info"])
         rows.append(
             {

@@ -72,11 +72,16 @@ def _yamnet() -> Path:
     return target
 
 
+def _dnsmos() -> Path:
+    return _folder("speechmos") / "dnsmos_models" / "sig_bak_ovr.onnx"
+
+
 _PACKAGES: dict[str, Callable[[], Path]] = {
     "whisper-tiny-en": _whisper_tiny_en,
     "whisper-base": _whisper_base,
     "gemma3-270m": _gemma3_270m,
     "yamnet": _yamnet,
+    "dnsmos": _dnsmos,
 }
 NAMES = tuple(sorted(_PACKAGES))
 

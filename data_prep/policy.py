@@ -18,18 +18,21 @@ from data_prep.settings import Settings
 class PolicySettings(Settings):
     """Thresholds of the rules."""
 
-    silence_db: float = Field(default=-55.0, description="a 50 ms frame below this level is silent, dBFS")
-    active_min_s: float = Field(default=0.2, ge=0, description="less sound than this in a clip is silence, seconds")
-    silence_max: float = Field(default=0.97, ge=0, le=1, description="a larger share of silent frames is silence")
-    stationary_min: float = Field(default=0.55, ge=0, le=1, description="share of energy that is always there: noise")
-    tone_min: float = Field(default=0.5, ge=0, le=1, description="share of the energy in unceasing lines: hum, tone")
+    silence_db: float = Field(default=-55.0, description="a 50 ms frame below this is silent, dBFS; measured with it")
+    active_min_s: float = Field(default=0.1, ge=0, description="less sound than this in a clip is silence, seconds")
+    silence_max: float = Field(default=0.995, ge=0, le=1, description="a larger share of silent frames is silence")
+    stationary_min: float = Field(default=0.55, ge=0, le=1, description="share of energy that is always there: noise?")
+    salient_min: float = Field(default=0.15, ge=0, le=1, description="share of the time that something rises from it")
+    prominent_min_s: float = Field(default=0.4, ge=0, description="or seconds in which something rises from it by far")
     voice_min: float = Field(default=0.1, ge=0, le=1, description="share of speech that saves a steady clip")
+    tone_min: float = Field(default=0.5, ge=0, le=1, description="share of the energy in unceasing lines: hum, tone")
     event_min: float = Field(default=0.3, ge=0, le=1, description="event score that saves a steady clip: waterfall")
-    wander_min: float = Field(default=1.15, ge=0, description="steadier than this × Gaussian noise is noise")
+    wander_min: float = Field(default=1.05, ge=0, description="unless it is steadier than this × Gaussian noise")
+    uneven_min_db: float = Field(default=0.7, ge=0, description="or its spectrum is this near a power law, dB: hiss")
     noise_tag_min: float = Field(default=0.5, ge=0, le=1, description="noise score that drops what is no event")
     bandwidth_min_hz: float = Field(default=1000.0, ge=0, description="sound with nothing above this is a rumble, Hz")
     clipped_max: float = Field(default=0.1, ge=0, le=1, description="largest share of samples at full scale")
-    speech_min: float = Field(default=0.25, ge=0, le=1, description="share of time with speech for the class speech")
+    speech_min: float = Field(default=0.3, ge=0, le=1, description="mean of voice and speech scores for class speech")
     music_min: float = Field(default=0.4, ge=0, le=1, description="music score for the class music")
 
 
@@ -48,18 +51,36 @@ def judge(scores: dict[str, float], policy: PolicySettings) -> Judgement:
     Args:
         scores: any of those that `data_prep.sound` measures, and `has_audio` (0 or 1).
     """
-    for rule in (_no_audio, _silence, _tone, _steady_noise, _noise, _rumble, _clipped):
+    for rule in (_no_audio, _silence, _tone, _gaussian_noise, _steady_noise, _noise, _rumble, _clipped):
         found = rule(scores, policy)
         if found is not None:
             return found
     return Judgement("kept", "", sound_class(scores, policy))
 
 
+def as_one_clip(scores: dict[str, float], length: float) -> dict[str, float]:
+    """Scores of a sound `length` clips long, as if all that is heard in it fell into one of them."""
+    if length <= 1:
+        return scores
+    shares = {name: min(1.0, length * scores[name]) for name in ("salient_ratio", "voice_ratio") if name in scores}
+    if "silence_ratio" in scores:
+        shares["silence_ratio"] = max(0.0, 1 - length * (1 - scores["silence_ratio"]))
+    # Nor does a sound that is all noise hide an event from its tags.
+    if "tag_event_max" in scores:
+        shares["tag_event"] = scores["tag_event_max"]
+    return scores | shares
+
+
 def sound_class(scores: dict[str, float], policy: PolicySettings) -> str:
-    """ "speech", "music", "mixed" (both, and neither far ahead) or "environment" of an informative clip."""
-    voice, speech = scores.get("voice_ratio", 0.0), scores.get("tag_speech", 0.0)
-    music = max(scores.get("tag_music", 0.0), scores.get("tag_singing", 0.0))
-    spoken = voice >= policy.speech_min and speech >= 0.5 * policy.speech_min
+    """ "speech", "music", "mixed" (both, and neither far ahead) or "environment" of an informative clip.
+
+    The voice detector and the tagger are believed together: each alone takes some sound for speech, and one of them
+    loses a voice that is far away or in noise.
+    """
+    speech = (scores.get("voice_ratio", 0.0) + scores.get("tag_speech", 0.0)) / 2
+    # To the tagger a hum is a synthesizer.
+    music = max(scores.get("tag_music", 0.0), scores.get("tag_singing", 0.0)) * (1 - scores.get("tone_ratio", 0.0))
+    spoken = speech >= policy.speech_min
     musical = music >= policy.music_min
     if spoken and musical and abs(speech - music) < 0.2:
         return "mixed"
@@ -87,29 +108,45 @@ def _silence(scores, policy: PolicySettings) -> Judgement | None:
     return None
 
 
-def _spoken(scores, policy: PolicySettings) -> bool:
-    return scores["voice_ratio"] >= policy.voice_min
+def _steady(scores, policy: PolicySettings) -> bool:
+    """Always the same, and nothing rises out of it."""
+    return (
+        scores["stationarity"] >= policy.stationary_min
+        and scores["salient_ratio"] < policy.salient_min
+        and scores["prominent_s"] < policy.prominent_min_s
+    )
 
 
 def _tone(scores, policy: PolicySettings) -> Judgement | None:
-    """A test tone or a mains hum: lines that never cease, and no one speaks. Taggers call it a telephone or music."""
-    if not _has(scores, "stationarity", "tone_ratio", "voice_ratio"):
+    """A test tone or a mains hum: lines that never cease, and nothing else. Taggers call it a telephone or music."""
+    if not _has(scores, "stationarity", "tone_ratio", "salient_ratio", "prominent_s"):
         return None
-    if scores["stationarity"] >= policy.stationary_min and scores["tone_ratio"] >= policy.tone_min:
-        return None if _spoken(scores, policy) else Judgement("dropped", "tone", "noise")
+    if _steady(scores, policy) and scores["tone_ratio"] >= policy.tone_min:
+        return Judgement("dropped", "tone", "noise")
+    return None
+
+
+def _gaussian_noise(scores, policy: PolicySettings) -> Judgement | None:
+    """As even in time and in spectrum as only noise is: no network needs to hear it."""
+    if not _has(scores, "stationarity", "salient_ratio", "prominent_s", "wander", "uneven_db"):
+        return None
+    even = scores["uneven_db"] < policy.uneven_min_db
+    if _steady(scores, policy) and scores["salient_ratio"] == 0 and even:
+        return Judgement("dropped", "steady_noise", "noise")
     return None
 
 
 def _steady_noise(scores, policy: PolicySettings) -> Judgement | None:
-    """Hiss, fan, noise floor: always the same, and not known as the sound of anything, or as even as only noise is."""
-    if not _has(scores, "stationarity", "voice_ratio", "tag_event", "tag_noise", "tag_music", "wander"):
+    """Hiss, fan, noise floor: always the same, and not known as the sound of anything, or too even to be one."""
+    names = ("stationarity", "salient_ratio", "prominent_s", "wander", "uneven_db")
+    if not _has(scores, *names, "voice_ratio", "tag_event", "tag_noise", "tag_music"):
         return None
-    if scores["stationarity"] < policy.stationary_min or _spoken(scores, policy):
+    if not _steady(scores, policy) or scores["voice_ratio"] >= policy.voice_min:
         return None
     if scores["tag_music"] >= policy.music_min:
         return None
     known = scores["tag_event"] >= policy.event_min and scores["tag_event"] >= scores["tag_noise"]
-    if known and scores["wander"] >= policy.wander_min:
+    if known and scores["wander"] >= policy.wander_min and scores["uneven_db"] >= policy.uneven_min_db:
         return None
     return Judgement("dropped", "steady_noise", "noise")
 

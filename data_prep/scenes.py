@@ -1,29 +1,42 @@
-"""Hard cuts, found without decoding more than they need.
+"""Hard cuts to the frame, found with as little decoding as can be.
 
-Encoders tell where the picture may have changed: they place a key frame at a cut, or spend as many bytes on a frame as
-on a key frame. So candidates come from the packets alone. A key frame is looked at beside the key frame before it,
-both decoded small; only where those differ, or a packet stands out, is the stretch between decoded in full, small, to
-find the exact frame. A dissolve is no hard cut and is not found.
+Encoders tell where the picture may have changed, so candidates come from the packets alone:
+- a *spike*: a frame that took as many bytes as a key frame, and far more than all around it;
+- a key frame at an interval that hardly any other has: its encoder saw a change;
+- a key frame at an interval that comes often, which may be the encoder's clock, when it looks unlike the key frame
+  before it, in brightness and in colours (within one shot things move, and their colours stay);
+- a key frame on the clock, when next to nothing was coded since the one before, and yet its size is another.
+Up to a candidate only frames that others refer to are decoded, small; only where those leap is every frame around the
+leap decoded, and measured against the motion there. A dissolve is no hard cut and is not found.
 """
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-import av
 import numpy as np
-from av.error import FFmpegError
 
 from data_prep.container import Media, Packets, choose_streams, open_media, timestamp
+from data_prep.glimpses import Glimpse, Glimpses
 
-SMALL = (18, 32)  # height, width of the pictures that are compared
 CUT_MIN = 0.10  # mean absolute difference of two frames at a cut, of the full range
 CUT_OVER_MOTION = 3.0  # and this many times the usual difference around it
 CUT_OVER_SHAKE = 2.0  # and this many times the largest one close by
 SHAKE = 4  # frames that are close by
+LEAP_OVER_SHAKE = 1.25  # the same for the steps just before and after, where up to every second frame is skipped
+COLOURS_MIN = 0.15  # share of the pixels that two shots have in other colours
+CONTEXT = 24  # frames before a candidate that are decoded at least
 SPIKE = 2.0  # a packet this many times the largest of its neighbours stands out
 NEIGHBOURS = 12
-_PLANAR = frozenset(["yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv12", "gray"])
-MARGIN = 8  # frames beyond a stretch that are decoded too, to know the motion around a cut
+MARGIN = 8  # frames beyond a leap that are decoded too, to know the motion around it
+# Frames from key frame to key frame of encoders that put one at a cut, while they see none: x264 and x265; libvpx.
+CLOCKS = frozenset([250, 128])
+CLOCK_TIMES = 3  # any other interval may be an encoder's clock when it comes this often
+CLOCK_SPIKE = 4.0  # as SPIKE, for what such an encoder did not take for a cut
+CALM = 1.0  # key frames' sizes: less than this coded between two of them cannot show another shot
+SAME_SIZE = 0.03  # key frames of one resting picture differ by less, as a share
+DENSE_S = 0.4  # key frames closer together are looked at this far apart
 
 
 @dataclass(frozen=True)
@@ -84,48 +97,91 @@ def scene_cuts(media: Media, track: Track) -> list[float]:
         FFmpegError, OSError: the file cannot be opened.
     """
     cuts: set[float] = set()
-    for first, last in _stretches(track, _changed(media, track)):
-        cuts.update(_cuts_between(media, track, first, last))
+    with open_media(media) as container:
+        stream = choose_streams(container).video
+        assert stream is not None, "a track was read from a video stream"
+        glimpses = Glimpses(container, stream)
+        for first, last in _stretches(track, _candidates(track, glimpses)):
+            # What is just behind the first frame decoded may be the end of a flash; had it been a cut, the stretch
+            # would have begun earlier.
+            known_s = float(track.times[first]) + SHAKE * track.step if first else 0.0
+            cuts.update(time_s for time_s in _cuts_between(track, glimpses, first, last) if time_s > known_s)
     return sorted(cuts)
 
 
-def _changed(media: Media, track: Track) -> list[int]:
-    """Indices of the frames at which a shot may begin or have begun since the key frame before."""
-    keys = np.flatnonzero(track.key)
-    found = set(_spikes(track))
-    if len(keys) > 1:
-        looks = dict(_looks(media, float(track.times[0]), track.end, only_keys=True))
-        stamps = np.array(list(looks))
-        for before, after in pairwise(keys):
-            one, other = (_nearest(stamps, float(track.times[index]), track.step / 2) for index in (before, after))
-            # A key frame that does not decode says nothing; its stretch is then looked at.
-            if one is None or other is None or _difference(looks[one], looks[other]) > CUT_MIN / 2:
-                found.add(int(after))
+def _candidates(track: Track, glimpses: Glimpses) -> list[int]:
+    """Indices of the frames at which a shot may begin, or may have begun since the key frame before."""
+    spikes = np.array(_spikes(track), int)
+    found, pairs = set(spikes.tolist()), []
+    keys = list(pairwise(_looked_at(track)))
+    intervals = Counter(after - before for before, after in keys)
+    for before, after in keys:
+        inside = spikes[(spikes > before) & (spikes < after)]
+        if after - before in CLOCKS:
+            # The encoder looked for cuts; where it took none for one, a spike must be all the higher.
+            inside = np.array([index for index in inside if _stands_out(track, int(index)) > CLOCK_SPIKE], int)
+            found -= set(range(before + 1, after)) - set(inside.tolist())
+        if after - before not in CLOCKS and intervals[after - before] < CLOCK_TIMES:
+            found.add(after)
+        elif len(inside) == 1 or not _at_rest(track, before, after):
+            pairs.append((before, after, inside))
+    wanted = {float(track.times[index]) for before, after, _ in pairs for index in (before, after)}
+    seen = glimpses.keys(sorted(wanted), track.step / 2)
+    for before, after, inside in pairs:
+        one, other = (seen.get(float(track.times[index])) for index in (before, after))
+        # A key frame that does not decode says nothing; its stretch is then looked at.
+        changed = one is None or other is None or one.difference(other) > CUT_MIN / 2
+        explained = len(inside) and _calm(track, before, after)
+        if changed and not explained and not _at_rest(track, before, after):
+            unlike = one is None or other is None or one.recoloured(other) > COLOURS_MIN
+            found |= {after} if unlike else set()
+        elif not changed and len(inside) == 1:
+            found.discard(int(inside[0]))  # what changed once and is as it was has not changed
     return sorted(found)
 
 
-def _nearest(stamps: np.ndarray, time_s: float, within_s: float) -> float | None:
-    best = float(stamps[np.abs(stamps - time_s).argmin()]) if len(stamps) else np.inf
-    return best if abs(best - time_s) < within_s else None
+def _looked_at(track: Track) -> Iterator[int]:
+    """Key frames; of those that follow closely, as where every frame is one, some."""
+    last_s = -np.inf
+    for index in np.flatnonzero(track.key):
+        if track.times[index] >= last_s + DENSE_S - track.step / 2:
+            last_s = float(track.times[index])
+            yield int(index)
+
+
+def _at_rest(track: Track, before: int, after: int) -> bool:
+    """Whether nothing speaks for a cut at the key frame `after`, which comes when its encoder's clock says so."""
+    sizes = track.sizes[[before, after]]
+    if _calm(track, before, after):
+        return bool(sizes.max() - sizes.min() < SAME_SIZE * sizes.max())
+    return after - before in CLOCKS  # there was motion; a cut within it would have stopped the clock
+
+
+def _calm(track: Track, before: int, after: int) -> bool:
+    """Whether less was coded between two key frames than another shot takes, but for one."""
+    return bool(track.sizes[before + 1 : after].sum() < CALM * track.sizes[[before, after]].min())
 
 
 def _spikes(track: Track) -> list[int]:
     """Frames that are no key frames and yet far larger than all around them."""
-    sizes = np.where(track.key, 0, track.sizes)
     key_size = float(np.median(track.sizes[track.key])) if track.key.any() else float(track.sizes.max())
-    found = []
-    for index in np.flatnonzero(sizes > 0.3 * key_size):
-        if sizes[index] > SPIKE * _without(sizes, int(index), NEIGHBOURS).max(initial=0):
-            found.append(int(index))
-    return found
+    large = np.flatnonzero(~track.key & (track.sizes > 0.3 * key_size))
+    return [int(index) for index in large if _stands_out(track, int(index)) > SPIKE]
+
+
+def _stands_out(track: Track, index: int) -> float:
+    """How many times the largest of its neighbours, key frames aside, a frame takes."""
+    around = slice(max(0, index - NEIGHBOURS), index + NEIGHBOURS + 1)
+    sizes = np.where(track.key[around], 0, track.sizes[around])
+    return float(track.sizes[index] / max(1, _without(sizes, index - around.start, NEIGHBOURS).max(initial=0)))
 
 
 def _stretches(track: Track, candidates: list[int]) -> list[tuple[int, int]]:
     """Index ranges to decode: for each candidate, from the key frame before it to a little after; merged."""
-    keys = np.flatnonzero(track.key)
+    keys = np.array(list(_looked_at(track)), int)
     found: list[tuple[int, int]] = []
     for index in candidates:
-        earlier = keys[keys < index]
+        earlier = keys[keys < index - CONTEXT]
         # At a key frame the change may lie anywhere since the one before; at a spike it lies at the spike.
         first = max(0, int(earlier[-1]) if len(earlier) else 0)
         last = min(len(track.times), index + 1 + MARGIN)
@@ -136,12 +192,35 @@ def _stretches(track: Track, candidates: list[int]) -> list[tuple[int, int]]:
     return found
 
 
-def _cuts_between(media: Media, track: Track, first: int, last: int) -> list[float]:
-    end_s = float(track.times[last]) if last < len(track.times) else track.end
-    looks = _looks(media, float(track.times[first]), end_s, only_keys=False)
-    if len(looks) < 2:
+def _cuts_between(track: Track, glimpses: Glimpses, first: int, last: int) -> list[float]:
+    """The cuts among the frames [first, last): the leaps of a coarse look, measured frame by frame."""
+    start_s, end_s = (float(track.times[i]) if i < len(track.times) else track.end for i in (first, last))
+    coarse = glimpses.between(start_s, end_s)
+    if len(coarse) >= last - first:
+        return _measured(coarse)
+    # Between frames further apart there is more motion: what is a cut in spite of it is one.
+    found = set(_measured(coarse))
+    around_s = (MARGIN + 0.5) * track.step
+    spans: list[tuple[float, float]] = []
+    steps = np.array([one.difference(other) for one, other in pairwise(coarse)])
+    for index in np.flatnonzero(steps > CUT_MIN):
+        one, other = coarse[index], coarse[index + 1]
+        if other.time_s - one.time_s < 1.5 * track.step and other.time_s in found:
+            continue
+        found.discard(other.time_s)
+        if steps[index] > LEAP_OVER_SHAKE * _without(steps, int(index), 1).max(initial=0):
+            low, high = one.time_s - around_s, other.time_s + around_s
+            spans[-1:] = [(spans[-1][0], high)] if spans and low <= spans[-1][1] else [*spans[-1:], (low, high)]
+    whole = glimpses.between(start_s, end_s, spans) if spans else []
+    for low, high in spans:
+        found.update(_measured([glimpse for glimpse in whole if low <= glimpse.time_s <= high]))
+    return sorted(found)
+
+
+def _measured(glimpses: list[Glimpse]) -> list[float]:
+    if len(glimpses) < 2:
         return []
-    pictures = np.stack([picture for _, picture in looks])
+    pictures = np.stack([glimpse.light for glimpse in glimpses])
     steps = np.abs(np.diff(pictures, axis=0)).mean(axis=(1, 2))
     found = []
     for index in np.flatnonzero(steps > CUT_MIN):
@@ -152,63 +231,15 @@ def _cuts_between(media: Media, track: Track, first: int, last: int) -> list[flo
         usual = float(np.median(around)) if len(around) else 0.0
         # A flash comes back: the picture after it is again like the one before.
         after = pictures[min(index + 3, len(pictures) - 1)]
-        if steps[index] > CUT_OVER_MOTION * usual and _difference(pictures[index], after) > CUT_MIN * 0.7:
-            found.append(looks[index + 1][0])
+        lasts = float(np.abs(pictures[index] - after).mean()) > CUT_MIN * 0.7
+        if steps[index] > CUT_OVER_MOTION * usual and lasts:
+            found.append(glimpses[index + 1].time_s)
     return found
 
 
 def _without(steps: np.ndarray, index: int, reach: int) -> np.ndarray:
     """The steps up to `reach` away from `index`, but not that one."""
     return np.concatenate([steps[max(0, index - reach) : index], steps[index + 1 : index + 1 + reach]])
-
-
-def _difference(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.abs(one - other).mean())
-
-
-def _looks(media: Media, start_s: float, end_s: float, *, only_keys: bool) -> list[tuple[float, np.ndarray]]:
-    """Small pictures, (18, 32) float32 in [0, 1], of a span with their times."""
-    found = []
-    with open_media(media) as container:
-        stream = choose_streams(container).video
-        assert stream is not None, "a track was read from a video stream"
-        stream.codec_context.thread_count = 1
-        stream.codec_context.options = {"skip_loop_filter": "all"}  # invisible at this size, and a quarter cheaper
-        if only_keys:
-            stream.codec_context.skip_frame = "NONKEY"
-        half = float(stream.time_base or 0) / 2
-        for packet in Packets(container, stream, start_s):
-            if only_keys and packet.size and not packet.is_keyframe:
-                continue
-            try:
-                frames = packet.decode()
-            except (FFmpegError, ValueError):
-                continue
-            for frame in frames:
-                if frame.pts is None or frame.time_base is None:
-                    continue
-                time_s = float(frame.pts * frame.time_base)
-                if time_s >= end_s - half:
-                    return found
-                if time_s >= start_s - half:
-                    found.append((time_s, _small(frame)))
-    return found
-
-
-def _small(frame: av.VideoFrame) -> np.ndarray:
-    """The frame's brightness as (18, 32) float32 in [0, 1]; the means of blocks, of every second pixel when large."""
-    height, width = SMALL
-    if frame.format.name in _PLANAR and frame.height >= 2 * height and frame.width >= 2 * width:
-        plane = frame.planes[0]  # read in place: scaling in full costs as much as decoding
-        plane_bytes = np.asarray(memoryview(plane))
-        pixels = plane_bytes.reshape(-1, plane.line_size)[: frame.height, : frame.width]
-        step = max(1, min(frame.height // height, frame.width // width) // 8)
-        pixels = pixels[::step, ::step]
-    else:
-        pixels = frame.reformat(width=4 * width, height=4 * height, format="gray").to_ndarray()
-    tall, wide = pixels.shape[0] // height, pixels.shape[1] // width
-    blocks = pixels[: tall * height, : wide * width].reshape(height, tall, width, wide)
-    return blocks.mean(axis=(1, 3), dtype=np.float32) / 255
 
 
 def parts(

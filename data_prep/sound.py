@@ -4,15 +4,24 @@ The sound of a whole segment is decoded once, stereo at 32 kHz; a clip's scores 
 dB relative to full scale, and a frame's level is that of its louder channel, so that channels of opposite sign do not
 cancel to silence.
 
-The measure that tells noise floors, hums and tones from everything that happens is *stationarity*: the share of the
-energy that is always there, summed over frequency bands. It needs no threshold on loudness or spectrum and knows no
-classes: white noise has 0.9, a pure tone 1.0, applause 0.25, speech and music nearly 0.
+Two measures tell noise floors, hums and tones from everything that happens; neither knows classes or loudness.
+*Stationarity* is the share of the energy that is always there, summed over frequency bands: noise and a pure tone have
+1, applause 0.3, speech and music nearly 0. *Salience* is the share of the time in which some band rises out of its own
+floor further than Gaussian noise would: noise and hum have 0, and speech, music or knocks 5 dB below white noise still
+have 0.2 and more. So what is steady and has no salience has nothing in it, and what has salience is more than its
+noise. Low frequencies count as little as one hears them, so that wind on a microphone hides nothing.
 """
 
+from functools import cache
+
 import numpy as np
+from scipy.fft import rfft
+from scipy.signal import butter, sosfilt
+from scipy.stats import gamma
 
 from data_prep import tags
 from data_prep.clip import Tag
+from data_prep.media import resample
 from data_prep.voice_activity import FRAME as VOICE_FRAME
 from data_prep.voice_activity import RATE as VOICE_RATE
 
@@ -21,10 +30,23 @@ LEVEL_FRAME = 1600  # samples: 50 ms
 WINDOW, HOP = 1024, 512  # samples of the spectra: 32 ms every 16 ms
 BANDS = 32  # of equal width in octaves
 LOW_HZ, HIGH_HZ = 60.0, 15_500.0
+RUMBLE_HZ = 100.0  # below it a band's energy counts less and less, 12 dB per octave
 BLOCK = 15  # spectra that are averaged, 0.24 s, before asking what is always there
 LONG_WINDOW = 8192  # samples: 256 ms, 4 Hz apart, for lines
+# A band is salient when it is this far above its floor: by chance it never is, and an uneasy noise floor hardly ever.
+SALIENT_DEVIATIONS, SALIENT_DB = 8.0, 6.0
+PROMINENT_DB = 10.0  # no noise floor gets there
+# Codecs switch high bands on and off. Salience and evenness are read below this and this share of the bandwidth.
+CODED_HZ, CODED_SHARE = 6500.0, 0.6
 LINES = 5  # the strongest lines count as a tone or a hum
 TAG_HOP_S = 0.96
+LOUD_DB = 30.0  # what lies further below the loudest is not what the clip sounds like
+LISTENING_DB = -25.0  # the level that quiet sound is turned up to for the voice detector, dBFS
+_HIGH_PASS = butter(2, 80.0, "highpass", fs=VOICE_RATE, output="sos")
+SPECTRAL = (
+    *("stationarity", "salient_ratio", "prominent_s", "tone_ratio", "wander", "uneven_db", "flatness", "bandwidth_hz"),
+    "onsets_per_s",
+)
 
 # AudioSet classes by what they say about a clip. Everything that is in none of these is an event or a scene.
 SPEECH = frozenset(["Speech", "Child speech, kid speaking", "Conversation", "Narration, monologue", "Whispering"])
@@ -61,9 +83,9 @@ def level_scores(sound: np.ndarray, silence_db: float) -> dict[str, float]:
         sound = np.pad(sound, ((0, 0), (0, LEVEL_FRAME - sound.shape[1])))
         count = 1
     frames = sound[:, : count * LEVEL_FRAME].reshape(2, count, LEVEL_FRAME)
-    power = np.square(frames).mean(axis=2).max(axis=0)
+    power = np.einsum("cnf,cnf->cn", frames, frames).max(axis=0) / LEVEL_FRAME  # without a copy of the sound
     levels = _db(power)
-    peaks = np.abs(frames).max(axis=(0, 2))
+    peaks = np.maximum(frames.max(axis=(0, 2)), -frames.min(axis=(0, 2)))
     middle, side = np.square(sound.mean(axis=0)).mean(), np.square((sound[0] - sound[1]) / 2).mean()
     p10, p50, p95 = np.percentile(levels, [10, 50, 95])
     active = levels > silence_db
@@ -84,35 +106,55 @@ def level_scores(sound: np.ndarray, silence_db: float) -> dict[str, float]:
 def spectral_scores(sound: np.ndarray) -> dict[str, float]:
     """Spectra of (2, N) samples at 32 kHz.
 
-    Gives `stationarity` in [0, 1] (see above); `tone_ratio`, the share of the energy in the five strongest lines
-    that never cease (a sine or a mains hum 1, a chord that changes 0); `wander`, how much the bands' levels vary
-    between blocks over what they would in stationary Gaussian noise (1 for synthetic noise); `flatness`, geometric
-    over arithmetic mean of the long-term spectrum; `bandwidth_hz`, the highest frequency within 60 dB of the
-    strongest; `onsets_per_s`, sudden rises of the spectrum.
+    Gives `stationarity` and `salient_ratio` in [0, 1] (see above); `prominent_s`, seconds in which a band rises by
+    10 dB; `tone_ratio`, the share of the energy in the five strongest lines that never cease (a sine or a mains hum 1,
+    a chord that changes 0);
+    `wander`, how much the bands' levels vary between blocks over what they would in stationary Gaussian noise (1 for
+    synthetic noise); `uneven_db`, how far the long-term spectrum is from a power law (white, pink and brown noise 0.1,
+    what comes from a thing in a place some dB); `flatness`, geometric over arithmetic mean of the long-term spectrum;
+    `bandwidth_hz`, the highest frequency within 60 dB of the strongest; `onsets_per_s`, sudden rises of the spectrum.
     """
     mono = louder_mix(sound)
     if len(mono) < LONG_WINDOW:
         mono = np.pad(mono, (0, LONG_WINDOW - len(mono)))
-    bands, widths = _band_energies(mono)
+    bands = _band_energies(mono)
     blocks = bands[: len(bands) // BLOCK * BLOCK].reshape(-1, BLOCK, BANDS).mean(axis=1)
     mean = blocks.mean(axis=0)
     total = float(mean.sum())
     if total <= 0:
-        names = ("stationarity", "tone_ratio", "wander", "flatness", "bandwidth_hz", "onsets_per_s")
-        return dict.fromkeys(names, 0.0)
+        return dict.fromkeys(SPECTRAL, 0.0)
+    tone, flatness, bandwidth = _line_scores(mono)
     heard = mean > mean.max() * 1e-5
-    # Averages of Gaussian noise over n independent values vary by 1/√n; overlapping Hann windows make n this small.
-    expected = 1 / np.sqrt(np.maximum(widths * BLOCK * _INDEPENDENT, 1.0))
     measured = blocks.std(axis=0) / np.maximum(mean, 1e-20)
-    lines, flatness, bandwidth = _line_scores(mono)
-    return {
-        "stationarity": float(np.percentile(blocks, 10, axis=0).sum() / total),
-        "tone_ratio": lines,
-        "wander": float(np.median((measured / expected)[heard])),
+    below = np.minimum(np.percentile(blocks, 10, axis=0) / _noise_quantiles(10), mean)
+    salient, prominent = _salient(blocks, bandwidth)
+    found = {
+        "stationarity": below.sum() / total,
+        "salient_ratio": salient.mean(),
+        "prominent_s": prominent.sum() * BLOCK * HOP / RATE,
+        "tone_ratio": tone,
+        "wander": np.median((measured / _noise_deviation())[heard]),
+        "uneven_db": _unevenness(mean, bandwidth),
         "flatness": flatness,
         "bandwidth_hz": bandwidth,
-        "onsets_per_s": _onsets(bands) / (len(mono) / RATE),
+        "onsets_per_s": len(_onsets(bands)) / (len(mono) / RATE),
     }
+    return {name: float(found[name]) for name in SPECTRAL}
+
+
+def for_networks(sound: np.ndarray) -> np.ndarray:
+    """(2, N) samples at 32 kHz → (M,) float32 at 16 kHz without rumble: what voice detector and tagger hear."""
+    mono = resample(louder_mix(sound)[None], RATE, VOICE_RATE)[0]
+    return np.asarray(sosfilt(_HIGH_PASS, mono), np.float32)
+
+
+def turned_up(mono: np.ndarray) -> np.ndarray:
+    """(N,) samples at 16 kHz, the quiet ones louder, by at most 30 dB: the voice detector misses quiet speech."""
+    count = len(mono) // VOICE_FRAME
+    if not count:
+        return mono
+    level = float(np.percentile(_frame_levels(mono, VOICE_FRAME), 95))
+    return mono * np.float32(10 ** (min(30.0, max(0.0, LISTENING_DB - level)) / 20))
 
 
 def voice_scores(probability: np.ndarray) -> dict[str, float]:
@@ -125,31 +167,53 @@ def voice_scores(probability: np.ndarray) -> dict[str, float]:
 def tag_scores(mono: np.ndarray, tagger: tags.Tagger) -> tuple[dict[str, float], list[Tag]]:
     """AudioSet classes of (N,) samples at 16 kHz.
 
-    Gives the mean over time of `tag_speech`, `tag_music`, `tag_singing`, `tag_noise`, `tag_silence` (of several
-    classes, the strongest) and `tag_event`, the strongest class that is none of those and is not vague;
-    `tag_event_max`, the same at its best moment. And the events, with times from the sound's start.
+    Gives the mean over the time in which it is loud (within 30 dB of the loudest) of `tag_speech`, `tag_music`,
+    `tag_singing`, `tag_noise`, `tag_silence` (of several classes, the strongest) and `tag_event`, the strongest class
+    that is none of those and is not vague; `tag_event_max`, the same at its best moment. And the events, with times
+    from the sound's start.
     """
     patches, begins_s = tags.patches(mono, TAG_HOP_S)
     scores = tagger.scores(patches)
-    mean, best = scores.mean(axis=0), scores.max(axis=0)
-    index = {name: place for place, name in enumerate(tagger.names)}
+    # exp undoes the logarithm; the mean over time and bands is the level of the patch.
+    loud = _loud(20 * np.log10(np.exp(patches).mean(axis=(1, 2))))
+    mean, best = scores[loud].mean(axis=0), scores.max(axis=0)
+    index, groups = _groups(tagger.names)
 
-    def strongest(names, values=mean) -> float:
-        return max((float(values[index[name]]) for name in names if name in index), default=0.0)
+    def strongest(group: str, values=mean) -> float:
+        return float(values[groups[group]].max(initial=0.0))
 
-    first, last = index[MUSIC], index["Scary music"]
-    music = set(tagger.names[first : last + 1])
-    events = [name for name in tagger.names if name not in SPEECH | SINGING | NOISE | VAGUE | music]
     found = {
-        "tag_speech": strongest(SPEECH),
-        "tag_music": strongest([MUSIC]),
-        "tag_singing": strongest(SINGING),
-        "tag_noise": strongest(NOISE),
-        "tag_silence": strongest(["Silence"]),
-        "tag_event": strongest(events),
-        "tag_event_max": strongest(events, best),
+        "tag_speech": strongest("speech"),
+        "tag_music": float(mean[index[MUSIC]]),
+        "tag_singing": strongest("singing"),
+        "tag_noise": strongest("noise"),
+        "tag_silence": float(mean[index["Silence"]]),
+        "tag_event": strongest("event"),
+        "tag_event_max": strongest("event", best),
     }
     return found, tags.events(tagger.names, scores, begins_s, len(mono) / tags.RATE, TAG_LEAST)
+
+
+@cache
+def _groups(names: tuple[str, ...]) -> tuple[dict[str, int], dict[str, np.ndarray]]:
+    """Place of each class, and places of the classes of each group."""
+    index = {name: place for place, name in enumerate(names)}
+    music = set(names[index[MUSIC] : index["Scary music"] + 1])
+    events = frozenset(names) - SPEECH - SINGING - NOISE - VAGUE - music
+    sets = {"speech": SPEECH, "singing": SINGING, "noise": NOISE, "event": events}
+    places = {group: [index[name] for name in names if name in members] for group, members in sets.items()}
+    return index, {group: np.array(found, int) for group, found in places.items()}
+
+
+def _frame_levels(mono: np.ndarray, frame: int) -> np.ndarray:
+    """Levels of whole frames, dBFS."""
+    frames = mono[: len(mono) // frame * frame].reshape(-1, frame)
+    return _db(np.square(frames).mean(axis=1))
+
+
+def _loud(levels_db: np.ndarray) -> np.ndarray:
+    """Which of these are within 30 dB of the loudest; the loudest always is."""
+    return levels_db >= levels_db.max() - LOUD_DB
 
 
 _INDEPENDENT = 0.56  # independent values per spectrum and bin; calibrated on white noise, where `wander` is 1
@@ -168,19 +232,76 @@ def louder_mix(sound: np.ndarray) -> np.ndarray:
 def _spectra(mono: np.ndarray, window: int, hop: int) -> np.ndarray:
     frames = np.lib.stride_tricks.sliding_window_view(mono, window)[::hop]
     shape = np.hanning(window).astype(np.float32)
-    blocks = [np.fft.rfft(frames[start : start + 1024] * shape) for start in range(0, len(frames), 1024)]
+    spectra = (rfft(frames[start : start + 1024] * shape) for start in range(0, len(frames), 1024))
+    blocks = [np.asarray(block, np.complex64) for block in spectra]
     return np.concatenate([np.square(block.real) + np.square(block.imag) for block in blocks])
 
 
-def _band_energies(mono: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Energy per spectrum and band (T, 32), and how many bins each band holds (32,)."""
+def _band_energies(mono: np.ndarray) -> np.ndarray:
+    """Energy per spectrum and band (T, 32), weighted down where it is rumble."""
+    hertz, member = _members()
+    weight = 1 / (1 + (RUMBLE_HZ / np.maximum(hertz, 1.0)) ** 4)
+    return _spectra(mono, WINDOW, HOP) @ (member * weight[:, None]).astype(np.float32)
+
+
+@cache
+def _members() -> tuple[np.ndarray, np.ndarray]:
+    """Frequency of each bin (513,) in Hz, and which band it is in (513, 32)."""
     hertz = np.fft.rfftfreq(WINDOW, 1 / RATE)
-    edges = np.geomspace(LOW_HZ, HIGH_HZ, BANDS + 1)
-    place = np.searchsorted(edges, hertz) - 1
+    place = np.searchsorted(_edges(), hertz) - 1
     inside = (place >= 0) & (place < BANDS)
     member = np.zeros((len(hertz), BANDS), np.float32)
     member[np.flatnonzero(inside), place[inside]] = 1.0
-    return _spectra(mono, WINDOW, HOP) @ member, member.sum(axis=0)
+    return hertz, member
+
+
+def _edges() -> np.ndarray:
+    return np.geomspace(LOW_HZ, HIGH_HZ, BANDS + 1)
+
+
+@cache
+def _freedom() -> np.ndarray:
+    """Independent values in a block of each band of Gaussian noise, (32,); overlapping Hann windows share some."""
+    return np.maximum(_members()[1].sum(axis=0) * BLOCK * _INDEPENDENT, 1.0)
+
+
+def _noise_deviation() -> np.ndarray:
+    """Standard deviation over mean of the blocks of Gaussian noise, (32,)."""
+    return 1 / np.sqrt(_freedom())
+
+
+@cache
+def _noise_quantiles(percent: int) -> np.ndarray:
+    """Percentile over mean of the blocks of Gaussian noise, (32,)."""
+    return gamma.ppf(percent / 100, _freedom()) / _freedom()
+
+
+def _legible(bandwidth_hz: float) -> np.ndarray:
+    """Bands in which a codec leaves the level as it was, (32,) bool."""
+    return (_edges()[1:] < min(CODED_HZ, CODED_SHARE * bandwidth_hz)) & (_members()[1].sum(axis=0) > 0)
+
+
+def _salient(blocks: np.ndarray, bandwidth_hz: float) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks (B, 32) → whether some band stands out of its floor, and whether one does by far: (B,) bool each."""
+    floor = np.percentile(blocks, 25, axis=0) / _noise_quantiles(25)
+    # A band that holds a millionth of the energy is not heard; digital silence below an event is its floor, not zero.
+    floor = np.maximum(floor, blocks.mean(axis=0).max() * 1e-6)
+    over = blocks / np.maximum(floor, 1e-20)
+    deviations = (over - 1) / _noise_deviation()
+    over[:, ~(_legible(bandwidth_hz) & (_edges()[:-1] > RUMBLE_HZ))] = 0.0
+    salient = (deviations > SALIENT_DEVIATIONS) & (over > 10 ** (SALIENT_DB / 10))
+    prominent = (deviations > SALIENT_DEVIATIONS) & (over > 10 ** (PROMINENT_DB / 10))
+    return np.asarray(salient.any(axis=1)), np.asarray(prominent.any(axis=1))
+
+
+def _unevenness(mean: np.ndarray, bandwidth_hz: float) -> float:
+    """Root mean square distance of the bands' density (32,) from a power law of frequency, dB."""
+    use = _legible(bandwidth_hz) & (_edges()[:-1] > 1.5 * RUMBLE_HZ) & (mean > 0)
+    if use.sum() < 4:
+        return 0.0
+    density = _db(mean[use] / _members()[1].sum(axis=0)[use])
+    octave = np.log2(_edges()[:-1][use])
+    return float((density - np.polyval(np.polyfit(octave, density, 1), octave)).std())
 
 
 def _line_scores(mono: np.ndarray) -> tuple[float, float, float]:
@@ -205,11 +326,20 @@ def _line_scores(mono: np.ndarray) -> tuple[float, float, float]:
     return min(1.0, steady / total), flatness, bandwidth
 
 
-def _onsets(bands: np.ndarray) -> int:
-    """Peaks of the mean rise of the bands' log energies over 48 ms, at least 0.6 nepers high."""
+def onset_times(sound: np.ndarray) -> np.ndarray:
+    """Seconds from the start of (2, N) samples at which something begins to sound, (K,)."""
+    mono = louder_mix(sound)
+    if len(mono) < LONG_WINDOW:
+        return np.zeros(0)
+    # A spectrum's rise over 48 ms lies in the middle of its three steps.
+    return (_onsets(_band_energies(mono)) + 1.5) * HOP / RATE + WINDOW / 2 / RATE
+
+
+def _onsets(bands: np.ndarray) -> np.ndarray:
+    """Peaks of the mean rise of the bands' log energies over 48 ms, at least 0.6 nepers high: places of spectra."""
     log = np.log(bands + bands.mean(axis=0) * 1e-3 + 1e-12)
     rise = np.maximum(0.0, log[3:] - log[:-3]).mean(axis=1)
     if len(rise) < 3:
-        return 0
+        return np.zeros(0, int)
     peak = (rise[1:-1] > rise[:-2]) & (rise[1:-1] >= rise[2:]) & (rise[1:-1] > 0.6)
-    return int(peak.sum())
+    return np.flatnonzero(peak) + 1

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from scipy.fft import rfft
 
 from data_prep.clip import Tag
 from data_prep.guarded import beat
@@ -109,7 +110,7 @@ def log_mel(samples: np.ndarray) -> np.ndarray:
     frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP][:count]
     bank = _mel_bank()
     mels = [
-        np.abs(np.fft.rfft(frames[start : start + 4096] * window, FFT)).astype(np.float32) @ bank
+        np.abs(np.asarray(rfft(frames[start : start + 4096] * window, FFT))).astype(np.float32) @ bank
         for start in range(0, count, 4096)
     ]
     return np.log(np.concatenate(mels) + 0.001)

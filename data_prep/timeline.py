@@ -8,6 +8,7 @@ say; a new run begins only where timestamps leap and stay there.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 
 import numpy as np
 
@@ -38,9 +39,10 @@ def runs(times_s: Sequence[float] | np.ndarray, lengths: Sequence[int], rate: in
     middle = float(np.median(starts))
     if np.abs(starts - middle).max() <= LEAP_S:
         return [Run(middle, 0, len(starts))]
+    starts = starts.tolist()  # of a few numbers Python's median is the faster one
     edges, recent = [0], [starts[0]]
     for index in range(1, len(starts)):
-        leaps = abs(starts[index] - np.median(recent)) > LEAP_S
+        leaps = abs(starts[index] - median(recent)) > LEAP_S
         stays = index + 1 == len(starts) or abs(starts[index + 1] - starts[index]) <= LEAP_S
         if leaps and stays:
             edges.append(index)

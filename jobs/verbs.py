@@ -74,7 +74,39 @@ class Curate(_DataVerb):
     """raw sources → clips with informative audio, a manifest and a report"""
 
     stages: ClassVar = ("curate",)
+    input: list[str] = Field(default=[], description="files, folders, globs, tars or lists of video, here or on s3://")
+    rejudge: str | None = Field(None, description="instead of input: a curated set, judged anew by these thresholds")
     curate: CurateSettings
+
+    def run(self, display: Display) -> None:
+        from pipelines.prepare import REJUDGE, run_prepare
+
+        if bool(self.input) == bool(self.rejudge):
+            raise ValueError("curate: give --input with videos, or --rejudge with a set that is to be judged anew")
+        if self.rejudge:
+            settings = {REJUDGE: self.curate}
+            run_prepare((REJUDGE,), [self.rejudge], self.output, settings, self.tracking, display)
+        else:
+            super().run(display)
+
+
+class Calibrate(Verb):
+    """labels against a curated set → precision, recall, every threshold's curve, proposed thresholds"""
+
+    labels: Path = Field(description=".tsv with columns file, class and verdict (keep or drop), or .parquet of synth")
+    input: str = Field(description="folder or s3:// address of the set that `curate` made of the labelled files")
+    output: str = Field(description="folder for calibration.html, policy.yaml and summary.json")
+
+    def run(self, display: Display) -> None:
+        from pipelines.calibrate import run_calibrate
+
+        found = run_calibrate(self.labels, self.input, self.output)
+        display.say(
+            f"{found['sources']} labelled sources: {found['verdicts_right']} verdicts and {found['classes_right']} "
+            f"classes right; precision {found['precision']:.3f}, recall {found['recall']:.3f}\n"
+            f"  page        {self.output}/calibration.html\n"
+            f"  thresholds  {self.output}/policy.yaml"
+        )
 
 
 class Caption(_DataVerb):
@@ -182,6 +214,7 @@ VERBS: dict[str, type[Verb]] = {
     "demo": Demo,
     "synth": Synth,
     "curate": Curate,
+    "calibrate": Calibrate,
     "caption": Caption,
     "encode": Encode,
     "prepare": Prepare,

@@ -2,8 +2,8 @@
 
 A segment is committed by `data_prep.shards.write_segment`: tar, manifest part, ledger entry, in this order, with the
 conservation law checked. This module adds what belongs to the whole set: `settings.yaml`, written before the first
-segment and compared by every later run, and `summary.json` with `index.parquet`, written from the ledger when every
-segment is there.
+segment and compared by every later run, and `summary.json` with `index.parquet` and `duplicates.parquet`, written from
+the ledger when every segment is there.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
-from data_prep import storage
+from data_prep import near_duplicates, storage
 from data_prep.clip import Segment
-from data_prep.index import MANIFEST_PARTS, build_index, tidy_manifest
+from data_prep.index import MANIFEST_PARTS, build_index, each_manifest, tidy_manifest
 from data_prep.ledger import LEDGER_PARTS, Entry, Ledger, totals
 from data_prep.shards import Committed, commit_segment
 
@@ -90,7 +90,7 @@ def differences(before: Any, after: Any, name: str = "") -> list[str]:
 
 
 def finish(root: str | Path, verb: str, seconds: Mapping[str, float], wall_s: float) -> dict[str, Any]:
-    """Write `index.parquet` and, last, `summary.json` from the ledger; gives the summary.
+    """Write `duplicates.parquet`, `index.parquet` and, last, `summary.json` from the ledger; gives the summary.
 
     Args:
         seconds: spent in each stage by this run, summed over workers.
@@ -102,11 +102,13 @@ def finish(root: str | Path, verb: str, seconds: Mapping[str, float], wall_s: fl
     for part in ("shards", "manifest", "ledger", LEDGER_PARTS, MANIFEST_PARTS):
         storage.sweep(storage.at(root, part))
     counts = totals(ledger.entries())
-    build_index(root)
+    doubles = near_duplicates.write(root, each_manifest(root))
+    build_index(root, doubles)
     summary = {
         "verb": verb,
         "dataset_id": dataset_id(root),
         **counts,
+        "near_duplicates": len(doubles),
         "hours_considered": round(counts["considered_s"] / 3600, 4),
         "hours_kept": round(counts["kept_s"] / 3600, 4),
         "stage_seconds": {name: round(spent, 3) for name, spent in seconds.items()},

@@ -26,6 +26,7 @@ from typing import cast
 import numpy as np
 import pyarrow as pa
 
+from data_prep import near_duplicates
 from data_prep.clip import SEGMENT_SCHEMA, Segment, describe, from_table, to_table
 from data_prep.guarded import QUARANTINE
 from data_prep.ledger import Entry
@@ -151,6 +152,7 @@ class StageWorker:
         self.stage, self.read_from, self.commit_to = stage, read_from, commit_to
         self.attempts = Attempts(f"{run}:{stage.name}")
         self.revived = ray.get_runtime_context().was_current_actor_reconstructed
+        self.doubles = near_duplicates.read(read_from) if read_from else {}
         self.error: Exception | None = None
         try:
             self.call = stage.build()
@@ -181,7 +183,8 @@ class StageWorker:
             self.attempts.begin(segment.segment_id, deaths)
         if self.read_from:
             with _timed("read", seconds):
-                segments = [read_segment(self.read_from, segment.segment_id) for segment in segments]
+                read = [read_segment(self.read_from, segment.segment_id) for segment in segments]
+                segments = [near_duplicates.without(segment, self.doubles) for segment in read]
         if deaths >= _DEATHS:
             (segment,) = segments
             segments = [_failed(segment, QUARANTINE, f"its worker died {_DEATHS} times in {self.stage.name}")]

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
+import yaml
 
 from captioning.settings import CaptionSettings
 from data_prep import storage
@@ -40,8 +41,14 @@ log = logging.getLogger("kinotone.prepare")
 Progress = Callable[[str, int, int], None]
 
 STAGES: dict[str, type[Settings]] = {"curate": CurateSettings, "caption": CaptionSettings, "encode": EncodeSettings}
+# `curate --rejudge`: reads a curated set as the later stages do, and makes another.
+REJUDGE = "rejudge"
+_STAGES = {**STAGES, REJUDGE: CurateSettings}
 # Settings that may name a file or folder: made absolute, since a worker's working directory is not the user's.
-_PATHS = {"tagger", "whisper", "text_encoder", "video_vae", "audio_vae", "text_conditioner"}
+_PATHS = {
+    *("tagger", "speech_quality", "active_speaker_weights", "picture_quality_weights"),
+    *("whisper", "text_encoder", "video_vae", "audio_vae", "text_conditioner"),
+}
 # Segments that the driver and Ray hold at a time: about a gigabyte, and hours of work for a cluster.
 WAVE = 1_000_000
 # Seconds between two points of the tracked curves.
@@ -59,7 +66,8 @@ def run_prepare(
     """Run a slice of the dataflow; the same call resumes it. Gives the summary that `summary.json` holds.
 
     Args:
-        stages: one of ("curate",), ("caption",), ("encode",), or neighbours in this order.
+        stages: one of ("curate",), ("caption",), ("encode",), or neighbours in this order; or ("rejudge",), which
+            judges a curated set by the thresholds of its settings, a `CurateSettings`.
         inputs: sources for a slice that begins with `curate`; else the folder of one committed set.
         output: the set that is made.
         settings: of each stage, by its name; defaults where it has none.
@@ -71,10 +79,13 @@ def run_prepare(
     """
     began = time.monotonic()
     verb = _verb(stages)
-    chosen = {name: _absolute((settings or {}).get(name) or STAGES[name]()) for name in stages}
+    chosen = {name: _absolute((settings or {}).get(name) or _STAGES[name]()) for name in stages}
     root = storage.absolute(output)
     storage.check(root)
     source, listed = _listed(stages[0], inputs, root)
+    if REJUDGE in chosen:
+        assert source is not None, "rejudge reads a set"
+        chosen = {REJUDGE: _rejudged(source, chosen[REJUDGE])}
     waves = _waves(listed, Ledger(root).done())
     left, total = next(waves)
     claim(root, _record(chosen, source), [i if storage.is_remote(i) else os.path.abspath(i) for i in inputs])
@@ -137,7 +148,10 @@ class _Flow:
 
     def __init__(self, chosen: Mapping[str, Settings], root: str, source: str | None, run: Run) -> None:
         self.root, self.source, self.run = root, source, run
-        self.graph = [Stage(name, partial(_build, name, stage), gpu=name != "curate") for name, stage in chosen.items()]
+        self.graph = [
+            Stage(name, partial(_build, name, stage), gpu=name not in ("curate", REJUDGE))
+            for name, stage in chosen.items()
+        ]
         self.seconds: Counter[str] = Counter()
         self.segments = self.considered = self.kept = 0
         self.tracked = time.monotonic()
@@ -169,6 +183,8 @@ def _tracked_beside(root: str) -> Path:
 
 
 def _verb(stages: Sequence[str]) -> str:
+    if list(stages) == [REJUDGE]:
+        return REJUDGE
     order = list(STAGES)
     first = order.index(stages[0]) if stages and stages[0] in order else -1
     if first < 0 or list(stages) != order[first : first + len(stages)]:
@@ -187,7 +203,7 @@ def _listed(first: str, inputs: list[str], root: str) -> tuple[str | None, Itera
     if source == root:
         raise ValueError(f"{first}: input and output are both {root}; give another output")
     if not Ledger(source).done():
-        made_by = "curate" if first == "caption" else "caption"
+        made_by = "caption" if first == "encode" else "curate"
         raise ValueError(f"input {inputs[0]!r} is no set that `kinotone {made_by}` made: it has no committed segment")
     return source, (Segment(entry.segment_id, entry.uri, size=entry.size) for entry in Ledger(source).entries())
 
@@ -206,7 +222,9 @@ def _warn_of_untrained(settings: Settings) -> None:
 
 def _record(chosen: Mapping[str, Settings], source: str | None) -> dict[str, Any]:
     """What an output is made with: the settings, the weights behind the paths, and the set that is read."""
-    record: dict[str, Any] = {name: stage.model_dump(mode="json") for name, stage in chosen.items()}
+    # A set that was judged anew is a curated set.
+    names = {REJUDGE: "curate"}
+    record: dict[str, Any] = {names.get(name, name): stage.model_dump(mode="json") for name, stage in chosen.items()}
     for stage in chosen.values():
         if isinstance(stage, EncodeSettings):
             record["weights"] = stage.fingerprints()
@@ -226,13 +244,26 @@ def _absolute(settings: Settings) -> Settings:
     return settings.model_copy(update=changes)
 
 
+def _rejudged(source: str, given: Settings) -> CurateSettings:
+    """The settings of a curated set with the thresholds that are given."""
+    from data_prep.rejudge import rejudged_settings
+
+    assert isinstance(given, CurateSettings)
+    known = yaml.safe_load(storage.read(storage.at(source, SETTINGS)))["settings"]
+    if "curate" not in known:
+        raise ValueError(f"--rejudge {source}: not made by `kinotone curate`; give the set that was")
+    return rejudged_settings(CurateSettings(**known["curate"]), given)
+
+
 def _build(name: str, settings: Settings) -> Callables:
     """A stage's callable, made inside a worker; the imports are here, so that a worker has its own stage's alone."""
-    if name == "curate":
+    if name in ("curate", REJUDGE):
         from data_prep.guarded import Guarded
+        from data_prep.rejudge import Rejudger
 
         assert isinstance(settings, CurateSettings)
-        return Guarded(partial(Curator, settings))
+        make = partial(Guarded, partial(Curator, settings))
+        return make() if name == "curate" else Rejudger(settings, make)
     if name == "caption":
         from captioning.caption import Captioner
 

@@ -152,3 +152,16 @@ def test_headers_are_not_believed(marked, tmp_path):
     assert last_timestamp(str(path)) == pytest.approx(frame_times(path, 0, INF)[-1], abs=0.001)
     (tmp_path / "none.mp4").write_bytes(b"")
     assert last_timestamp(str(tmp_path / "none.mp4")) == 0.0
+
+
+def test_an_open_container_is_read_again_from_its_start(marked):
+    path, _ = marked
+    with open_media(path) as container:
+        first = frame_times(container, 0.0, INF)
+        sound = decode_audio(container, 0.0, 2.0, 16000, 1)
+        assert frame_times(container, first[70], INF) == first[70:]
+        assert frame_times(container, 0.0, INF) == first == frame_times(path, 0.0, INF)
+        again = decode_audio(container, 0.0, 2.0, 16000, 1)
+    # Only a fresh container leaves out what an encoder puts before its first sample.
+    for other in (again, decode_audio(path, 0.0, 2.0, 16000, 1)):
+        assert abs(lag_s(sound[0], other[0], 16000)) < 1e-4

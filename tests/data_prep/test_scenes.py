@@ -42,6 +42,34 @@ def test_cuts_inside_a_single_group_of_pictures(tmp_path):
     assert scene_cuts(path, track) == pytest.approx([30 / 25], abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("codec", "gop"), [("libx264", 250), ("libx264", 25), ("libvpx", 128), ("mpeg4", 12), ("mpeg4", 1)]
+)
+def test_cuts_whatever_the_encoder_tells(tmp_path, codec, gop):
+    lengths = [40, 61, 40, 40, 33, 77, 40]
+    frames = [frame for seed, length in enumerate(lengths) for frame in _texture(seed, length, speed=2)]
+    name = "a.mkv" if codec == "libvpx" else "a.mp4"
+    path = write(tmp_path / name, frames, None, codecs=(codec, "aac"), gop=gop)
+    track = read_track(path, 0.0, float("inf"))
+    assert track is not None
+    assert scene_cuts(path, track) == pytest.approx(np.cumsum(lengths)[:-1] / 25, abs=6e-4)
+
+
+def test_a_shot_that_returns_is_a_shot():
+    frames = [*_texture(1, 70), *_texture(2, 80), *_texture(1, 90)]
+    assert _cuts(frames) == pytest.approx([70 / 25, 150 / 25], abs=1e-6)
+
+
+def test_a_flash_on_a_key_frame_is_no_cut(tmp_path):
+    frames = _texture(1, 120)
+    frames[50] = np.full_like(frames[50], 255)
+    path = write(tmp_path / "a.mp4", frames, None, gop=50)
+    track = read_track(path, 0.0, float("inf"))
+    assert track is not None
+    assert track.key[50]
+    assert scene_cuts(path, track) == []
+
+
 def test_motion_is_no_cut():
     assert _cuts(_texture(1, 100, speed=6)) == []
 

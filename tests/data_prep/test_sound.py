@@ -7,6 +7,9 @@ import pytest
 
 from data_prep import sound, tags
 from data_prep.media import read_sound
+from data_prep.synthetic.sounds import add, impact
+from data_prep.synthetic.sounds import noise as synthetic_noise
+from data_prep.synthetic.speech import speak
 from data_prep.voice_activity import voice_probability
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "media"
@@ -62,6 +65,8 @@ def test_noise_is_stationary_at_any_level(level):
     assert found["tone_ratio"] < 0.1
     assert found["wander"] == pytest.approx(1.0, abs=0.1)
     assert found["flatness"] > 0.9
+    assert (found["salient_ratio"], found["prominent_s"]) == (0.0, 0.0)
+    assert found["uneven_db"] < 0.4
 
 
 def test_hum_and_tone_are_steady_lines():
@@ -82,6 +87,52 @@ def test_events_are_not_stationary():
     found = sound.spectral_scores(_both(0.2 * knocks) + _noise(0.0005))
     assert found["stationarity"] < 0.1
     assert found["onsets_per_s"] == pytest.approx(5 / 4, abs=0.5)
+
+
+@pytest.mark.parametrize("snr_db", [-5.0, 0.0, 20.0])
+@pytest.mark.parametrize("colour", [0.0, 1.0])
+def test_knocks_rise_out_of_noise_of_any_level(snr_db, colour):
+    knocks = np.zeros(len(TIME), np.float32)
+    for start in range(8000, len(TIME) - 8000, 20000):
+        add(knocks, impact(np.random.default_rng(start), "wooden", 1.0, 1.0, RATE), start)
+    loud = np.sqrt(np.percentile(np.square(knocks[: len(knocks) // 1600 * 1600].reshape(-1, 1600)).mean(1), 90))
+    noise = loud / 10 ** (snr_db / 20) * synthetic_noise(np.random.default_rng(1), len(TIME), colour)
+    found = sound.spectral_scores(_both(0.1 * (knocks + noise)))
+    assert found["salient_ratio"] > 0.3
+    assert found["prominent_s"] > 0.4
+    alone = sound.spectral_scores(_both(0.1 * noise))
+    assert alone["salient_ratio"] == 0.0
+    assert alone["stationarity"] > 0.95
+
+
+def test_noise_whose_level_breathes_has_no_salience():
+    breathing = _noise() * 10 ** (1.5 * np.sin(2 * np.pi * TIME / 2) / 20)
+    assert sound.spectral_scores(breathing.astype(np.float32))["salient_ratio"] == 0.0
+
+
+def test_onsets_have_times():
+    knocks = np.zeros((2, len(TIME)), np.float32)
+    for at in (0.5, 1.5, 3.0):
+        knocks[:, round(at * RATE) :][:, :3200] = np.random.default_rng(0).normal(0, 0.2, 3200)
+    assert sound.onset_times(knocks) == pytest.approx([0.5, 1.5, 3.0], abs=0.03)
+    assert len(sound.onset_times(knocks[:, :100])) == 0
+
+
+def test_a_sentence_in_a_long_pause_is_tagged_as_speech():
+    said = speak("Bees make honey.")
+    mono = np.zeros(16000 * 20, np.float32)
+    spoken = np.interp(np.arange(int(said.seconds * 16000)) / 16000, np.arange(len(said.samples)) / 22050, said.samples)
+    mono[80000 : 80000 + len(spoken)] = 0.3 * spoken
+    tagger = tags.load_tagger("package:yamnet")
+    assert sound.tag_scores(mono, tagger)[0]["tag_speech"] > 0.4
+
+
+def test_quiet_sound_is_turned_up_and_loud_is_not():
+    tone = np.sin(np.arange(16000) * 0.3).astype(np.float32)
+    assert np.abs(sound.turned_up(0.5 * tone)).max() == pytest.approx(0.5, abs=1e-3)
+    assert 20 * np.log10(np.sqrt(np.square(sound.turned_up(0.01 * tone)).mean())) == pytest.approx(-25, abs=0.2)
+    assert not sound.turned_up(np.zeros(16000, np.float32)).any()
+    assert len(sound.turned_up(tone[:5])) == 5
 
 
 def test_bandwidth_of_narrow_sound():

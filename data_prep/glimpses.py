@@ -1,0 +1,162 @@
+"""Frames decoded small and cheaply, to see whether the picture has changed.
+
+What is not to be seen at 32 × 18 pixels is not decoded: deblocking is left out, and frames that no other frame refers
+to are skipped where only a coarse look is wanted. All frames that are given are exact; none stands on a skipped one.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.stream import VideoStream
+
+from data_prep.container import Packets, seconds_of, timestamp
+
+SMALL = (18, 32)  # height, width
+SHADES = 8  # per component, of the colours that are counted
+_PLANAR = frozenset(["yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"])
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """A frame, small.
+
+    Attributes:
+        time_s: on the source's time line. light: brightness (18, 32) float32 in [0, 1].
+        colours: share of the pixels per colour, (512,); None unless asked for.
+    """
+
+    time_s: float
+    light: np.ndarray
+    colours: np.ndarray | None = None
+
+    def difference(self, other: "Glimpse") -> float:
+        """Mean absolute difference of the brightness, of the full range."""
+        return float(np.abs(self.light - other.light).mean())
+
+    def recoloured(self, other: "Glimpse") -> float:
+        """The share of the pixels whose colour the other picture does not have as often, wherever they are."""
+        assert self.colours is not None
+        assert other.colours is not None
+        return float(np.abs(self.colours - other.colours).sum() / 2)
+
+
+class Glimpses:
+    """Glimpses of one video stream; holds its decoder."""
+
+    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
+        self.container, self.stream = container, stream
+        if not stream.codec_context.is_open:
+            stream.codec_context.thread_count = 1
+            stream.codec_context.options = {"skip_loop_filter": "all"}
+
+    def keys(self, times_s: Sequence[float], within_s: float) -> dict[float, Glimpse]:
+        """The key frames at these times (ordered), by their time; those that cannot be decoded are missing."""
+        self.stream.codec_context.skip_frame = "NONKEY"
+        found: dict[float, Glimpse] = {}
+        wanted = np.array(times_s)
+        for time_s, frame in self._decoded(self._only(wanted, within_s)):
+            nearest = float(wanted[np.abs(wanted - time_s).argmin()])
+            if abs(nearest - time_s) < within_s:
+                found[nearest] = Glimpse(time_s, _light(frame), _colours(frame))
+        return found
+
+    def _only(self, times_s: np.ndarray, within_s: float) -> Iterator[av.Packet]:
+        if not len(times_s):
+            return
+        for packet in Packets(self.container, self.stream, float(times_s[0])):
+            time_s = timestamp(packet)
+            if time_s is None or not packet.is_keyframe:
+                continue
+            if time_s > times_s[-1] + within_s:
+                return
+            if np.abs(times_s - time_s).min() < within_s:
+                yield packet
+
+    def between(
+        self, start_s: float, end_s: float, whole: Sequence[tuple[float, float]] | None = None
+    ) -> list[Glimpse]:
+        """Glimpses of [start_s, end_s), of the frames that others refer to; with `whole`, of every frame in these
+        spans and of no other."""
+        codec = self.stream.codec_context
+        half = float(self.stream.time_base or 0) / 2
+
+        def packets() -> Iterator[av.Packet]:
+            late = 0
+            for packet in Packets(self.container, self.stream, start_s):
+                time_s = timestamp(packet)
+                if time_s is None or not packet.size:
+                    continue
+                late = late + 1 if time_s >= end_s else 0
+                if late > 16 or (packet.is_keyframe and time_s >= end_s):
+                    return
+                inside = whole is not None and any(low <= time_s <= high for low, high in whole)
+                codec.skip_frame = "DEFAULT" if inside else "NONREF"
+                yield packet
+
+        found = []
+        for time_s, frame in self._decoded(packets()):
+            if time_s >= end_s - half:
+                break
+            if time_s >= start_s - half and (whole is None or any(low <= time_s <= high for low, high in whole)):
+                found.append(Glimpse(time_s, _light(frame)))
+        return found
+
+    def _decoded(self, packets: Iterator[av.Packet]) -> Iterator[tuple[float, av.VideoFrame]]:
+        codec = self.stream.codec_context
+        if codec.is_open:
+            codec.flush_buffers()
+        for packet in packets:
+            try:
+                frames = packet.decode()
+            except (FFmpegError, ValueError):
+                continue
+            yield from _timed(frames)
+        try:
+            left = self.stream.decode(None)
+        except (FFmpegError, ValueError):
+            left = []
+        yield from _timed(left)
+
+
+def _timed(frames: Sequence[av.VideoFrame]) -> Iterator[tuple[float, av.VideoFrame]]:
+    for frame in frames:
+        if frame.pts is not None and frame.time_base is not None:
+            yield seconds_of(frame.pts, frame.time_base), frame
+
+
+def _light(frame: av.VideoFrame) -> np.ndarray:
+    """(18, 32) float32 in [0, 1]; the means of blocks, of every second pixel or fewer when large."""
+    height, width = SMALL
+    if frame.format.name in _PLANAR and frame.height >= 2 * height and frame.width >= 2 * width:
+        pixels = _plane(frame, 0)  # read in place: scaling in full costs as much as decoding
+        step = max(1, min(frame.height // height, frame.width // width) // 8)
+        pixels = pixels[::step, ::step]
+    else:
+        pixels = frame.reformat(width=4 * width, height=4 * height, format="gray").to_ndarray()
+    tall, wide = pixels.shape[0] // height, pixels.shape[1] // width
+    rows = pixels[: tall * height, : wide * width].reshape(height, tall, width * wide).sum(axis=1, dtype=np.uint16)
+    return rows.reshape(height, width, wide).sum(axis=2, dtype=np.float32) / np.float32(255 * tall * wide)
+
+
+def _colours(frame: av.VideoFrame) -> np.ndarray:
+    """Shares of the pixels in 8 × 8 × 8 shades of brightness and both colour differences, (512,)."""
+    if frame.format.name not in _PLANAR:
+        frame = frame.reformat(width=128, height=72, format="yuv444p")
+    planes = [_plane(frame, index) for index in range(3)]
+    # The same places of each plane, wherever its resolution puts them.
+    rows, columns = (np.arange(count) / count for count in (72, 128))
+    shades = [
+        plane[np.ix_((rows * plane.shape[0]).astype(int), (columns * plane.shape[1]).astype(int))] // (256 // SHADES)
+        for plane in planes
+    ]
+    place = (shades[0].astype(int) * SHADES + shades[1]) * SHADES + shades[2]
+    return np.bincount(place.ravel(), minlength=SHADES**3) / place.size
+
+
+def _plane(frame: av.VideoFrame, index: int) -> np.ndarray:
+    plane = frame.planes[index]
+    return np.asarray(memoryview(plane)).reshape(-1, plane.line_size)[: plane.height, : plane.width]

@@ -1,0 +1,181 @@
+"""Clips that show and sound the same, whatever codec and size they came in.
+
+Each kept clip carries two fingerprints, measured while it is curated: of its first key pictures (the signs of the low
+frequencies of a 32 × 32 cosine transform, "pHash") and of its sound (Haitsma and Kalker 2002: whether the difference
+of neighbouring bands grows). Both must agree: a talking head or a still camera gives the same picture for minutes, and
+each of its clips says something else.
+
+Which clips of a set are doubles is known when the set is whole, and by then each has its verdict, once. So the set
+keeps its verdicts and gets a table beside them, `duplicates.parquet`, a function of the manifest as `index.parquet` is.
+Whatever reads the set next (captions, encodes, judges anew) drops the doubles there, with the reason
+`near_duplicate`: one verdict per clip in every set, and none is ever rewritten.
+"""
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.fft import dctn, next_fast_len, rfft, rfftfreq
+
+from data_prep import storage
+from data_prep.clip import Segment
+from data_prep.container import Media, Packets, choose_streams, open_media
+from data_prep.media import decoded
+
+NAME = "duplicates.parquet"
+REASON = "near_duplicate"
+SCHEMA = pa.schema(
+    [("clip_id", pa.string()), ("duplicate_of", pa.string()), ("picture_bits", pa.int64()), ("sound_bits", pa.int64())]
+)
+PICTURES = 3  # key pictures of a clip that are kept
+BITS = 64
+FLAT = 4.0  # standard deviation of the brightness, of 255
+# Bits that may differ. Unrelated hashes differ in 32 ± 4; a re-encoding moves 4 of a picture's, 10 of a sound's.
+PICTURE_BITS, SOUND_BITS = 6, 16
+LENGTHS_S = 0.25  # and the lengths may differ by this much
+_BLOCKS = 7  # two hashes that differ in 6 bits agree in one of 7 blocks
+_SOUND_BANDS = np.geomspace(200.0, 4000.0, 10)  # edges of 9 bands, Hz
+
+
+def picture_hash(pixels: np.ndarray) -> int | None:
+    """64 bits of a (H, W) brightness from 0 to 255, H and W at least 32; None for a picture with nothing in it."""
+    tall, wide = (np.linspace(0, side, 33).astype(int) for side in pixels.shape)
+    sums = np.add.reduceat(np.add.reduceat(pixels.astype(np.float64), tall[:-1], axis=0), wide[:-1], axis=1)
+    means = sums / np.outer(np.diff(tall), np.diff(wide))
+    if means.std() < FLAT:  # a black picture is like any other
+        return None
+    low = np.asarray(dctn(means, norm="ortho"))[:8, :8].ravel()
+    return _number(low > np.median(low[1:]))
+
+
+def key_picture_hashes(media: Media, start_s: float, end_s: float) -> list[int]:
+    """Hashes of the first key pictures inside a span; other pictures are not decoded. Empty where there is none."""
+    found = []
+    with open_media(media) as container:
+        stream = choose_streams(container).video
+        if stream is None:
+            return []
+        stream.codec_context.thread_count = 1
+        stream.codec_context.skip_frame = "NONKEY"
+        half = float(stream.time_base or 0) / 2
+        for frame in decoded(Packets(container, stream, start_s)):
+            if frame.pts is None or frame.time_base is None:
+                continue
+            time_s = float(frame.pts * frame.time_base)
+            if time_s >= end_s - half:
+                break
+            if time_s >= start_s - half:
+                value = picture_hash(frame.reformat(width=64, height=64, format="gray").to_ndarray())
+                found += [value] if value is not None else []
+            if len(found) == PICTURES:
+                break
+    return found
+
+
+def sound_hash(mono: np.ndarray, sample_rate: int) -> int:
+    """64 bits of (N,) samples: how 9 bands change over 9 equal parts of the time."""
+    bands = np.empty((9, 9))
+    for row, part in enumerate(np.array_split(mono.astype(np.float32), 9)):
+        size = next_fast_len(max(len(part), 64), real=True)
+        spectrum = np.asarray(rfft(part, size), np.complex64)
+        power = np.square(spectrum.real) + np.square(spectrum.imag)
+        places = np.searchsorted(rfftfreq(size, 1 / sample_rate), _SOUND_BANDS)
+        bands[row] = [power[low:high].sum() for low, high in pairwise(places)]
+    steps = np.diff(np.log(bands + 1e-12 + 1e-6 * bands.max()), axis=1)
+    return _number((steps[1:] > steps[:-1]).ravel())
+
+
+def find(rows: Iterable[dict]) -> list[dict]:
+    """Doubles among kept clips, as rows of `SCHEMA`, ordered by clip id.
+
+    Of clips that are the same, the one with the most pixels stays, or the first by id. A clip is compared with that
+    one alone, so that a chain of small differences does not join what is far apart.
+
+    Args:
+        rows: `clip_id`, `seconds`, `pixels`, `pictures` (hashes) and `sound` (a hash) of each.
+    """
+    clips = sorted((row for row in rows if row["pictures"]), key=lambda row: (-row["pixels"], row["clip_id"]))
+    buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
+    doubles = []
+    for place, clip in enumerate(clips):
+        keys = {key for value in clip["pictures"] for key in _block_keys(value)}
+        candidates = sorted({other for key in keys for other in buckets.get(key, ())})
+        match = next((found for other in candidates if (found := _same(clip, clips[other]))), None)
+        if match is None:  # it stays, and later ones are compared with it
+            for key in keys:
+                buckets[key].append(place)
+        else:
+            doubles.append(match)
+    return sorted(doubles, key=lambda row: row["clip_id"])
+
+
+def write(root: str | Path, manifest: Iterable[pa.Table]) -> set[str]:
+    """Write `duplicates.parquet` of a set with this manifest, in parts; gives the doubles' clip ids."""
+    columns = ["clip_id", "verdict", "start_s", "end_s", "info"]
+    rows = []
+    for row in (row for table in manifest for row in table.select(columns).to_pylist()):
+        info = json.loads(row["info"])
+        if row["verdict"] == "kept" and "picture_hashes" in info:
+            rows.append(
+                {
+                    "clip_id": row["clip_id"],
+                    "seconds": row["end_s"] - row["start_s"],
+                    "pixels": info["width"] * info["height"],
+                    "pictures": [int(value, 16) for value in info["picture_hashes"]],
+                    "sound": int(info["sound_hash"], 16),
+                }
+            )
+    found = find(rows)
+    with storage.whole(storage.at(root, NAME)) as out:
+        pq.write_table(pa.Table.from_pylist(found, schema=SCHEMA), out, compression="zstd")
+    return {row["clip_id"] for row in found}
+
+
+def read(root: str | Path) -> dict[str, str]:
+    """Double → the clip that it is a double of; empty for a set that has no such table."""
+    try:
+        data = storage.read(storage.at(root, NAME))
+    except FileNotFoundError:
+        return {}
+    table = pq.ParquetFile(io.BytesIO(data)).read(columns=["clip_id", "duplicate_of"])
+    return dict(zip(table["clip_id"].to_pylist(), table["duplicate_of"].to_pylist(), strict=True))
+
+
+def without(segment: Segment, doubles: dict[str, str]) -> Segment:
+    """The segment with its doubles dropped (in place): what the next set makes of them."""
+    segment.clips = [clip.dropped(REASON) if clip.kept and clip.clip_id in doubles else clip for clip in segment.clips]
+    return segment
+
+
+def _same(one: dict, other: dict) -> dict | None:
+    if one["clip_id"] == other["clip_id"] or abs(one["seconds"] - other["seconds"]) > LENGTHS_S:
+        return None
+    sound = (one["sound"] ^ other["sound"]).bit_count()
+    if sound > SOUND_BITS:
+        return None
+    fewer, more = sorted((one["pictures"], other["pictures"]), key=len)
+    nearest = sorted(min((a ^ b).bit_count() for b in more) for a in fewer)
+    middle = nearest[len(nearest) // 2]  # more than half of the pictures are as near as this
+    if middle > PICTURE_BITS:
+        return None
+    return {
+        "clip_id": one["clip_id"],
+        "duplicate_of": other["clip_id"],
+        "picture_bits": middle,
+        "sound_bits": sound,
+    }
+
+
+def _block_keys(value: int) -> list[tuple[int, int]]:
+    edges = [round(block * BITS / _BLOCKS) for block in range(_BLOCKS + 1)]
+    return [(block, (value >> low) & ((1 << (high - low)) - 1)) for block, (low, high) in enumerate(pairwise(edges))]
+
+
+def _number(bits: np.ndarray) -> int:
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
