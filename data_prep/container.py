@@ -22,7 +22,7 @@ from data_prep import storage
 from data_prep.guarded import beat
 
 SEEK_BACK_S = (0.0, 2.0, 10.0)  # how much earlier to try when a seek lands too late
-BEFORE_ALL_S = 10
+BEFORE_ALL_S = 10  # earlier than any stream begins before the container says it does
 
 # PyAV raises IndexError when damage makes a stream appear in the middle of a file.
 _BROKEN = (FFmpegError, OSError, IndexError)
@@ -137,9 +137,7 @@ class Packets:
         try:
             _READ.add(id(self.container))
             if time_s is None:
-                # Before the first packet of any stream: a transport stream has no index, and a seek to the start of
-                # the one may lie behind the first key frame of the other.
-                self.container.seek((self.container.start_time or 0) - BEFORE_ALL_S * av.time_base, backward=True)
+                self._rewind()
                 return True
             offset = int(time_s / (self.stream.time_base or 1))
             self.container.seek(offset, stream=self.stream, backward=True)
@@ -155,6 +153,15 @@ class Packets:
         except _BROKEN:
             pass  # an unseekable place: the caller tries an earlier one, at last the start
         return False
+
+    def _rewind(self) -> None:
+        begin = self.container.start_time or 0
+        try:
+            # A transport stream has no index, and a seek to the start of one stream may land behind the first key
+            # frame of the other: before the first packet of any, it does not.
+            self.container.seek(begin - BEFORE_ALL_S * av.time_base, backward=True)
+        except _BROKEN:  # AVI knows no time before its first
+            self.container.seek(begin, backward=True)
 
     def _read(self) -> Iterator[av.Packet]:
         _READ.add(id(self.container))

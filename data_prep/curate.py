@@ -249,7 +249,11 @@ class _Work:
     # -- cutting
 
     def spans(self) -> list[tuple[float, float]]:
-        """The segment's clips: its scenes, and where its sound begins and ends, divided to at most the longest clip."""
+        """The segment's clips: its scenes, and where its sound begins and ends, divided to at most the longest clip.
+
+        Only divisions are placed, and they fall into pauses in speech. A hard cut stays where the picture changes,
+        also in the middle of a sentence: a clip across it would show two scenes.
+        """
         assert self.heard is not None, "a segment without an audio stream was dropped"
         edges = {self.start_s, self.track.end, *scenes.scene_cuts(self.opened, self.track)}
         times = self.track.times

@@ -20,6 +20,7 @@ KINDS = {
     "mkv": ("a.mkv", ("libx264", "aac")),
     "webm": ("a.webm", ("libvpx", "libopus")),
 }
+OTHERS = {"avi": ("a.avi", ("mpeg4", "libmp3lame")), "flv": ("a.flv", ("libx264", "aac"))}
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -154,8 +155,10 @@ def test_headers_are_not_believed(marked, tmp_path):
     assert last_timestamp(str(tmp_path / "none.mp4")) == 0.0
 
 
-def test_an_open_container_is_read_again_from_its_start(marked):
-    path, _ = marked
+@pytest.mark.parametrize("kind", [*KINDS, *OTHERS])
+def test_an_open_container_is_read_again_from_its_start(tmp_path, kind):
+    name, codecs = (KINDS | OTHERS)[kind]
+    path = write(tmp_path / name, [numbered_frame(k) for k in range(150)], noise_sound(6.0, 48000), codecs=codecs)
     with open_media(path) as container:
         first = frame_times(container, 0.0, INF)
         sound = decode_audio(container, 0.0, 2.0, 16000, 1)
