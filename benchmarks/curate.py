@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep import curate, scenes
+from data_prep import appraisal, curate, scenes, sound
 from data_prep.clip import Segment
 from data_prep.container import last_timestamp
 from data_prep.curate import CurateSettings, Curator
@@ -41,7 +41,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "content key": (curate, "content_key"),
     "packets of the picture": (scenes, "read_track"),
     "sound, decoded": (curate, "read_sound"),
-    "sound, to 16 kHz": (curate, "resample"),
+    "sound, to 16 kHz": (sound, "for_networks"),
     "levels": (curate._Work, "_levels"),
     "spectra": (curate._Work, "_spectra"),
     "voice activity": (curate, "voice_probability"),
@@ -49,6 +49,9 @@ STAGES: dict[str, tuple[Any, str]] = {
     "scene cuts": (scenes, "scene_cuts"),
     "first picture": (curate._Work, "_info"),
     "cutting": (curate, "cut"),
+    "loudness": (appraisal, "loudness"),
+    "hash of the sound": (appraisal, "sound_hash"),
+    "hashes of pictures": (curate, "picture_hashes"),
 }
 
 

@@ -11,7 +11,7 @@ from data_prep.active_speaker import FPS, LEAST_VOICE, SIZE, load_scorer, speake
 from data_prep.clip import Clip
 from data_prep.loudness import loudness
 from data_prep.media import decode_video, span
-from data_prep.near_duplicates import key_picture_hashes, sound_hash
+from data_prep.near_duplicates import sound_hash
 from data_prep.picture_quality import PICTURES, PictureQuality
 from data_prep.settings import Settings
 from data_prep.sound import RATE, onset_times
@@ -47,17 +47,19 @@ class Appraiser:
             else None
         )
 
-    def __call__(self, clip: Clip, sound: np.ndarray, mono: np.ndarray, voiced: np.ndarray) -> None:
+    def __call__(
+        self, clip: Clip, pictures: list[int], sound: np.ndarray, mono: np.ndarray, voiced: np.ndarray
+    ) -> None:
         """Add to a kept clip's scores and info.
 
         Args:
-            sound: (2, N) at 32 kHz. mono: (M,) at 16 kHz. voiced: the probability of speech per 32 ms.
+            pictures: hashes of its key pictures. sound: (2, N) at 32 kHz. mono: (M,) at 16 kHz. voiced: the probability
+                of speech per 32 ms.
         """
         in_s, out_s = span(clip)
         scores = {"loudness_lufs": loudness(sound, RATE)}
         clip.info["sound_hash"] = f"{sound_hash(mono, VOICE_RATE):016x}"
-        hashes = key_picture_hashes(clip.media, in_s, out_s)
-        clip.info["picture_hashes"] = [f"{value:016x}" for value in hashes]
+        clip.info["picture_hashes"] = [f"{value:016x}" for value in pictures]
         if self.speech_network:
             scores |= speech_quality(mono, voiced, self.speech_network)
         if self.settings.av_agreement:

@@ -24,8 +24,10 @@ from data_prep.appraisal import AppraisalSettings, Appraiser
 from data_prep.clip import Clip, Segment, Tag, stable_id
 from data_prep.container import Packets, choose_streams, open_media
 from data_prep.cutting import cut
+from data_prep.glimpses import Glimpses
 from data_prep.guarded import beat
 from data_prep.media import Picture, Sound, decoded, picture, read_sound
+from data_prep.near_duplicates import picture_hashes
 from data_prep.policy import Judgement, PolicySettings, as_one_clip, judge
 from data_prep.settings import Settings
 from data_prep.sources import divide
@@ -292,8 +294,15 @@ class _Work:
         low, high = (round((edge - self.start_s) * VOICE_RATE / VOICE_FRAME) for edge in (clip.start_s, clip.end_s))
         low, high = max(0, low), max(0, high)
         mono, voiced = self.mono[low * VOICE_FRAME : high * VOICE_FRAME], self.voiced[low:high]
-        self.appraise(clip, self._samples(clip), mono, voiced)
+        self.appraise(clip, self._pictures(clip), self._samples(clip), mono, voiced)
         return replace(clip, scores=_rounded(clip.scores))
+
+    def _pictures(self, clip: Clip) -> list[int]:
+        """Hashes of the clip's key pictures, out of the source, which is open."""
+        video, track, half = self.streams.video, self.track, self.track.step / 2
+        assert video is not None, "the track was read from a video stream"
+        inside = track.key & (track.times >= clip.start_s - half) & (track.times < clip.end_s - half)
+        return picture_hashes(Glimpses(self.opened, video), track.times[inside].tolist(), half)
 
     @cached_property
     def shown(self) -> Picture:

@@ -53,12 +53,16 @@ class Glimpses:
             stream.codec_context.thread_count = 1
             stream.codec_context.options = {"skip_loop_filter": "all"}
 
-    def keys(self, times_s: Sequence[float], within_s: float) -> dict[float, Glimpse]:
-        """The key frames at these times (ordered), by their time; those that cannot be decoded are missing."""
+    def key_frames(self, times_s: Sequence[float], within_s: float) -> Iterator[tuple[float, av.VideoFrame]]:
+        """The key frames at these times (ordered) with their times; those that cannot be decoded are missing."""
         self.stream.codec_context.skip_frame = "NONKEY"
+        return self._decoded(self._only(np.array(times_s), within_s))
+
+    def keys(self, times_s: Sequence[float], within_s: float) -> dict[float, Glimpse]:
+        """Glimpses of the key frames at these times, by their time."""
         found: dict[float, Glimpse] = {}
         wanted = np.array(times_s)
-        for time_s, frame in self._decoded(self._only(wanted, within_s)):
+        for time_s, frame in self.key_frames(times_s, within_s):
             nearest = float(wanted[np.abs(wanted - time_s).argmin()])
             if abs(nearest - time_s) < within_s:
                 found[nearest] = Glimpse(time_s, _light(frame), _colours(frame))
@@ -114,29 +118,33 @@ class Glimpses:
                 frames = packet.decode()
             except (FFmpegError, ValueError):
                 continue
-            yield from _timed(frames)
+            yield from self._timed(frames)
         try:
             left = self.stream.decode(None)
         except (FFmpegError, ValueError):
             left = []
-        yield from _timed(left)
+        yield from self._timed(left)
+
+    def _timed(self, frames: Sequence[av.VideoFrame]) -> Iterator[tuple[float, av.VideoFrame]]:
+        for frame in frames:
+            # What the decoder held back to its end carries no time base of its own.
+            time_base = frame.time_base or self.stream.time_base
+            if frame.pts is not None and time_base is not None:
+                yield seconds_of(frame.pts, time_base), frame
 
 
-def _timed(frames: Sequence[av.VideoFrame]) -> Iterator[tuple[float, av.VideoFrame]]:
-    for frame in frames:
-        if frame.pts is not None and frame.time_base is not None:
-            yield seconds_of(frame.pts, frame.time_base), frame
+def brightness(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
+    """(≥ 2 · height, ≥ 2 · width) uint8; about 8 pixels for each of height and width when the frame is large."""
+    if frame.format.name in _PLANAR and frame.height >= 2 * height and frame.width >= 2 * width:
+        step = max(1, min(frame.height // height, frame.width // width) // 8)
+        return _plane(frame, 0)[::step, ::step]  # read in place: scaling in full costs as much as decoding
+    return frame.reformat(width=4 * width, height=4 * height, format="gray").to_ndarray()
 
 
 def _light(frame: av.VideoFrame) -> np.ndarray:
-    """(18, 32) float32 in [0, 1]; the means of blocks, of every second pixel or fewer when large."""
+    """(18, 32) float32 in [0, 1]; the means of blocks."""
     height, width = SMALL
-    if frame.format.name in _PLANAR and frame.height >= 2 * height and frame.width >= 2 * width:
-        pixels = _plane(frame, 0)  # read in place: scaling in full costs as much as decoding
-        step = max(1, min(frame.height // height, frame.width // width) // 8)
-        pixels = pixels[::step, ::step]
-    else:
-        pixels = frame.reformat(width=4 * width, height=4 * height, format="gray").to_ndarray()
+    pixels = brightness(frame, height, width)
     tall, wide = pixels.shape[0] // height, pixels.shape[1] // width
     rows = pixels[: tall * height, : wide * width].reshape(height, tall, width * wide).sum(axis=1, dtype=np.uint16)
     return rows.reshape(height, width, wide).sum(axis=2, dtype=np.float32) / np.float32(255 * tall * wide)

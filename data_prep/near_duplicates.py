@@ -14,8 +14,8 @@ Whatever reads the set next (captions, encodes, judges anew) drops the doubles t
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterable
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,7 @@ from scipy.fft import dctn, next_fast_len, rfft, rfftfreq
 
 from data_prep import storage
 from data_prep.clip import Segment
-from data_prep.container import Media, Packets, choose_streams, open_media
-from data_prep.media import decoded
+from data_prep.glimpses import Glimpses, brightness
 
 NAME = "duplicates.parquet"
 REASON = "near_duplicate"
@@ -35,6 +34,7 @@ SCHEMA = pa.schema(
 )
 PICTURES = 3  # key pictures of a clip that are kept
 BITS = 64
+SIDE = 32  # blocks of a picture, across and down
 FLAT = 4.0  # standard deviation of the brightness, of 255
 # Bits that may differ. Unrelated hashes differ in 32 ± 4; a re-encoding moves 4 of a picture's, 10 of a sound's.
 PICTURE_BITS, SOUND_BITS = 6, 16
@@ -45,7 +45,7 @@ _SOUND_BANDS = np.geomspace(200.0, 4000.0, 10)  # edges of 9 bands, Hz
 
 def picture_hash(pixels: np.ndarray) -> int | None:
     """64 bits of a (H, W) brightness from 0 to 255, H and W at least 32; None for a picture with nothing in it."""
-    tall, wide = (np.linspace(0, side, 33).astype(int) for side in pixels.shape)
+    tall, wide = (np.linspace(0, side, SIDE + 1).astype(int) for side in pixels.shape)
     sums = np.add.reduceat(np.add.reduceat(pixels.astype(np.float64), tall[:-1], axis=0), wide[:-1], axis=1)
     means = sums / np.outer(np.diff(tall), np.diff(wide))
     if means.std() < FLAT:  # a black picture is like any other
@@ -54,28 +54,13 @@ def picture_hash(pixels: np.ndarray) -> int | None:
     return _number(low > np.median(low[1:]))
 
 
-def key_picture_hashes(media: Media, start_s: float, end_s: float) -> list[int]:
-    """Hashes of the first key pictures inside a span; other pictures are not decoded. Empty where there is none."""
-    found = []
-    with open_media(media) as container:
-        stream = choose_streams(container).video
-        if stream is None:
-            return []
-        stream.codec_context.thread_count = 1
-        stream.codec_context.skip_frame = "NONKEY"
-        half = float(stream.time_base or 0) / 2
-        for frame in decoded(Packets(container, stream, start_s)):
-            if frame.pts is None or frame.time_base is None:
-                continue
-            time_s = float(frame.pts * frame.time_base)
-            if time_s >= end_s - half:
-                break
-            if time_s >= start_s - half:
-                value = picture_hash(frame.reformat(width=64, height=64, format="gray").to_ndarray())
-                found += [value] if value is not None else []
-            if len(found) == PICTURES:
-                break
-    return found
+def picture_hashes(glimpses: Glimpses, times_s: Sequence[float], within_s: float) -> list[int]:
+    """Hashes of the first key pictures at these times; other pictures are not decoded. Empty where there is none."""
+    hashes = (
+        picture_hash(brightness(frame, SIDE, SIDE))
+        for _, frame in glimpses.key_frames(times_s[: 2 * PICTURES], within_s)
+    )
+    return list(islice((value for value in hashes if value is not None), PICTURES))
 
 
 def sound_hash(mono: np.ndarray, sample_rate: int) -> int:

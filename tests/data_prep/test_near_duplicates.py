@@ -5,11 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import near_duplicates
+from data_prep import near_duplicates, scenes
 from data_prep.clip import Clip, Segment
+from data_prep.container import choose_streams, open_media
+from data_prep.glimpses import Glimpses
 from data_prep.media import decode_audio
 from data_prep.mp4 import write_mp4
-from data_prep.near_duplicates import find, key_picture_hashes, picture_hash, sound_hash
+from data_prep.near_duplicates import find, picture_hash, picture_hashes, sound_hash
 
 RATE = 24000
 HASHES = st.integers(0, 2**64 - 1)
@@ -40,13 +42,22 @@ def _sound(seed: int) -> np.ndarray:
     return sound
 
 
+def _pictures(path) -> list[int]:
+    track = scenes.read_track(path, 0.0, 2.0)
+    assert track is not None
+    with open_media(path) as container:
+        stream = choose_streams(container).video
+        assert stream is not None
+        return picture_hashes(Glimpses(container, stream), track.times[track.key].tolist(), track.step / 2)
+
+
 def _row(path, clip_id: str, pixels: int) -> dict:
     mono = decode_audio(path, 0.0, 2.0, 16000, 1)[0]
     return {
         "clip_id": clip_id,
         "seconds": 2.0,
         "pixels": pixels,
-        "pictures": key_picture_hashes(path, 0.0, 2.0),
+        "pictures": _pictures(path),
         "sound": sound_hash(mono, 16000),
     }
 
