@@ -195,7 +195,7 @@ def test_mistakes_are_named_before_a_worker_starts(curated, tmp_path):
     assert "train.input is not set" in mistake("dit", tmp_path)
     assert "index.parquet is missing" in mistake("dit", tmp_path, input=str(tmp_path))
     assert "no committed segment" in mistake("video-vae", tmp_path, input=str(tmp_path))
-    assert "does not exist" in mistake("dit", tmp_path, input=encoded, init_from=["/nowhere"])
+    assert "not there" in mistake("dit", tmp_path, input=encoded, init_from=["/nowhere"])
     assert "no text_conditioner" in mistake("dit", tmp_path, input=encoded)
     assert "unknown preset" in mistake("dit", tmp_path, input=encoded, preset="huge", init_from=[start])
     batch = {"tokens": 5}
