@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model import layers
 from model.key_maps import diffusers_names
 from model.modality import Modality, audio_positions, video_positions
 from model.transformer import DualStreamTransformer, TransformerConfig
@@ -421,3 +422,21 @@ def test_bfloat16_follows_float32() -> None:
     for a, b in zip(exact, rough, strict=True):
         assert b.dtype == torch.bfloat16
         assert (a - b).norm() < 0.03 * a.norm()
+
+
+def test_few_timesteps_are_embedded_once_each_with_the_same_rows_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer = layers.AdaLNSingle(32, 6)
+    torch.nn.init.normal_(layer.linear.weight)
+    timesteps = torch.tensor([[0.0, 0.0, 500.0, 500.0], [0.0, 730.0, 730.0, 730.0]])
+    weight = torch.randn(2, 4, 32)
+    found = []
+    for few in (layers.FEW_TIMESTEPS, 0):
+        monkeypatch.setattr(layers, "FEW_TIMESTEPS", few)
+        layer.zero_grad()
+        rows, embedded = layer(timesteps, torch.float32)
+        (sum((row * weight).sum() for row in rows) + (embedded * weight).sum()).backward()
+        found.append([*rows, embedded, *(p.grad.clone() for p in layer.parameters() if p.grad is not None)])
+    assert len(found[0]) == 7 + 6
+    for few, every in zip(*found, strict=True):
+        assert (few - every).norm() <= 1e-5 * every.norm()
