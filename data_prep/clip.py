@@ -6,6 +6,7 @@ and it never fans out: its clips are a list inside it. A *clip* ends in exactly 
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -97,8 +98,13 @@ class Segment:
     caption: str = ""
     clips: list[Clip] = field(default_factory=list)
 
-    def joined(self, spans: "list[Segment]") -> "Segment":
-        """This segment with the clips of its curated spans, and with the times that they found."""
+    def through(self, curate: "Callable[[Segment], Segment | list[Segment]]") -> "Segment":
+        """This segment curated; where `curate` gives the spans to be curated instead, with the clips of those, and
+        with the times that they found."""
+        done = curate(self)
+        if isinstance(done, Segment):
+            return done
+        spans = [span.through(curate) for span in done]
         clips = [clip for span in spans for clip in span.clips]
         return replace(spans[0], segment_id=self.segment_id, end_s=spans[-1].end_s, clips=clips)
 

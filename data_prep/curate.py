@@ -66,11 +66,7 @@ class Curator:
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
         """The segments with their clips and verdicts; kept clips bring their media. Bad media never raises."""
-        return [self._segment(segment) for segment in segments]
-
-    def _segment(self, segment: Segment) -> Segment:
-        done = self.curate(segment)
-        return done if isinstance(done, Segment) else segment.joined([self._segment(span) for span in done])
+        return [segment.through(self.curate) for segment in segments]
 
     def curate(self, segment: Segment) -> Segment | list[Segment]:
         """One segment; or, of one that is too long to be read at once, its spans, to be curated one after the other.
@@ -152,8 +148,6 @@ class _Work:
         self.segment, self.opened, self.track, self.heard = segment, opened, track, heard
         self.streams = choose_streams(opened)
         self.measured: dict[str, _Measured] = {}
-        self._voiced: np.ndarray | None = None
-        self._mono: np.ndarray | None = None
 
     def clip(self, start_s: float, end_s: float) -> Clip:
         # Microseconds: finer than any frame, and the same in every run.
@@ -213,8 +207,13 @@ class _Work:
         found.scores |= sound.spectral_scores(self._samples(clip))
 
     def _voice(self, clip: Clip, found: _Measured) -> None:
+        low, high = self._voice_frames(clip)
+        found.scores |= sound.voice_scores(self.voiced[low:high])
+
+    def _voice_frames(self, clip: Clip) -> tuple[int, int]:
+        """First and end of the clip's frames of `voiced`."""
         low, high = (round((edge - self.start_s) * VOICE_RATE / VOICE_FRAME) for edge in (clip.start_s, clip.end_s))
-        found.scores |= sound.voice_scores(self.voiced[max(0, low) : max(0, high)])
+        return max(0, low), max(0, high)
 
     def _tags(self, clip: Clip, found: _Measured) -> None:
         low, high = (round((edge - self.start_s) * VOICE_RATE) for edge in (clip.start_s, clip.end_s))
@@ -225,23 +224,16 @@ class _Work:
     def start_s(self) -> float:
         return float(self.track.times[0])
 
-    @property
+    @cached_property
     def mono(self) -> np.ndarray:
         """The segment's sound, (N,) at 16 kHz from `start_s` on."""
         assert self.heard is not None, "only a segment with an audio stream is listened to"
-        if self._mono is None:
-            both = self.heard.between(self.start_s, self.track.end)
-            mono = sound.for_networks(both)
-            self._mono = mono
-            return mono
-        return self._mono
+        return sound.for_networks(self.heard.between(self.start_s, self.track.end))
 
-    @property
+    @cached_property
     def voiced(self) -> np.ndarray:
         """The probability of speech per 32 ms from `start_s` on."""
-        if self._voiced is None:
-            self._voiced = voice_probability(sound.turned_up(self.mono))
-        return self._voiced
+        return voice_probability(sound.turned_up(self.mono))
 
     def told(self, clip: Clip, judgement: Judgement) -> Clip:
         """The clip with what was measured of it."""
@@ -291,8 +283,7 @@ class _Work:
         made = cut(self.opened, clip.start_s, clip.end_s)
         info = self._info(clip) | {"in_s": made.in_s, "out_s": made.out_s}
         clip = replace(clip, media=made.data, media_suffix=made.suffix, info=info)
-        low, high = (round((edge - self.start_s) * VOICE_RATE / VOICE_FRAME) for edge in (clip.start_s, clip.end_s))
-        low, high = max(0, low), max(0, high)
+        low, high = self._voice_frames(clip)
         mono, voiced = self.mono[low * VOICE_FRAME : high * VOICE_FRAME], self.voiced[low:high]
         self.appraise(clip, self._pictures(clip), self._samples(clip), mono, voiced)
         return replace(clip, scores=_rounded(clip.scores))

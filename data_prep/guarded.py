@@ -73,17 +73,13 @@ class Guarded:
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
         """The segments with their clips and verdicts. Bad media never raises."""
-        return [self._segment(segment) for segment in segments]
+        return [segment.through(self._ask) for segment in segments]
 
     def close(self) -> None:
         """End the child."""
         if self._child is not None:
             self._child.end()
             self._child = None
-
-    def _segment(self, segment: Segment) -> Segment:
-        done = self._ask(segment)
-        return done if isinstance(done, Segment) else segment.joined([self._segment(span) for span in done])
 
     def _ask(self, segment: Segment) -> Segment | list[Segment]:
         """The child's answer, or the quarantined segment."""

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from data_prep import calibration, storage
 from data_prep.calibration import CLASSES, Calibration, Source
 from data_prep.index import read_manifest
 from data_prep.policy import PolicySettings
+from pipelines import pages
 
 KEEP, DROP, RECALL = "#3f7d58", "#b4483c", "#2f5f9e"
 
@@ -62,10 +62,8 @@ def run_calibrate(labels: str | Path, source: str | Path, output: str | Path) ->
             },
         },
     }
-    environment = Environment(
-        loader=PackageLoader("pipelines"), autoescape=select_autoescape(), undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("calibration.html").render(
+    page = pages.render(
+        "calibration.html",
         summary=summary,
         outcome=found.outcome,
         table=confusion_table(found),
@@ -80,7 +78,7 @@ def run_calibrate(labels: str | Path, source: str | Path, output: str | Path) ->
     for name, data in (
         ("calibration.png", picture),
         ("policy.yaml", snippet.encode()),
-        ("calibration.html", page.encode()),
+        ("calibration.html", page),
         ("summary.json", json.dumps(summary, indent=1, ensure_ascii=False).encode() + b"\n"),
     ):
         storage.put(storage.at(output, name), data)

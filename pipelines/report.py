@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from data_prep import storage
 from data_prep.index import read_manifest
+from pipelines import pages
+from pipelines.commit import SETTINGS, SUMMARY
 from pipelines.examples import Drawing, Example, spread
 
 NAME = "report.html"
@@ -96,28 +97,26 @@ def write_report(root: str | Path) -> Report:
             json.loads(row["info"]),
             json.loads(row["caption"]),
         )
-    summary = json.loads(storage.read(storage.at(root, "summary.json")))
+    summary = json.loads(storage.read(storage.at(root, SUMMARY)))
     sections = _sections(root, rows)
-    environment = Environment(
-        loader=PackageLoader("pipelines"), autoescape=select_autoescape(), undefined=StrictUndefined, trim_blocks=True
-    )
     folder = str(root).rstrip("/").rsplit("/", 1)[-1]
     for section in sections:
-        page = environment.get_template("examples.html").render(section=section, folder=folder, index=NAME)
-        storage.put(storage.at(root, PAGES, section.page), page.encode())
-    page = environment.get_template("report.html").render(
+        page = pages.render("examples.html", section=section, folder=folder, index=NAME)
+        storage.put(storage.at(root, PAGES, section.page), page)
+    page = pages.render(
+        "report.html",
         summary=summary,
         funnel=funnel(rows),
         classes=_counted(rows, lambda row: row["sound_class"] or "not judged"),
         languages=_counted([row for row in rows if _language(row)], _language),
         histograms=_histograms(rows, _policy(root)),
         sections=sections,
-        settings=storage.read(storage.at(root, "settings.yaml")).decode(),
+        settings=storage.read(storage.at(root, SETTINGS)).decode(),
         folder=folder,
         pages=PAGES,
     )
     path = storage.at(root, NAME)
-    storage.put(path, page.encode())
+    storage.put(path, page)
     samples = next((e.files() for s in sections if s.title == "Kept" for e in s.examples if e.video), [])
     return Report(path, [section.page for section in sections], samples)
 
@@ -173,7 +172,8 @@ def _counted(rows: list[dict], kind: Callable[[dict], str]) -> list[dict]:
     """Clips by kind, with kept clips and kept hours; the most frequent first."""
     found: dict[str, dict] = {}
     for row in rows:
-        at = found.setdefault(kind(row), {"name": kind(row), "clips": 0, "kept": 0, "hours": 0.0})
+        name = kind(row)
+        at = found.setdefault(name, {"name": name, "clips": 0, "kept": 0, "hours": 0.0})
         at["clips"] += 1
         if row["verdict"] == "kept":
             at["kept"] += 1
@@ -189,7 +189,7 @@ def _language(row: dict) -> str:
 def _policy(root: str | Path) -> dict[str, Any]:
     """The thresholds that judged this set: its own, or those of the set that it was made from."""
     for _ in range(3):
-        path = storage.at(root, "settings.yaml")
+        path = storage.at(root, SETTINGS)
         if not storage.exists(path):
             break
         settings = yaml.safe_load(storage.read(path))["settings"]
