@@ -95,16 +95,10 @@ class _TimestepEmbedding(nn.Module):
         return self.timestep_embedder(sinusoid(timesteps).to(dtype))
 
 
-# Up to so many timesteps in a batch are embedded once each, not once per token.
-FEW_TIMESTEPS = 16
-
-
 class AdaLNSingle(nn.Module):
     """Timesteps → the modulation rows that all blocks share (PixArt-α §2.3); each block adds its own table.
 
-    The rows start at zero. Tokens that are given as conditions have another timestep than the rest, so a batch has many
-    tokens and few timesteps. On a CPU, where looking costs no waiting, each is embedded once and handed to its tokens:
-    per token this layer alone costs as much as a block.
+    The rows start at zero.
     """
 
     def __init__(self, dim: int, rows: int):
@@ -114,15 +108,28 @@ class AdaLNSingle(nn.Module):
         self.linear = Linear(dim, rows * dim, zero=True)
 
     def forward(self, timesteps: Tensor, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], Tensor]:
-        """(B, T) scaled timesteps → (`rows` tensors (B, T, D), embedded timestep (B, T, D))."""
-        own_btk = None  # 1 where a token has a timestep
-        if timesteps.shape[1] > 1 and timesteps.device.type == "cpu" and not torch.compiler.is_compiling():
-            distinct = timesteps.unique()
-            if len(distinct) <= FEW_TIMESTEPS:
-                own_btk = (timesteps.unsqueeze(-1) == distinct).to(dtype)
-                timesteps = distinct.unsqueeze(0)
+        """(B, K) scaled timesteps → (`rows` tensors (B, K, D), embedded timestep (B, K, D))."""
         embedded = self.emb(timesteps, dtype)
         rows = self.linear(nn.functional.silu(embedded))
-        if own_btk is not None:
-            embedded, rows = own_btk @ embedded, own_btk @ rows
         return rows.unflatten(-1, (self.rows, -1)).unbind(-2), embedded
+
+
+# Up to so many timesteps in a batch are embedded once each, not once per token.
+FEW_TIMESTEPS = 16
+
+
+def distinct_timesteps(timesteps_bt: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """The timesteps to be embedded, and `own` of `model.norms`: (B, 1), None where a sample's tokens share one memory;
+    (1, K), (B, T, K) of `dtype` where few differ; else as they are, with None.
+
+    Tokens that are given as conditions have another timestep than the rest, so a batch has many tokens and few
+    timesteps; embedding them per token costs as much as several blocks. Values are looked at on a CPU only, where that
+    costs no waiting.
+    """
+    if timesteps_bt.shape[1] == 1 or timesteps_bt.stride(1) == 0:
+        return timesteps_bt[:, :1], None
+    if timesteps_bt.device.type == "cpu" and not torch.compiler.is_compiling():
+        distinct = timesteps_bt.unique()
+        if len(distinct) <= FEW_TIMESTEPS:
+            return distinct.unsqueeze(0), (timesteps_bt.unsqueeze(-1) == distinct).to(dtype)
+    return timesteps_bt, None

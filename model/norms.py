@@ -3,13 +3,16 @@
 A transformer block spends its memory traffic here. Written as plain operations, autograd keeps every intermediate
 (squares, normalised values, the sum of table row and timestep row, both halves of the rotation); written as one
 function, it keeps the input and one number per token, and the rest is formed again in backward. The numerics are
-those of the plain form: statistics and rotation in float32, the result in the input's type.
+those of the plain form: statistics and rotation in float32, the result in the input's type. On a CPU a (B, T, D) result
+in new memory costs several times one in place, so what is fresh is overwritten, and what is done with is dropped first.
 
-Shapes: B batch, T tokens, D width, H heads, d = head_dim; AdaLN rows are a table row (D,) of the block plus a timestep
-row (B, T, D) or (B, 1, D) of the sample.
+Shapes: B batch, T tokens, D width, H heads, d = head_dim, K distinct timesteps of a batch. A modulation is a table row
+(D,) of the block plus a timestep row: one per sample (B, 1, D), one per token (B, T, D), or, where the tokens have few
+timesteps between them, one per timestep (1, K, D) with `own`, which says whose it is. Then sums are formed on K rows,
+and a product with `own` hands them to the tokens, or gathers the tokens' gradients: nothing else is ever (B, T, D).
 """
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +20,13 @@ from torch.autograd.function import once_differentiable
 
 from model.rope import RopeTable, rotate
 
-AdaRow = tuple[Tensor, Tensor]  # a block's table row (D,) and the sample's timestep row (B, T or 1, D)
+
+class AdaRow(NamedTuple):
+    """One modulation of a block (see the module's head)."""
+
+    table: Tensor  # (D,)
+    row: Tensor  # (B, 1 or T, D), or (1, K, D)
+    own: Tensor | None = None  # (B, T, K), 1 where a token has a timestep and 0 else
 
 
 def rms_norm(x_btd: Tensor, eps: float) -> Tensor:
@@ -33,7 +42,7 @@ def rotated_rms_norm(x_btd: Tensor, weight: Tensor, rope: RopeTable | None, head
 
 def modulated_rms_norm(x_btd: Tensor, scale: AdaRow, shift: AdaRow, eps: float) -> Tensor:
     """rms_norm(x)·(1 + scale) + shift."""
-    return cast(Tensor, _ModulatedRMSNorm.apply(x_btd, *scale, *shift, eps))
+    return cast(Tensor, _ModulatedRMSNorm.apply(x_btd, scale.table, scale.row, shift.table, shift.row, scale.own, eps))
 
 
 def gated_residual(x_btd: Tensor, y_btd: Tensor, gate: AdaRow) -> Tensor:
@@ -52,30 +61,49 @@ def _one_plus(table: Tensor, row: Tensor) -> Tensor:
     return (table.float() + 1) + row.float()
 
 
-def _norm_backward(x: Tensor, rstd: Tensor, grad_hat: Tensor, dot: Tensor) -> Tensor:
-    """Gradient of x̂ = x·rstd with respect to x, given that of x̂ (overwritten) and `dot`, its product with x summed."""
-    return grad_hat.mul_(rstd).addcmul_(x, dot * rstd.pow(3) / -x.shape[-1])
+def _spread(row: Tensor, own: Tensor | None, column: Tensor) -> Tensor:
+    """Each token's row, times its entry of `column` (B, T, 1): → (B, T, D)."""
+    return column * row if own is None else (own * column) @ row
 
 
-def _sum_width(p: Tensor, row: Tensor) -> Tensor:
-    """Σ over the width of p·row: (B, T, D), (B, T or 1, D) → (B, T, 1)."""
+def _add_rows(x: Tensor, row: Tensor, own: Tensor | None) -> Tensor:
+    """x (B, T, D), overwritten, + each token's row."""
+    return x.add_(row) if own is None else x.baddbmm_(own.to(x.dtype), row.expand(len(x), -1, -1))
+
+
+def _times_rows(x: Tensor, row: Tensor, own: Tensor | None) -> Tensor:
+    """x (B, T, D) · each token's row."""
+    return x * row if own is None else (own.to(row.dtype) @ row).mul_(x)
+
+
+def _dot(p: Tensor, row: Tensor, own: Tensor | None = None) -> Tensor:
+    """Σ over the width of p·(each token's row): → (B, T, 1)."""
+    if own is not None:
+        return (p @ row.transpose(-1, -2)).mul_(own).sum(-1, keepdim=True)
     if p.is_cuda or row.shape[-2] != 1:
         return (p * row).sum(-1, keepdim=True)
     return p @ row.transpose(-1, -2)  # on a CPU a matrix-vector product reads p once and writes nothing
 
 
-def _sum_tokens(p: Tensor, column: Tensor) -> Tensor:
-    """Σ over tokens of p·column: (B, T, D), (B, T, 1) → (B, 1, D)."""
+def _sum_tokens(p: Tensor, own: Tensor | None, column: Tensor) -> Tensor:
+    """Σ of p·column over the tokens that share a row: → (B, K or 1, D)."""
+    if own is not None:
+        return (own * column).transpose(1, 2) @ p
     if p.is_cuda:
         return (p * column).sum(1, keepdim=True)
     return column.transpose(1, 2) @ p
 
 
-def _reduce_row(grad: Tensor, table: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-    """A gradient (B, T or 1, D) summed to the shapes of a table row (D,) and a timestep row (B, T or 1, D)."""
-    if row.shape[1] == 1 and grad.shape[1] != 1:
+def _reduced(grad: Tensor, table: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    """A gradient (B, T, K or 1, D) summed to the shapes of a table row and a timestep row."""
+    if row.shape[1] == 1:
         grad = grad.sum(1, keepdim=True)
-    return grad.sum((0, 1)).to(table.dtype), grad.to(row.dtype)
+    return grad.sum((0, 1)).to(table.dtype), grad.sum_to_size(row.shape).to(row.dtype)
+
+
+def _gathered(grad: Tensor, own: Tensor | None) -> Tensor:
+    """Σ of a gradient (B, T, D) over the tokens that share a timestep, where few do: → (B, T or K, D)."""
+    return grad if own is None else own.to(grad.dtype).transpose(1, 2) @ grad
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -99,42 +127,62 @@ class _RMSNorm(torch.autograd.Function):
         straight = straight.flatten(-2)
         p = straight * x32
         if weight is None:
-            return _norm_backward(x32, rstd, straight.clone(), p.sum(-1, keepdim=True)).to(x.dtype), *(None,) * 5
-        d_weight = _sum_tokens(p, rstd).sum((0, 1)).to(weight.dtype)
-        weight = weight.float()
-        dot = _sum_width(p, weight.expand(len(p), 1, -1))
-        return _norm_backward(x32, rstd, straight * weight, dot).to(x.dtype), d_weight, *(None,) * 4
+            dot, d_weight = p.sum(-1, keepdim=True), None
+        else:
+            dot = _dot(p, weight.float().expand(len(p), 1, -1))
+            d_weight = _sum_tokens(p, None, rstd).sum((0, 1)).to(weight.dtype)
+        del p
+        direct = straight * rstd if cos is None else straight.mul_(rstd)
+        if weight is not None:
+            direct = direct.mul_(weight)
+        return _through_norm(x32, rstd, direct, dot).to(x.dtype), d_weight, *(None,) * 4
 
 
 class _ModulatedRMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, table_scale, row_scale, table_shift, row_shift, eps) -> Tensor:
+    def forward(ctx: Any, x, table_scale, row_scale, table_shift, row_shift, own, eps) -> Tensor:
         rstd = _rms_reciprocal(x, eps)
-        ctx.save_for_backward(x, rstd, table_scale, row_scale, table_shift, row_shift)
-        shift = table_shift.float() + row_shift.float()
-        return torch.addcmul(shift, x.float() * rstd, _one_plus(table_scale, row_scale)).to(x.dtype)
+        ctx.save_for_backward(x, rstd, table_scale, row_scale, table_shift, row_shift, own)
+        scale = _spread(_one_plus(table_scale, row_scale), own, rstd)
+        return _add_rows(scale.mul_(x), table_shift.float() + row_shift.float(), own).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad):
-        x, rstd, table_scale, row_scale, table_shift, row_shift = ctx.saved_tensors
+        x, rstd, table_scale, row_scale, table_shift, row_shift, own = ctx.saved_tensors
         grad32, x32 = grad.float(), x.float()
         scale = _one_plus(table_scale, row_scale)
         p = grad32 * x32
-        dot = _sum_width(p, scale)
-        d_scale = _sum_tokens(p, rstd) if row_scale.shape[1] == 1 else p.mul_(rstd)
-        d_x = _norm_backward(x32, rstd, grad32 * scale, dot).to(x.dtype)
-        return d_x, *_reduce_row(d_scale, table_scale, row_scale), *_reduce_row(grad32, table_shift, row_shift), None
+        dot = _dot(p, scale, own)
+        few = own is not None or row_scale.shape[1] == 1
+        d_scale = _sum_tokens(p, own, rstd) if few else p.mul_(rstd)
+        del p
+        d_x = _through_norm(x32, rstd, _spread(scale, own, rstd).mul_(grad32), dot).to(x.dtype)
+        d_shift = _gathered(grad32, own)
+        return (
+            d_x,
+            *_reduced(d_scale, table_scale, row_scale),
+            *_reduced(d_shift, table_shift, row_shift),
+            None,
+            None,
+        )
+
+
+def _through_norm(x: Tensor, rstd: Tensor, direct: Tensor, dot: Tensor) -> Tensor:
+    """Gradient with respect to x of f(x·rstd), given f′·rstd (overwritten) and `dot`, f′·x summed over the width."""
+    return direct.addcmul_(x, dot * rstd.pow(3) / -x.shape[-1])
 
 
 class _GatedResidual(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, y, table, row) -> Tensor:
-        ctx.save_for_backward(y, table, row)
-        return torch.addcmul(x, y, table + row)
+    def forward(ctx: Any, x, y, table, row, own) -> Tensor:
+        ctx.save_for_backward(y, table, row, own)
+        gate = table + row
+        return torch.addcmul(x, y, gate) if own is None else _times_rows(y, gate, own).add_(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad):
-        y, table, row = ctx.saved_tensors
-        return grad, grad * (table + row), *_reduce_row(grad.float() * y, table, row)
+        y, table, row, own = ctx.saved_tensors
+        d_rows = _reduced(_gathered(grad.float() * y, own), table, row)
+        return grad, _times_rows(grad, table + row, own), *d_rows, None

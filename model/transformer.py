@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.attention import Attention
-from model.layers import AdaLNSingle, CaptionProjection, FeedForward, Linear, truncated_normal_
+from model.layers import AdaLNSingle, CaptionProjection, FeedForward, Linear, distinct_timesteps, truncated_normal_
 from model.modality import Modality
 from model.norms import AdaRow, gated_residual, modulated_rms_norm, rms_norm
 from model.rope import RopeCache, RopeTable
@@ -110,9 +110,10 @@ class TransformerConfig:
 class _CrossModal:
     """One stream's part in A↔V attention: AdaLN rows as query or key of each direction, and RoPE over time."""
 
-    a2v: tuple[Tensor, Tensor]  # scale, shift
-    v2a: tuple[Tensor, Tensor]
+    rows: tuple[Tensor, ...]  # a2v scale, a2v shift, v2a scale, v2a shift
+    own: Tensor | None
     gate: Tensor
+    gate_own: Tensor | None
     rope: RopeTable
     keep: Tensor | None  # (B, 1, 1), 0 where a sample skips A↔V attention
 
@@ -121,7 +122,9 @@ class _CrossModal:
 class _Stream:
     """What every block needs of a stream beside its state."""
 
-    rows: tuple[Tensor, ...]  # 6 or 9 AdaLN rows (B, T or 1, D)
+    rows: tuple[Tensor, ...]  # 6 or 9 AdaLN rows, as in `AdaRow`
+    own: Tensor | None
+    embedded: Tensor  # timesteps, for the final modulation
     context: Tensor
     context_mask: Tensor | None  # bool (B, 1, 1, S)
     prompt_rows: tuple[Tensor, ...] | None  # shift, scale (B, 1, D) of the context
@@ -212,14 +215,14 @@ class DualStreamBlock(nn.Module):
         prompt_table: Tensor | None,
         pass_value: Tensor | bool,
     ) -> Tensor:
-        row = _rows(table, stream.rows)
+        row = _rows(table, stream.rows, stream.own)
         normed = modulated_rms_norm(x, scale=row[1], shift=row[0], eps=self.eps)
         y = self_attention(normed, rope=stream.rope, mask=stream.mask, pass_value=pass_value)
         x = gated_residual(x, y, row[2])
         if prompt_table is None:
             return x + text_attention(rms_norm(x, self.eps), stream.context, mask=stream.context_mask)
         assert stream.prompt_rows is not None
-        shift, scale = (table_row + timestep_row for table_row, timestep_row in _rows(prompt_table, stream.prompt_rows))
+        shift, scale = (one.table + one.row for one in _rows(prompt_table, stream.prompt_rows))
         context = torch.addcmul(shift, stream.context, 1 + scale)
         normed = modulated_rms_norm(x, scale=row[7], shift=row[6], eps=self.eps)
         return gated_residual(x, text_attention(normed, context, mask=stream.context_mask), row[8])
@@ -227,26 +230,25 @@ class DualStreamBlock(nn.Module):
     def _attend_across(
         self, x_video: Tensor, x_audio: Tensor, video: _CrossModal, audio: _CrossModal
     ) -> tuple[Tensor, Tensor]:
-        tables = (self.scale_shift_table_a2v_ca_video, self.scale_shift_table_a2v_ca_audio)
-        video_a2v, audio_a2v = (
-            modulated_rms_norm(x, scale=(table[0], side.a2v[0]), shift=(table[1], side.a2v[1]), eps=self.eps)
-            for x, table, side in zip((x_video, x_audio), tables, (video, audio), strict=True)
-        )
-        video_v2a, audio_v2a = (
-            modulated_rms_norm(x, scale=(table[2], side.v2a[0]), shift=(table[3], side.v2a[1]), eps=self.eps)
-            for x, table, side in zip((x_video, x_audio), tables, (video, audio), strict=True)
+        video_table, audio_table = self.scale_shift_table_a2v_ca_video, self.scale_shift_table_a2v_ca_audio
+        video_row = _rows(video_table[:4], video.rows, video.own)
+        audio_row = _rows(audio_table[:4], audio.rows, audio.own)
+        video_a2v, video_v2a, audio_a2v, audio_v2a = (
+            modulated_rms_norm(x, scale=row[at], shift=row[at + 1], eps=self.eps)
+            for x, row in ((x_video, video_row), (x_audio, audio_row))
+            for at in (0, 2)
         )
         to_video = self.audio_to_video_attn(video_a2v, audio_a2v, rope=video.rope, context_rope=audio.rope)
         to_audio = self.video_to_audio_attn(audio_v2a, video_v2a, rope=audio.rope, context_rope=video.rope)
         if video.keep is not None:
             to_video, to_audio = to_video * video.keep, to_audio * video.keep
         return (
-            gated_residual(x_video, to_video, (tables[0][4], video.gate)),
-            gated_residual(x_audio, to_audio, (tables[1][4], audio.gate)),
+            gated_residual(x_video, to_video, AdaRow(video_table[4], video.gate, video.gate_own)),
+            gated_residual(x_audio, to_audio, AdaRow(audio_table[4], audio.gate, audio.gate_own)),
         )
 
     def _feed_forward(self, x: Tensor, stream: _Stream, ff: FeedForward, table: Tensor) -> Tensor:
-        row = _rows(table, stream.rows)
+        row = _rows(table, stream.rows, stream.own)
         return gated_residual(x, ff(modulated_rms_norm(x, scale=row[4], shift=row[3], eps=self.eps)), row[5])
 
 
@@ -257,8 +259,8 @@ def _table(rows: int, dim: int, gates: Sequence[int] = ()) -> nn.Parameter:
     return nn.Parameter(table)
 
 
-def _rows(table: Tensor, timestep_rows: tuple[Tensor, ...]) -> list[AdaRow]:
-    return list(zip(table.unbind(0), timestep_rows, strict=True))
+def _rows(table: Tensor, rows: tuple[Tensor, ...], own: Tensor | None = None) -> list[AdaRow]:
+    return [AdaRow(*pair, own) for pair in zip(table.unbind(0), rows, strict=True)]
 
 
 class DualStreamTransformer(nn.Module):
@@ -329,12 +331,11 @@ class DualStreamTransformer(nn.Module):
         keep = None
         if cross and isinstance(skip_cross_modal, Tensor):
             keep = (~skip_cross_modal)[:, None, None].to(self.patchify_proj.weight.dtype)
-        x_video = x_audio = video_embedded = audio_embedded = None
-        video_stream = audio_stream = None
+        x_video = x_audio = video_stream = audio_stream = None
         if video is not None:
-            x_video, video_embedded, video_stream = self._prepare(video, audio if cross else None, keep, "")
+            x_video, video_stream = self.prepare(video, audio if cross else None, keep, "")
         if audio is not None:
-            x_audio, audio_embedded, audio_stream = self._prepare(audio, video if cross else None, keep, "audio_")
+            x_audio, audio_stream = self.prepare(audio, video if cross else None, keep, "audio_")
         stg = frozenset(stg_blocks)
         for index, block in enumerate(self.transformer_blocks):
             pass_value = index in stg and (True if stg_samples is None else stg_samples)
@@ -345,14 +346,14 @@ class DualStreamTransformer(nn.Module):
             else:
                 x_video, x_audio = block(*arguments)
         return (
-            self._output(x_video, video_embedded, self.scale_shift_table, self.proj_out),
-            self._output(x_audio, audio_embedded, self.audio_scale_shift_table, self.audio_proj_out),
+            self._output(x_video, video_stream, self.scale_shift_table, self.proj_out),
+            self._output(x_audio, audio_stream, self.audio_scale_shift_table, self.audio_proj_out),
         )
 
-    def _prepare(
+    def prepare(
         self, modality: Modality, other: Modality | None, keep: Tensor | None, prefix: Literal["", "audio_"]
-    ) -> tuple[Tensor, Tensor, _Stream]:
-        """State, embedded timestep and conditions of one stream; `other` is None where no A↔V attention runs."""
+    ) -> tuple[Tensor, _Stream]:
+        """State and conditions of one stream; `other` is None where no A↔V attention runs."""
         config = self.config
         if prefix:
             width, heads, max_pos = (
@@ -366,9 +367,7 @@ class DualStreamTransformer(nn.Module):
             scale_shift, gate = self.av_ca_video_scale_shift_adaln_single, self.av_ca_a2v_gate_adaln_single
         patchify: Linear = getattr(self, f"{prefix}patchify_proj")
         dtype = patchify.weight.dtype
-        timesteps = modality.timesteps
-        if timesteps.shape[1] > 1 and timesteps.stride(1) == 0:
-            timesteps = timesteps[:, :1]  # an expanded σ: the tokens are alike, one row of modulation serves them all
+        timesteps, own = distinct_timesteps(modality.timesteps, dtype)
         scaled = timesteps * config.timestep_scale_multiplier
         rows, embedded = getattr(self, f"{prefix}adaln_single")(scaled, dtype)
         prompt_rows = None
@@ -381,15 +380,16 @@ class DualStreamTransformer(nn.Module):
         cross = None
         if other is not None:
             foreign = other.sigma[:, None]
-            modulating = foreign * config.timestep_scale_multiplier if config.av_timestep == "other" else scaled
-            gating = timesteps if config.av_timestep == "own" else foreign
-            (a2v_scale, a2v_shift, v2a_scale, v2a_shift), _ = scale_shift(modulating, dtype)
+            modulating, modulating_own = (foreign, None) if config.av_timestep == "other" else (timesteps, own)
+            gating, gating_own = (timesteps, own) if config.av_timestep == "own" else (foreign, None)
+            cross_rows, _ = scale_shift(modulating * config.timestep_scale_multiplier, dtype)
             (gate_row,), _ = gate(gating * config.av_ca_timestep_scale_multiplier, dtype)
             seconds = (max(config.positional_embedding_max_pos[0], config.audio_positional_embedding_max_pos[0]),)
             cross = _CrossModal(
-                a2v=(a2v_scale, a2v_shift),
-                v2a=(v2a_scale, v2a_shift),
+                rows=cross_rows,
+                own=modulating_own,
                 gate=gate_row,
+                gate_own=gating_own,
                 rope=self._table(
                     modality.positions[:, :1], config.audio_width, config.audio_num_attention_heads, seconds
                 ),
@@ -397,6 +397,8 @@ class DualStreamTransformer(nn.Module):
             )
         stream = _Stream(
             rows=rows,
+            own=own,
+            embedded=embedded,
             context=context,
             context_mask=None if modality.context_mask is None else modality.context_mask.bool()[:, None, None, :],
             prompt_rows=prompt_rows,
@@ -404,16 +406,19 @@ class DualStreamTransformer(nn.Module):
             mask=_attention_bias(modality.attention_mask, dtype),
             cross=cross,
         )
-        return patchify(modality.latent.to(dtype)), embedded, stream
+        return patchify(modality.latent.to(dtype)), stream
 
     def _table(self, positions: Tensor, width: int, heads: int, max_pos: tuple[int, ...]) -> RopeTable:
         return self._rope.get(positions, width, heads, max_pos, self.config.positional_embedding_theta)
 
-    def _output(self, x: Tensor | None, embedded: Tensor | None, table: Tensor, proj_out: Linear) -> Tensor | None:
-        if x is None or embedded is None:
+    def _output(self, x: Tensor | None, stream: _Stream | None, table: Tensor, proj_out: Linear) -> Tensor | None:
+        if x is None or stream is None:
             return None
+        shift, scale = table[0] + stream.embedded, 1 + table[1] + stream.embedded
+        if stream.own is not None:
+            shift, scale = stream.own @ shift, stream.own @ scale
         normed = nn.functional.layer_norm(x, (x.shape[-1],), eps=self.config.norm_eps)
-        return proj_out(torch.addcmul(table[0] + embedded, normed, 1 + table[1] + embedded))
+        return proj_out(torch.addcmul(shift, normed, scale))
 
     def _check(
         self, video: Modality | None, audio: Modality | None, skip: bool | Tensor, stg_blocks: Sequence[int]

@@ -70,20 +70,20 @@ def test_cache_finds_the_same_memory_and_nothing_else() -> None:
     torch.testing.assert_close(after[0][0], first[0][0])
 
 
-def _row(dim: int, tokens: int) -> AdaRow:
-    return torch.randn(dim, dtype=torch.double), torch.randn(2, tokens, dim, dtype=torch.double)
-
-
-@pytest.mark.parametrize("tokens", [1, 5])
-def test_fused_norms_equal_their_plain_form(tokens: int) -> None:
+@pytest.mark.parametrize("timesteps", ["sample", "token", "few"])
+def test_fused_norms_equal_their_plain_form(timesteps: str) -> None:
     torch.manual_seed(0)
-    x, y = (torch.randn(2, 5, 12) for _ in range(2))
-    rows = [tuple(t.float().requires_grad_() for t in _row(12, tokens)) for _ in range(3)]
-    scale, shift, gate = (row[0] + row[1] for row in rows)
-    leaves = [x.requires_grad_(), y.requires_grad_(), *(t for row in rows for t in row)]
+    x, y = (torch.randn(2, 5, 12, requires_grad=True) for _ in range(2))
+    own = torch.eye(3)[torch.tensor([[0, 0, 1, 2, 0], [2, 2, 2, 1, 1]])] if timesteps == "few" else None
+    shape = {"sample": (2, 1), "token": (2, 5), "few": (1, 3)}[timesteps]
+    rows = [
+        AdaRow(torch.randn(12, requires_grad=True), torch.randn(*shape, 12, requires_grad=True), own) for _ in range(3)
+    ]
+    scale, shift, gate = (table + (row if own is None else own @ row) for table, row, own in rows)
+    leaves = [x, y, *(t for row in rows for t in row[:2])]
     normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
     plain = x + torch.tanh(normed * (1 + scale) + shift) * y * gate
-    fused = gated_residual(x, torch.tanh(modulated_rms_norm(x, rows[0], rows[1], 1e-6)) * y, rows[2])  # pyright: ignore
+    fused = gated_residual(x, torch.tanh(modulated_rms_norm(x, rows[0], rows[1], 1e-6)) * y, rows[2])
     torch.testing.assert_close(fused, plain)
     weight = torch.randn_like(plain)
     expected = torch.autograd.grad((plain * weight).sum(), leaves)

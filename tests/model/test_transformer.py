@@ -424,19 +424,21 @@ def test_bfloat16_follows_float32() -> None:
         assert (a - b).norm() < 0.03 * a.norm()
 
 
-def test_few_timesteps_are_embedded_once_each_with_the_same_rows_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    layer = layers.AdaLNSingle(32, 6)
-    torch.nn.init.normal_(layer.linear.weight)
-    timesteps = torch.tensor([[0.0, 0.0, 500.0, 500.0], [0.0, 730.0, 730.0, 730.0]])
-    weight = torch.randn(2, 4, 32)
+@pytest.mark.parametrize("version", TINY)
+def test_few_timesteps_are_embedded_once_each_with_the_same_gradients(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(TINY[version])
+    video, audio = streams(model.config, per_token=True)
+    timesteps, own = layers.distinct_timesteps(video.timesteps, torch.float32)
+    assert own is not None
+    torch.testing.assert_close((own @ timesteps[0]), video.timesteps, rtol=0, atol=0)
     found = []
     for few in (layers.FEW_TIMESTEPS, 0):
         monkeypatch.setattr(layers, "FEW_TIMESTEPS", few)
-        layer.zero_grad()
-        rows, embedded = layer(timesteps, torch.float32)
-        (sum((row * weight).sum() for row in rows) + (embedded * weight).sum()).backward()
-        found.append([*rows, embedded, *(p.grad.clone() for p in layer.parameters() if p.grad is not None)])
-    assert len(found[0]) == 7 + 6
+        model.zero_grad()
+        outputs = model(video, audio)
+        torch.stack([x.square().sum() for x in outputs]).sum().backward()
+        found.append([*outputs, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
     for few, every in zip(*found, strict=True):
         assert (few - every).norm() <= 1e-5 * every.norm()
