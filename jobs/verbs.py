@@ -155,6 +155,31 @@ class Train(Verb):
         train(self.task, self.train.model_copy(update=given), self.output, self.tracking, display)
 
 
+class Plan(Verb):
+    """what a recipe needs of a cluster: memory per GPU, operations, traffic, step time, days and GPU-hours"""
+
+    recipe: str | None = Field("ltx2-19b", description="recipe file (YAML), or the name of one in jobs/recipes")
+    nodes: int = Field(default=8, description="machines", ge=1)
+    gpus_per_node: int = Field(default=8, description="GPUs of a machine", ge=1)
+    gpu: Literal["H100", "H200", "A100-80GB"] = Field(default="H100", description="kind of GPU")
+    mfu: float = Field(default=0.35, description="part of the GPU's peak that training reaches", gt=0, le=1)
+    bandwidth: float = Field(default=300.0, description="what a GPU sends and receives over nodes, GB/s", gt=0)
+    train: TrainSettings
+    encode: EncodeSettings
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, args: list[str]) -> "Verb":
+        """As every verb, with what the recipe says of task dit."""
+        return super().from_recipe(recipe.model_copy(update={"train": recipe.for_task("dit")}), args)
+
+    def run(self, display: Display) -> None:
+        from jobs.plan import show
+        from pipelines.training.budget import Cluster
+
+        cluster = Cluster(self.nodes, self.gpus_per_node, self.gpu, self.mfu, self.bandwidth)
+        show(self.train, self.encode.buckets, cluster, display.console)
+
+
 class Generate(Verb):
     """prompts → mp4 files with stereo sound, from a trained checkpoint"""
 
@@ -219,6 +244,7 @@ VERBS: dict[str, type[Verb]] = {
     "encode": Encode,
     "prepare": Prepare,
     "train": Train,
+    "plan": Plan,
     "generate": Generate,
     "export": Export,
     "doctor": Doctor,

@@ -48,6 +48,11 @@ class WorkerSettings(Settings):
         default=None, description="DeepSpeed ZeRO stage; default: 3 for dit, 1 for the others"
     )
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 keeps fp32 master weights")
+    recompute: int = Field(
+        default=0,
+        description="transformer blocks run again in backward, to save memory: 0 none, 1 all, n every n-th",
+        ge=0,
+    )
     max_failures: int = Field(default=0, description="times that lost workers are started again", ge=0)
 
 

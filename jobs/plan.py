@@ -1,0 +1,69 @@
+"""What `kinotone plan` says of a recipe on a cluster: it fits, with memory, time and traffic, or what would make it."""
+
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.buckets import Bucket
+from pipelines.settings import TrainSettings
+from pipelines.training.budget import GIB, RESERVE_GIB, Budget, Cluster, budget, remedies
+
+
+def show(settings: TrainSettings, buckets: list[Bucket], cluster: Cluster, console: Console) -> None:
+    """Print the plan.
+
+    Raises:
+        ValueError: the run does not fit; names what would.
+    """
+    stage = settings.workers.zero_stage or 3
+    found = budget(settings, buckets, cluster, stage)
+    console.print(
+        f"{settings.preset}, task dit, {cluster.nodes} × {cluster.gpus_per_node} {cluster.gpu}, ZeRO-{stage}, "
+        f"{settings.workers.precision}: {found.trained / 1e9:.3f} G parameters trained, "
+        f"{found.frozen / 1e9:.3f} G frozen"
+    )
+    console.print(_memory(found))
+    console.print(_steps(found, settings, cluster))
+    days = found.step_s * settings.steps / 86_400
+    console.print(
+        f"{settings.steps:,} steps: {days:.1f} days, {days * 24 * cluster.gpus:,.0f} GPU-hours, with buckets taken "
+        f"equally often, at {100 * cluster.mfu:.0f} % MFU and {cluster.bandwidth:.0f} GB/s per GPU (both stated, not "
+        f"measured here); loading, checkpoints and validation are not in it"
+    )
+    if found.total > found.available:
+        ways = list(remedies(settings, buckets, cluster, stage))
+        raise ValueError(
+            f"plan: needs {found.total / GIB:.1f} GiB per GPU, {cluster.gpu} has {found.available / GIB:.1f} "
+            f"({RESERVE_GIB:.0f} are kept back); "
+            + (f"what would fit: {'; or '.join(ways)}" if ways else "no single change of ours makes it fit")
+        )
+
+
+def _memory(found: Budget) -> Table:
+    table = Table(title="GiB per GPU, at the bucket that needs the most", title_justify="left")
+    table.add_column("what")
+    table.add_column("GiB", justify="right")
+    for name, size in found.memory.items():
+        table.add_row(name, f"{size / GIB:.2f}")
+    table.add_section()
+    table.add_row("together", f"{found.total / GIB:.2f}")
+    table.add_row("there is", f"{found.available / GIB:.2f}")
+    return table
+
+
+def _steps(found: Budget, settings: TrainSettings, cluster: Cluster) -> Table:
+    table = Table(title="An optimizer step of each bucket", title_justify="left")
+    for name in ("bucket", "clips", "tokens", "PFLOP", "compute s", "traffic s", "step s", "saved GiB"):
+        table.add_column(name, justify="left" if name == "bucket" else "right", no_wrap=True)
+    for cost in found.buckets:
+        count = settings.batch.micro_batches
+        table.add_row(
+            f"{cost.bucket.frames}×{cost.bucket.height}×{cost.bucket.width}",
+            f"{cost.samples * count:,}",
+            f"{cost.tokens * count:,}",
+            f"{cost.flops / 1e15:.2f}",
+            f"{cost.compute_s:.2f}",
+            f"{cost.communication_s:.2f}",
+            f"{cost.step_s:.2f}",
+            f"{cost.activations / GIB:.2f}",
+        )
+    return table

@@ -1,0 +1,95 @@
+"""Bytes that a step of the transformer holds beside its weights, found by running one on fake tensors.
+
+Fake tensors have shapes and no values, so a block of any size is traced within seconds on any machine. What autograd
+saves there is what it saves on a device: the same operations run. A compiled block may keep less.
+
+Shapes: B batch, T tokens of a stream.
+"""
+
+import warnings
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from model.modality import Modality, audio_positions, video_positions
+from model.transformer import DualStreamTransformer, TransformerConfig
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes.
+
+    Attributes:
+        block: saved by one block for its backward.
+        state: the two streams' states between blocks, all that a recomputed block saves.
+        ends: saved outside the blocks (AdaLN rows, rotary tables, projected text).
+        backward: held at the peak of a block's backward beyond what forward saved, gradients of weights left out.
+    """
+
+    block: int
+    state: int
+    ends: int
+    backward: int
+
+    def peak(self, blocks: int, recompute: int) -> int:
+        """Bytes at the peak of a step of so many blocks, every `recompute`-th of which is recomputed (0: none)."""
+        recomputed = len(range(0, blocks, recompute)) if recompute else 0
+        saved = (blocks - recomputed) * self.block + recomputed * self.state
+        return self.ends + saved + self.backward + (self.block if recomputed else 0)
+
+
+@lru_cache(maxsize=64)
+def transformer_activations(
+    config: TransformerConfig,
+    grid: tuple[int, int, int],
+    audio_tokens: int,
+    text_tokens: int,
+    batch: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Activations:
+    """Activations of a forward and backward with one timestep per sample.
+
+    Args:
+        grid: latent frames, height and width of the video; audio and text tokens are per sample.
+    """
+    frames, height, width = grid
+    # Made before, for they are kept for later calls, which may be real.
+    positions = {
+        "video": video_positions(frames, height, width, 24.0, batch=batch),
+        "audio": audio_positions(audio_tokens, batch=batch),
+    }
+    with FakeTensorMode() as mode, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the rotary tables' cache looks at addresses, which fake tensors warn about
+        model = DualStreamTransformer(replace(config, num_layers=2)).to(dtype)
+        sigma = torch.rand(batch)
+
+        def modality(name: str, channels: int, text_width: int) -> Modality:
+            place = mode.from_tensor(positions[name])
+            latent = torch.randn(batch, place.shape[2], channels, dtype=dtype)
+            context = torch.randn(batch, text_tokens, config.caption_channels or text_width, dtype=dtype)
+            return Modality(latent, sigma[:, None], sigma, place, context)
+
+        video = modality("video", config.in_channels, config.cross_attention_dim)
+        audio = modality("audio", config.audio_in_channels, config.audio_cross_attention_dim)
+        tracker = MemTracker()
+        tracker.track_external(model, video.latent, audio.latent, video.context, audio.context)
+        device = torch.device("cpu")
+
+        def held(kind: str = "current") -> int:
+            found = tracker.get_tracker_snapshot(kind)[device]
+            return sum(size for part, size in found.items() if part in ("Activation", "Temp", "Other"))
+
+        with tracker:
+            x_video, video_stream = model.prepare(video, audio, None, "")
+            x_audio, audio_stream = model.prepare(audio, video, None, "audio_")
+            state = x_video.nbytes + x_audio.nbytes
+            after = [held()]
+            for block in model.transformer_blocks:
+                x_video, x_audio = block(x_video, x_audio, video_stream, audio_stream)
+                after.append(held())
+            gradients = [torch.empty_like(x) for x in (x_video, x_audio)]
+            torch.autograd.backward([x_video, x_audio], gradients)
+        return Activations(after[2] - after[1], state, after[0] - state, held("peak") - after[2])
