@@ -27,6 +27,7 @@ from data_prep.voice_activity import RATE as VOICE_RATE
 
 RATE = 32_000  # Hz, of the sound that is measured
 LEVEL_FRAME = 1600  # samples: 50 ms
+FULL_SCALE = 0.999
 WINDOW, HOP = 1024, 512  # samples of the spectra: 32 ms every 16 ms
 BANDS = 32  # of equal width in octaves
 LOW_HZ, HIGH_HZ = 60.0, 15_500.0
@@ -85,21 +86,25 @@ def level_scores(sound: np.ndarray, silence_db: float) -> dict[str, float]:
     frames = sound[:, : count * LEVEL_FRAME].reshape(2, count, LEVEL_FRAME)
     power = np.einsum("cnf,cnf->cn", frames, frames).max(axis=0) / LEVEL_FRAME  # without a copy of the sound
     levels = _db(power)
-    peaks = np.maximum(frames.max(axis=(0, 2)), -frames.min(axis=(0, 2)))
-    middle, side = np.square(sound.mean(axis=0)).mean(), np.square((sound[0] - sound[1]) / 2).mean()
+    peaks = np.maximum(frames.max(axis=2), -frames.min(axis=2)).max(axis=0)
+    peak = float(max(sound.max(), -sound.min()))
+    clipped = float((np.abs(sound) >= FULL_SCALE).mean()) if peak >= FULL_SCALE else 0.0
+    (left, right), length = sound, sound.shape[1]
+    energies, shared = (float(left @ left), float(right @ right)), float(left @ right)
+    side = max(0.0, sum(energies) - 2 * shared)
     p10, p50, p95 = np.percentile(levels, [10, 50, 95])
     active = levels > silence_db
     return {
-        "peak_db": float(_db(np.square(np.abs(sound).max()))),
-        "rms_db": float(_db(np.square(sound).mean(axis=1).max())),
+        "peak_db": float(_db(peak**2)),
+        "rms_db": float(_db(max(energies) / length)),
         "level_p10_db": float(p10),
         "level_p50_db": float(p50),
         "level_p95_db": float(p95),
         "active_s": float(active.sum() * LEVEL_FRAME / RATE),
         "silence_ratio": float(1 - active.mean()),
         "digital_silence_ratio": float((peaks < 2**-15).mean()),
-        "clipped_ratio": float((np.abs(sound) >= 0.999).mean()),
-        "stereo_width": float(side / (middle + side)) if middle + side > 0 else 0.0,
+        "clipped_ratio": clipped,
+        "stereo_width": side / (2 * sum(energies)) if sum(energies) > 0 else 0.0,
     }
 
 
@@ -225,8 +230,11 @@ def _db(power):
 
 def louder_mix(sound: np.ndarray) -> np.ndarray:
     """(2, N) → (N,): the mean of the channels, or their difference where that is the louder."""
-    middle, side = (sound[0] + sound[1]) / 2, (sound[0] - sound[1]) / 2
-    return side if np.square(side).sum() > np.square(middle).sum() else middle
+    left, right = sound
+    # The energies of sum and difference differ by four times what the channels share.
+    mixed = left + right if left @ right >= 0 else left - right
+    mixed *= 0.5
+    return mixed
 
 
 def _spectra(mono: np.ndarray, window: int, hop: int) -> np.ndarray:
@@ -309,7 +317,7 @@ def _line_scores(mono: np.ndarray) -> tuple[float, float, float]:
     spectra = _spectra(mono, LONG_WINDOW, LONG_WINDOW // 2)
     hertz = np.fft.rfftfreq(LONG_WINDOW, 1 / RATE)
     spectra[:, hertz < 20] = 0.0
-    mean, always = spectra.mean(axis=0), np.percentile(spectra, 10, axis=0)
+    mean, always = spectra.mean(axis=0), _tenth(spectra)
     total = float(mean.sum())
     if total <= 0:
         return 0.0, 0.0, 0.0
@@ -324,6 +332,14 @@ def _line_scores(mono: np.ndarray) -> tuple[float, float, float]:
     smooth = np.convolve(mean, np.full(9, 1 / 9), "same")
     bandwidth = float(hertz[np.flatnonzero(smooth > smooth.max() * 1e-6)[-1]])
     return min(1.0, steady / total), flatness, bandwidth
+
+
+def _tenth(spectra: np.ndarray) -> np.ndarray:
+    """`np.percentile(spectra, 10, axis=0)` of (T, F); sorting what lies side by side takes a sixth of its time."""
+    ordered = np.sort(np.ascontiguousarray(spectra.T), axis=1)
+    place = 0.1 * (len(spectra) - 1)
+    low = int(place)
+    return ordered[:, low] + (place - low) * (ordered[:, min(low + 1, len(spectra) - 1)] - ordered[:, low])
 
 
 def onset_times(sound: np.ndarray) -> np.ndarray:
