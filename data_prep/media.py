@@ -9,8 +9,9 @@ Facts this file stands on:
 - A packet that cannot be decoded is counted and skipped: sound is silent there, a picture is missing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -24,6 +25,7 @@ from data_prep.timeline import runs
 
 PREROLL_S = 0.25
 RESAMPLE_BLOCK = 1 << 16  # samples that stay in the processor's cache: the same result in less than half the time
+FULLEST = 4.0  # no sound is louder, of full scale
 FILTER_S = 0.05  # further than the rate converter's filter reaches
 INF = float("inf")
 
@@ -104,7 +106,7 @@ def read_sound(media: Media, start_s: float, end_s: float, sample_rate: int, cha
             return None
         _begin(stream)
         layout = "mono" if channels == 1 else "stereo"
-        track = _Track(layout)
+        track = _Track(layout, stream.time_base)
         packets = Packets(container, stream, start_s - PREROLL_S)
         for packet in packets:
             stamp = timestamp(packet)
@@ -129,65 +131,87 @@ def _begin(stream: AudioStream | VideoStream) -> None:
 
 
 class _Track:
-    """Decoded frames with their times, mixed to mono or stereo on arrival."""
+    """Decoded frames with their times, mixed to mono or stereo many at a time: each by itself costs twice as much."""
 
-    def __init__(self, layout: str) -> None:
-        self.layout = layout
+    def __init__(self, layout: str, base: Fraction | None) -> None:
+        self.layout, self.base = layout, base
         self.rate = self.channels = 0
-        self.blocks: list[Sequence[np.ndarray]] = []  # of each frame the channels; one if they are all the same
         self.times: list[float] = []
-        self.mixers: dict[tuple, av.AudioResampler] = {}
+        self.ends = [0]  # samples after each frame, at `rate`
+        self.blocks: list[np.ndarray] = []  # (channels, samples) of many frames; one row if all channels are the same
+        self.form = ("", "", 0)
+        self.waiting, self.before = av.AudioFifo(), 0
+        self.mixer: av.AudioResampler | None = None
         self.errors = self.packets = 0
 
     def add(self, frame: av.AudioFrame) -> None:
-        if not self.rate:
-            self.rate, self.channels = frame.sample_rate, frame.layout.nb_channels
-        if frame.pts is not None and frame.time_base:
-            time_s = seconds_of(frame.pts, frame.time_base)
+        form = frame.format.name, frame.layout.name, frame.sample_rate
+        if form != self.form:
+            self._begin(*form, frame.layout.nb_channels)
+        if frame.pts is not None and self.base is not None:
+            time_s = seconds_of(frame.pts, self.base)
         else:
-            time_s = self.times[-1] + len(self.blocks[-1][0]) / self.rate if self.times else 0.0
-        self.blocks.append(self._mix(frame))
+            time_s = self.times[-1] + (self.ends[-1] - self.ends[-2]) / self.rate if self.times else 0.0
+        frame.pts = None  # the queue is not to keep time; this does
+        self.waiting.write(frame)
         self.times.append(time_s)
+        self.ends.append(self.before + round(self.waiting.samples_written * self.rate / frame.sample_rate))
+        if self.waiting.samples >= RESAMPLE_BLOCK:
+            self._mix()
 
-    def _mix(self, frame: av.AudioFrame) -> Sequence[np.ndarray]:
-        layout = frame.layout.name
-        if frame.format.name == "fltp" and frame.sample_rate == self.rate and layout in (self.layout, "mono"):
-            # The common case, without a mixer's cost; mono is doubled at the end.
-            return [np.frombuffer(memoryview(plane), np.float32, frame.samples) for plane in frame.planes]
-        key = (frame.format.name, layout, frame.sample_rate)
-        if key not in self.mixers:
-            target = "mono" if layout == "mono" else self.layout  # mono to stereo keeps its level, as above
-            self.mixers[key] = av.AudioResampler(format="fltp", layout=target, rate=self.rate)
-        frame.pts = None  # the mixer is not to keep time; `add` does
-        blocks = [mixed.to_ndarray() for mixed in self.mixers[key].resample(frame)]
-        return list(np.concatenate(blocks, axis=1)) if blocks else [np.zeros(0, np.float32)]
+    def _begin(self, name: str, layout: str, rate: int, channels: int) -> None:
+        """Frames of another form follow, or the first ones."""
+        self._finish()
+        if not self.rate:
+            self.rate, self.channels = rate, channels
+        self.form, self.waiting, self.before = (name, layout, rate), av.AudioFifo(), self.ends[-1]
+        # In the common case nothing is to be mixed. Mono is doubled at the end: a mixer would change its level.
+        self.mixer = None
+        if name != "fltp" or rate != self.rate or layout not in (self.layout, "mono"):
+            target = "mono" if layout == "mono" else self.layout
+            self.mixer = av.AudioResampler(format="fltp", layout=target, rate=self.rate)
+
+    def _mix(self) -> None:
+        frame = self.waiting.read()
+        if frame is not None:
+            frames = self.mixer.resample(frame) if self.mixer else [frame]
+            self.blocks += [mixed.to_ndarray() for mixed in frames]
+
+    def _finish(self) -> None:
+        """Mix what waits; what the mixer rounded at another rate is made good."""
+        self._mix()
+        if self.mixer is not None:
+            self.blocks += [mixed.to_ndarray() for mixed in self.mixer.resample(None)]
+        lacking = self.ends[-1] - sum(block.shape[1] for block in self.blocks)
+        if lacking and self.blocks:
+            self.blocks[-1] = padded(self.blocks[-1], 0, max(0, self.blocks[-1].shape[1] + lacking))
 
     def sound(self, start_s: float, end_s: float, sample_rate: int) -> Sound:
+        self._finish()
         channels = 1 if self.layout == "mono" else 2
-        distinct = max((len(block) for block in self.blocks), default=1)
-        lengths = [len(block[0]) for block in self.blocks]
-        found = [run for run in runs(self.times, lengths, self.rate) if run.begin_s < end_s] if any(lengths) else []
+        lengths = np.diff(self.ends)
+        found = [run for run in runs(self.times, lengths, self.rate) if run.begin_s < end_s] if lengths.any() else []
         if not found:
             empty = np.zeros((channels, 0), np.float32)
             return Sound(empty, sample_rate, start_s, start_s, start_s, self.errors, self.packets)
-        begin = min(run.begin_s for run in found)
-        end = max(run.begin_s + sum(lengths[run.first : run.last]) / self.rate for run in found)
+        distinct = max(len(block) for block in self.blocks)
+        wide = [np.broadcast_to(block, (distinct, block.shape[1])) for block in self.blocks]
+        whole = np.concatenate(wide, axis=1)
+        self.blocks.clear()
+        pieces = [(run.begin_s, self.ends[run.first], self.ends[run.last]) for run in found]
+        begin = min(begin_s for begin_s, _, _ in pieces)
+        end = max(begin_s + (last - first) / self.rate for begin_s, first, last in pieces)
         # What lies more than the rate filter's reach outside the span is dropped before the filter.
         low_s, high_s = max(begin, start_s - FILTER_S), min(end, end_s + FILTER_S)
         native = np.zeros((distinct, max(0, round((high_s - low_s) * self.rate))), np.float32)
-        for run in found:
-            position = round((run.begin_s - low_s) * self.rate)
-            for block in self.blocks[run.first : run.last]:
-                low, high = max(0, position), min(native.shape[1], position + len(block[0]))
-                if high > low:  # where two runs say the same time, the later one is heard
-                    for channel, row in enumerate(native):
-                        row[low:high] = block[min(channel, len(block) - 1)][low - position : high - position]
-                position += len(block[0])
-        self.blocks.clear()
+        for begin_s, first, last in pieces:
+            position = round((begin_s - low_s) * self.rate)
+            low, high = max(0, position), min(native.shape[1], position + last - first)
+            if high > low:  # where two runs say the same time, the later one is heard
+                native[:, low:high] = whole[:, first + low - position : first + high - position]
         # A broken decoder's NaN or 1e30 would poison every measure after it.
-        if not np.isfinite(native.sum()):
-            np.nan_to_num(native, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-        np.clip(native, -4.0, 4.0, out=native)
+        if not -FULLEST <= native.min(initial=0.0) <= native.max(initial=0.0) <= FULLEST:
+            native = np.clip(np.nan_to_num(native, nan=0.0, posinf=0.0, neginf=0.0), -FULLEST, FULLEST)
         samples = resample(native, self.rate, sample_rate)
         if distinct < channels:
             samples = samples.repeat(channels, axis=0)
