@@ -22,11 +22,11 @@ from pydantic import Field
 from data_prep import scenes, sound, storage
 from data_prep.appraisal import AppraisalSettings, Appraiser
 from data_prep.clip import Clip, Segment, Tag, stable_id
-from data_prep.container import Packets, choose_streams, open_media
+from data_prep.container import choose_streams, open_media
 from data_prep.cutting import cut
 from data_prep.glimpses import Glimpses
 from data_prep.guarded import beat
-from data_prep.media import Picture, Sound, decoded, picture, read_sound
+from data_prep.media import Picture, Sound, read_sound
 from data_prep.near_duplicates import picture_hashes
 from data_prep.policy import Judgement, PolicySettings, as_one_clip, judge
 from data_prep.settings import Settings
@@ -249,7 +249,7 @@ class _Work:
         also in the middle of a sentence: a clip across it would show two scenes.
         """
         assert self.heard is not None, "a segment without an audio stream was dropped"
-        edges = {self.start_s, self.track.end, *scenes.scene_cuts(self.opened, self.track)}
+        edges = {self.start_s, self.track.end, *scenes.scene_cuts(self.glimpses, self.track)}
         times = self.track.times
         if self.heard.first_s > self.start_s + LATE_S:
             edges.add(float(times[min(np.searchsorted(times, self.heard.first_s), len(times) - 1)]))
@@ -290,19 +290,23 @@ class _Work:
 
     def _pictures(self, clip: Clip) -> list[int]:
         """Hashes of the clip's key pictures, out of the source, which is open."""
-        video, track, half = self.streams.video, self.track, self.track.step / 2
-        assert video is not None, "the track was read from a video stream"
+        track, half = self.track, self.track.step / 2
         inside = track.key & (track.times >= clip.start_s - half) & (track.times < clip.end_s - half)
-        return picture_hashes(Glimpses(self.opened, video), track.times[inside].tolist(), half)
+        return picture_hashes(self.glimpses, track.times[inside].tolist(), half)
+
+    @cached_property
+    def glimpses(self) -> Glimpses:
+        assert self.streams.video is not None, "the track was read from a video stream"
+        return Glimpses(self.opened, self.streams.video)
 
     @cached_property
     def shown(self) -> Picture:
-        """What the segment's picture looks like, by its first frame that can be decoded."""
-        assert self.streams.video is not None, "the track was read from a video stream"
-        frame = next(decoded(Packets(self.opened, self.streams.video, self.start_s)), None)
-        if frame is None:
+        """What the segment's picture looks like, by its first key frame that can be decoded."""
+        keys, half = self.track.times[self.track.key].tolist(), self.track.step / 2
+        found = self.glimpses.keys(keys[:1], half) or self.glimpses.keys(keys, half)
+        if not found:
             raise ValueError("no picture can be decoded")
-        return picture(frame, self.streams.video)
+        return found[min(found)].shown
 
     def _info(self, clip: Clip) -> dict:
         assert self.heard is not None, "a kept clip has sound"

@@ -90,22 +90,18 @@ def read_track(media: Media, start_s: float, end_s: float) -> Track | None:
     return Track(np.array(times), np.array(key), np.array(sizes))
 
 
-def scene_cuts(media: Media, track: Track) -> list[float]:
+def scene_cuts(glimpses: Glimpses, track: Track) -> list[float]:
     """Times of the first frames of new shots, seconds, ordered; the track's own start is none.
 
-    Raises:
-        FFmpegError, OSError: the file cannot be opened.
+    Args:
+        glimpses: of the video stream that the track was read from.
     """
     cuts: set[float] = set()
-    with open_media(media) as container:
-        stream = choose_streams(container).video
-        assert stream is not None, "a track was read from a video stream"
-        glimpses = Glimpses(container, stream)
-        for first, last in _stretches(track, _candidates(track, glimpses)):
-            # What is just behind the first frame decoded may be the end of a flash; had it been a cut, the stretch
-            # would have begun earlier.
-            known_s = float(track.times[first]) + SHAKE * track.step if first else 0.0
-            cuts.update(time_s for time_s in _cuts_between(track, glimpses, first, last) if time_s > known_s)
+    for first, last in _stretches(track, _candidates(track, glimpses)):
+        # What is just behind the first frame decoded may be the end of a flash; had it been a cut, the stretch
+        # would have begun earlier.
+        known_s = float(track.times[first]) + SHAKE * track.step if first else 0.0
+        cuts.update(time_s for time_s in _cuts_between(track, glimpses, first, last) if time_s > known_s)
     return sorted(cuts)
 
 

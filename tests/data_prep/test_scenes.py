@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from av.error import FFmpegError
 
+from data_prep.container import Media, choose_streams, open_media
+from data_prep.glimpses import Glimpses
 from data_prep.mp4 import write_mp4
 from data_prep.scenes import Track, parts, read_track, scene_cuts
 from tests.data_prep.marked_media import write
@@ -24,9 +26,16 @@ def _texture(seed: int, frames: int, speed: int = 1) -> list[np.ndarray]:
 def _cuts(frames: list[np.ndarray]) -> list[float]:
     out = io.BytesIO()
     write_mp4(out, frames, 25, None, 16000)
-    track = read_track(out.getvalue(), 0.0, float("inf"))
-    assert track is not None
-    return scene_cuts(out.getvalue(), track)
+    return _found(out.getvalue())[1]
+
+
+def _found(media: Media) -> tuple[Track, list[float]]:
+    """The track and its cuts."""
+    with open_media(media) as container:
+        track, video = read_track(container, 0.0, float("inf")), choose_streams(container).video
+        assert track is not None
+        assert video is not None
+        return track, scene_cuts(Glimpses(container, video), track)
 
 
 def test_cuts_to_the_frame():
@@ -37,9 +46,7 @@ def test_cuts_to_the_frame():
 def test_cuts_inside_a_single_group_of_pictures(tmp_path):
     frames = [*_texture(1, 30), *_texture(2, 45)]
     path = write(tmp_path / "a.mp4", frames, None, gop=500, options={})
-    track = read_track(path, 0.0, float("inf"))
-    assert track is not None
-    assert scene_cuts(path, track) == pytest.approx([30 / 25], abs=1e-6)
+    assert _found(path)[1] == pytest.approx([30 / 25], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -50,9 +57,7 @@ def test_cuts_whatever_the_encoder_tells(tmp_path, codec, gop):
     frames = [frame for seed, length in enumerate(lengths) for frame in _texture(seed, length, speed=2)]
     name = "a.mkv" if codec == "libvpx" else "a.mp4"
     path = write(tmp_path / name, frames, None, codecs=(codec, "aac"), gop=gop)
-    track = read_track(path, 0.0, float("inf"))
-    assert track is not None
-    assert scene_cuts(path, track) == pytest.approx(np.cumsum(lengths)[:-1] / 25, abs=6e-4)
+    assert _found(path)[1] == pytest.approx(np.cumsum(lengths)[:-1] / 25, abs=6e-4)
 
 
 def test_a_shot_that_returns_is_a_shot():
@@ -64,10 +69,9 @@ def test_a_flash_on_a_key_frame_is_no_cut(tmp_path):
     frames = _texture(1, 120)
     frames[50] = np.full_like(frames[50], 255)
     path = write(tmp_path / "a.mp4", frames, None, gop=50)
-    track = read_track(path, 0.0, float("inf"))
-    assert track is not None
+    track, cuts = _found(path)
     assert track.key[50]
-    assert scene_cuts(path, track) == []
+    assert cuts == []
 
 
 def test_motion_is_no_cut():
