@@ -26,10 +26,10 @@ CUT_OVER_SHAKE = 2.0  # and this many times the largest one close by
 SHAKE = 4  # frames that are close by
 LEAP_OVER_SHAKE = 1.25  # the same for the steps just before and after, where up to every second frame is skipped
 COLOURS_MIN = 0.15  # share of the pixels that two shots have in other colours
-CONTEXT = 24  # frames before a candidate that are decoded at least
 SPIKE = 2.0  # a packet this many times the largest of its neighbours stands out
 NEIGHBOURS = 12
 MARGIN = 8  # frames beyond a leap that are decoded too, to know the motion around it
+CONTEXT = MARGIN + SHAKE  # frames before a candidate that are decoded at least
 # Frames from key frame to key frame of encoders that put one at a cut, while they see none: x264 and x265; libvpx.
 CLOCKS = frozenset([250, 128])
 CLOCK_TIMES = 3  # any other interval may be an encoder's clock when it comes this often
