@@ -22,7 +22,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from data_prep.container import Media, Packets, choose_streams, open_media, seconds_of, timestamp
+from data_prep.container import Media, Packets, choose_streams, clock, open_media, seconds_of, timestamp
 from data_prep.timeline import LEAP_S, runs
 
 PREROLL_S = 0.25  # sound before the in point, so that its decoder has settled there
@@ -86,9 +86,9 @@ class _Track:
     def _video(self) -> list[av.Packet]:
         """From the last key frame that is shown at or before the in point to the last packet shown before the end."""
         half = float(self.stream.time_base or 0) / 2
-        packets, needed, late = [], 0, 0
+        packets, needed, late, time_of = [], 0, 0, clock(self.stream)
         for packet in Packets(self.container, self.stream, self.start_s):
-            time_s = timestamp(packet)
+            time_s = time_of(packet)
             if time_s is None or not packet.size:
                 continue
             if packet.is_keyframe and time_s <= self.start_s + half:
@@ -104,9 +104,9 @@ class _Track:
         return packets if any((timestamp(packet) or 0.0) >= self.start_s - half for packet in packets) else []
 
     def _audio(self) -> list[av.Packet]:
-        packets, expected = [], None
+        packets, expected, time_of = [], None, clock(self.stream)
         for packet in Packets(self.container, self.stream, self.start_s - PREROLL_S):
-            time_s = timestamp(packet)
+            time_s = time_of(packet)
             if time_s is None or not packet.size:
                 continue
             if time_s >= self.end_s:
@@ -176,7 +176,8 @@ class _Track:
                 yield packet, base, _pts(packet), _pts(packet), packet.duration or 0
             return
         base = Fraction(1, self._rate)
-        for run in runs([timestamp(packet) or 0.0 for packet in self.packets], lengths, self._rate):
+        time_of = clock(self.stream)
+        for run in runs([time_of(packet) or 0.0 for packet in self.packets], lengths, self._rate):
             stamp = round(run.begin_s * self._rate)
             for index in range(run.first, run.last):
                 yield self.packets[index], base, stamp, stamp, lengths[index]

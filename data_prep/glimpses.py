@@ -15,7 +15,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
-from data_prep.container import Packets, seconds_of, timestamp
+from data_prep.container import Packets, clock, seconds_of
 from data_prep.media import Picture, picture
 
 SMALL = (18, 32)  # height, width
@@ -87,8 +87,9 @@ class Glimpses:
     def _only(self, times_s: np.ndarray, within_s: float) -> Iterator[av.Packet]:
         if not len(times_s):
             return
+        time_of = clock(self.stream)
         for packet in Packets(self.container, self.stream, float(times_s[0])):
-            time_s = timestamp(packet)
+            time_s = time_of(packet)
             if time_s is None or not packet.is_keyframe:
                 continue
             if time_s > times_s[-1] + within_s:
@@ -105,9 +106,9 @@ class Glimpses:
         half = float(self.stream.time_base or 0) / 2
 
         def packets() -> Iterator[av.Packet]:
-            late = 0
+            late, time_of = 0, clock(self.stream)
             for packet in Packets(self.container, self.stream, start_s):
-                time_s = timestamp(packet)
+                time_s = time_of(packet)
                 if time_s is None or not packet.size:
                     continue
                 late = late + 1 if time_s >= end_s else 0

@@ -20,7 +20,7 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 
 from data_prep.clip import Clip
-from data_prep.container import Media, Packets, choose_streams, open_media, seconds_of, timestamp
+from data_prep.container import Media, Packets, choose_streams, clock, open_media, seconds_of
 from data_prep.timeline import runs
 
 PREROLL_S = 0.25
@@ -107,9 +107,9 @@ def read_sound(media: Media, start_s: float, end_s: float, sample_rate: int, cha
         _begin(stream)
         layout = "mono" if channels == 1 else "stereo"
         track = _Track(layout, stream.time_base)
-        packets = Packets(container, stream, start_s - PREROLL_S)
+        packets, time_of = Packets(container, stream, start_s - PREROLL_S), clock(stream)
         for packet in packets:
-            stamp = timestamp(packet)
+            stamp = time_of(packet)
             if stamp is not None and stamp >= end_s:
                 break
             track.packets += bool(packet.size)
@@ -339,9 +339,9 @@ def frame_times(media: Media, start_s: float, end_s: float) -> list[float]:
             return []
         half = float(stream.time_base or 0) / 2
         times = []
-        late = 0
+        late, time_of = 0, clock(stream)
         for packet in Packets(container, stream, start_s):
-            time_s = timestamp(packet)
+            time_s = time_of(packet)
             if time_s is None or packet.is_discard or not packet.size:
                 continue
             # Packets come in decoding order: some that are shown before the end follow ones shown after it.

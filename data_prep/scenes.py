@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from data_prep.container import Media, Packets, choose_streams, open_media, timestamp
+from data_prep.container import Media, Packets, choose_streams, clock, open_media
 from data_prep.glimpses import Glimpse, Glimpses
 
 CUT_MIN = 0.10  # mean absolute difference of two frames at a cut, of the full range
@@ -73,9 +73,9 @@ def read_track(media: Media, start_s: float, end_s: float) -> Track | None:
         if stream is None:
             return None
         half = float(stream.time_base or 0) / 2
-        rows, late = [], 0
+        rows, late, time_of = [], 0, clock(stream)
         for packet in Packets(container, stream, start_s):
-            time_s = timestamp(packet)
+            time_s = time_of(packet)
             if time_s is None or packet.is_discard or not packet.size:
                 continue
             late = late + 1 if time_s >= end_s else 0

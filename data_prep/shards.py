@@ -92,7 +92,7 @@ def commit_segment(root: str | Path, segment: Segment) -> Committed:
     rows = [_row(segment, clip, shard, ranges) for clip in clips]
     table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
     with storage.whole(storage.at(root, "manifest", f"{segment.segment_id}.parquet")) as out:
-        pq.write_table(table, out, compression="zstd")
+        pq.write_table(table, out, compression="snappy")
     seconds = [clip.end_s - clip.start_s if math.isfinite(clip.end_s) else 0.0 for clip in clips]
     entry = Entry(
         segment_id=segment.segment_id,
