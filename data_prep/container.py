@@ -29,6 +29,9 @@ _BROKEN = (FFmpegError, OSError, IndexError)
 
 Media = str | Path | bytes | InputContainer
 
+# Finding out what a file holds decodes pictures, up to 20 of H.264: without deblocking. It binds no later decoder.
+_OPTIONS = {"skip_loop_filter": "all"}
+
 # The ids of open containers of which something was read: they no longer stand at their start.
 _READ: set[int] = set()
 
@@ -61,14 +64,17 @@ def open_media(media: Media) -> Iterator[InputContainer]:
 @contextmanager
 def _opened(media: str | Path | bytes) -> Iterator[InputContainer]:
     if isinstance(media, bytes):
-        with av.open(io.BytesIO(media), "r", metadata_errors="ignore") as container:
+        with av.open(io.BytesIO(media), "r", metadata_errors="ignore", options=_OPTIONS) as container:
             yield container
     elif storage.is_remote(str(media)):
-        with storage.open_read(str(media)) as file, av.open(file, "r", metadata_errors="ignore") as container:
+        with (
+            storage.open_read(str(media)) as file,
+            av.open(file, "r", metadata_errors="ignore", options=_OPTIONS) as container,
+        ):
             yield container
     else:
         path = str(media).removeprefix("file://")
-        with av.open(path, "r", metadata_errors="ignore", timeout=30.0) as container:
+        with av.open(path, "r", metadata_errors="ignore", options=_OPTIONS, timeout=30.0) as container:
             yield container
 
 

@@ -203,12 +203,16 @@ class _Track:
         end = max(begin_s + (last - first) / self.rate for begin_s, first, last in pieces)
         # What lies more than the rate filter's reach outside the span is dropped before the filter.
         low_s, high_s = max(begin, start_s - FILTER_S), min(end, end_s + FILTER_S)
-        native = np.zeros((distinct, max(0, round((high_s - low_s) * self.rate))), np.float32)
-        for begin_s, first, last in pieces:
-            position = round((begin_s - low_s) * self.rate)
-            low, high = max(0, position), min(native.shape[1], position + last - first)
-            if high > low:  # where two runs say the same time, the later one is heard
-                native[:, low:high] = whole[:, first + low - position : first + high - position]
+        count = max(0, round((high_s - low_s) * self.rate))
+        if len(pieces) == 1:
+            native = padded(whole, round((low_s - begin) * self.rate), count)
+        else:
+            native = np.zeros((distinct, count), np.float32)
+            for begin_s, first, last in pieces:  # where two say the same time, the later one is heard
+                position = round((begin_s - low_s) * self.rate)
+                low, high = max(0, position), min(count, position + last - first)
+                if high > low:
+                    native[:, low:high] = whole[:, first + low - position : first + high - position]
         # A broken decoder's NaN or 1e30 would poison every measure after it.
         if not -FULLEST <= native.min(initial=0.0) <= native.max(initial=0.0) <= FULLEST:
             native = np.clip(np.nan_to_num(native, nan=0.0, posinf=0.0, neginf=0.0), -FULLEST, FULLEST)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyloudnorm
 import pytest
 
 from data_prep.active_speaker import load_scorer, speaker_scores
@@ -23,6 +24,17 @@ def test_loudness_of_the_standards_tone():
     sine = np.sin(2 * np.pi * 997 * np.arange(5 * RATE) / RATE).astype(np.float32)
     assert loudness(np.stack([sine, np.zeros_like(sine)]), RATE) == pytest.approx(-3.01, abs=0.1)
     assert loudness(0.1 * np.stack([sine, sine]), RATE) == pytest.approx(-20.0, abs=0.1)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 3.0, 7.23])
+@pytest.mark.parametrize("beside", [0.0, 0.3])
+def test_loudness_is_pyloudnorms(seconds, beside):
+    """A sound that comes and goes, so that both gates act; beside it a rumble and an offset, which are not heard."""
+    rng, time_s = np.random.default_rng(0), np.arange(round(seconds * RATE)) / RATE
+    sound = rng.standard_normal((2, len(time_s))) * [[0.1], [0.02]] * (np.sin(2 * np.pi * time_s / 1.7) > -0.2)
+    sound = (sound + beside * np.sin(2 * np.pi * 12 * time_s) + beside / 2).astype(np.float32)
+    expected = pyloudnorm.Meter(RATE).integrated_loudness(sound.T.astype(np.float64))
+    assert loudness(sound, RATE) == pytest.approx(expected, abs=0.05)
 
 
 @pytest.mark.parametrize("samples", [0, 100, 12_800, 13_000, 64_000])

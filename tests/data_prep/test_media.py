@@ -1,8 +1,10 @@
 """Sound and frames come back at their own times, whatever the container does to them."""
 
+import io
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -105,6 +107,32 @@ def test_bytes_read_as_files_do(marked):
     path, _ = marked
     from_bytes = decode_audio(path.read_bytes(), 2.0, 4.0, 16000, 1)
     np.testing.assert_array_equal(from_bytes, decode_audio(path, 2.0, 4.0, 16000, 1))
+
+
+def _adts(rate: int, layout: str, hertz: float) -> bytes:
+    """Two seconds of a sine as bare AAC."""
+    out = io.BytesIO()
+    sine = (0.3 * np.sin(2 * np.pi * hertz * np.arange(2 * rate) / rate)).astype(np.float32)
+    with av.open(out, "w", format="adts") as output:
+        stream = output.add_stream("aac", rate=rate, layout=layout)
+        for start in range(0, len(sine) - 1023, 1024):
+            block = np.tile(sine[start : start + 1024], (1 if layout == "mono" else 2, 1))
+            frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=layout)
+            frame.sample_rate, frame.pts = rate, start
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(("rate", "layout"), [(44100, "mono"), (22050, "mono"), (22050, "stereo")])
+def test_sound_that_changes_its_form_on_the_way(rate, layout):
+    found = read_sound(_adts(44100, "stereo", 440.0) + _adts(rate, layout, 880.0), 0.0, 5.0, 32000, 2)
+    assert found is not None
+    assert found.last_s == pytest.approx(4.03, abs=0.03)
+    for start_s, hertz in ((0.5, 440), (2.5, 880)):
+        second = found.between(start_s, start_s + 1.0)
+        assert np.abs(np.fft.rfft(second[1])).argmax() == hertz
+        assert second.std(axis=1) == pytest.approx(0.3 / np.sqrt(2), rel=0.03)
 
 
 def test_resampling_keeps_time_zero():

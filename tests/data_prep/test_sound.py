@@ -7,10 +7,12 @@ import pytest
 
 from data_prep import sound, tags
 from data_prep.media import read_sound
+from data_prep.onnx_session import opened
+from data_prep.packaged_weights import resolve
 from data_prep.synthetic.sounds import add, impact
 from data_prep.synthetic.sounds import noise as synthetic_noise
 from data_prep.synthetic.speech import speak
-from data_prep.voice_activity import voice_probability
+from data_prep.voice_activity import voice_probability, weights
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "media"
 needs_media = pytest.mark.skipif(not SHARED.is_dir(), reason="shared/media is not here")
@@ -206,6 +208,41 @@ def test_the_quantised_tagger_agrees_with_the_float_one():
     assert packaged.names == whole.names
     assert len(whole.names) == 521
     assert np.abs(packaged.scores(patches) - whole.scores(patches)).mean() < 0.003
+
+
+@pytest.mark.parametrize("frames", [1, 600])
+def test_voice_activity_is_what_the_packaged_network_says(frames):
+    mono = np.random.default_rng(0).normal(0, 0.01, frames * 512 - 100).astype(np.float32)
+    said = speak("Bees make honey.")
+    spoken = np.interp(np.arange(0, said.seconds, 1 / 16000), np.arange(len(said.samples)) / 22050, said.samples)
+    part = mono[6000:][: len(spoken)]
+    part += 0.3 * spoken[: len(part)].astype(np.float32)
+    frames_of = np.pad(mono, (0, 100)).reshape(frames, 512)
+    before = np.concatenate([np.zeros((1, 64), np.float32), frames_of[:-1, -64:]])
+    zero = np.zeros((1, 1, 128), np.float32)
+    network = opened(str(weights()))
+    inputs = {"input": np.concatenate([before, frames_of], axis=1), "h": zero, "c": zero}
+    expected = np.asarray(network.run(None, inputs)[0]).reshape(-1)
+    found = voice_probability(mono)
+    assert np.abs(found - expected).max() < 1e-4
+    assert (found.max() > 0.9) == (frames > 1)
+
+
+def test_patches_are_tagged_alike_alone_and_in_batches():
+    tagger = tags.load_tagger("package:yamnet")
+    network = opened(str(next(Path(resolve("package:yamnet")).glob("*.onnx"))))
+    patches = np.random.default_rng(0).normal(-3, 2, (tags.BATCH + 3, 96, 64)).astype(np.float32)
+    scale, zero = tagger.input_scale, tagger.input_zero
+    taken = np.clip(np.round(patches[:, None, None] / scale) + zero, 0, 255).astype(np.uint8)
+    alone = np.concatenate([network.run(None, {network.get_inputs()[0].name: one})[0] for one in taken])
+    logits = tagger.output_scale * (alone.astype(np.float32) - tagger.output_zero)
+    assert tagger.scores(patches) == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 11, 78])
+def test_the_tenth_percentile_is_numpys(rows):
+    values = np.random.default_rng(rows).standard_normal((rows, 50)).astype(np.float32)
+    assert sound._tenth(values) == pytest.approx(np.percentile(values, 10, axis=0), abs=1e-6)
 
 
 def test_missing_weights_are_named():
