@@ -1,6 +1,6 @@
 """What is measured of kept clips only, since no rule asks for it: loudness, fingerprints, and what a setting turns on.
 
-The first two cost about 3 ms per second of clip and are always measured. The others bring a network or decode the
+The first two cost about 0.6 ms per second of clip and are always measured. The others bring a network or decode the
 picture, which costs more than the rest of curation together, and are off until they are named.
 """
 

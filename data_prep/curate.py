@@ -1,8 +1,8 @@
 """One source segment → its clips, each judged once. Cheap first: a clip stops at the first gate that it fails.
 
-The order, with what a second of media costs on one core: container and packets (0.1 ms), sound (1 ms), levels (1 ms),
-spectra (3 ms), voice activity and event tags (2–4 ms each), the picture for scene cuts, and last the copying of
-packets. A segment whose whole sound is uninformative is dropped before its picture is touched.
+The order, with what a second of media costs on one core: container and packets (0.3 ms), sound (1.6 ms), levels
+(0.1 ms), spectra (0.8 ms), voice activity and event tags (0.6 ms each), the picture for scene cuts (3 ms), and last the
+copying of packets (0.8 ms). A segment whose whole sound is uninformative is dropped before its picture is touched.
 """
 
 import hashlib

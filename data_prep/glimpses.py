@@ -20,6 +20,7 @@ from data_prep.media import Picture, picture
 
 SMALL = (18, 32)  # height, width
 MEANS = 32  # blocks of a key picture, across and down
+APART_S = 0.4  # key frames closer together, as where every frame is one, are kept only when they are asked for
 SHADES = 8  # per component, of the colours that are counted
 _PLANAR = frozenset(["yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"])
 
@@ -118,13 +119,13 @@ class Glimpses:
                 codec.skip_frame = "DEFAULT" if inside else "NONREF"
                 yield packet
 
-        found = []
+        found, keyed_s = [], -np.inf
         for time_s, frame in self._decoded(packets()):
             if time_s >= end_s - half:
                 break
             if time_s >= start_s - half and (whole is None or any(low <= time_s <= high for low, high in whole)):
-                if frame.key_frame and time_s not in self._keys:
-                    self._keys[time_s] = self._key(time_s, frame)
+                if frame.key_frame and time_s >= keyed_s + APART_S and time_s not in self._keys:
+                    self._keys[time_s], keyed_s = self._key(time_s, frame), time_s
                 found.append(self._keys.get(time_s) or Glimpse(time_s, _light(frame)))
         return found
 
