@@ -301,12 +301,13 @@ class _Work:
 
     @cached_property
     def shown(self) -> Picture:
-        """What the segment's picture looks like, by its first key frame that can be decoded."""
+        """What the segment's picture looks like, by its first key frame that can be decoded; a span may hold none."""
         keys, half = self.track.times[self.track.key].tolist(), self.track.step / 2
         found = self.glimpses.keys(keys[:1], half) or self.glimpses.keys(keys, half)
-        if not found:
+        first = found[min(found)] if found else self.glimpses.before(self.start_s)
+        if first is None:
             raise ValueError("no picture can be decoded")
-        return found[min(found)].shown
+        return first.shown
 
     def _info(self, clip: Clip) -> dict:
         assert self.heard is not None, "a kept clip has sound"

@@ -8,6 +8,7 @@ what all of them need is taken when one is first decoded, and kept.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import av
 import numpy as np
@@ -80,6 +81,12 @@ class Glimpses:
             if abs(nearest - time_s) < within_s:
                 self._keys[nearest] = self._key(nearest, frame)
         return {time_s: self._keys[time_s] for time_s in times_s if time_s in self._keys}
+
+    def before(self, start_s: float) -> KeyGlimpse | None:
+        """The key frame that a frame at `start_s` stands on; None where it cannot be decoded."""
+        self.stream.codec_context.skip_frame = "NONKEY"
+        packets = (packet for packet in Packets(self.container, self.stream, start_s) if packet.is_keyframe)
+        return next((self._key(*found) for found in self._decoded(islice(packets, 1))), None)
 
     def _key(self, time_s: float, frame: av.VideoFrame) -> KeyGlimpse:
         means = _means(brightness(frame, MEANS, MEANS), MEANS)
