@@ -130,7 +130,7 @@ def _gaussian_noise(scores, policy: PolicySettings) -> Judgement | None:
     """As even in time and in spectrum as only noise is: no network needs to hear it."""
     if not _has(scores, "stationarity", "salient_ratio", "prominent_s", "wander", "uneven_db"):
         return None
-    even = scores["uneven_db"] < policy.uneven_min_db
+    even = scores["wander"] < policy.wander_min and scores["uneven_db"] < policy.uneven_min_db
     if _steady(scores, policy) and scores["salient_ratio"] == 0 and even:
         return Judgement("dropped", "steady_noise", "noise")
     return None
@@ -139,11 +139,12 @@ def _gaussian_noise(scores, policy: PolicySettings) -> Judgement | None:
 def _steady_noise(scores, policy: PolicySettings) -> Judgement | None:
     """Hiss, fan, noise floor: always the same, and not known as the sound of anything, or too even to be one."""
     names = ("stationarity", "salient_ratio", "prominent_s", "wander", "uneven_db")
-    if not _has(scores, *names, "voice_ratio", "tag_event", "tag_noise", "tag_music"):
+    if not _has(scores, *names, "voice_ratio", "tag_event", "tag_noise", "tag_music", "tag_speech"):
         return None
     if not _steady(scores, policy) or scores["voice_ratio"] >= policy.voice_min:
         return None
-    if scores["tag_music"] >= policy.music_min:
+    # In noise the tagger still hears talk that the voice detector has lost.
+    if scores["tag_music"] >= policy.music_min or scores["tag_speech"] >= policy.speech_min:
         return None
     known = scores["tag_event"] >= policy.event_min and scores["tag_event"] >= scores["tag_noise"]
     if known and scores["wander"] >= policy.wander_min and scores["uneven_db"] >= policy.uneven_min_db:
