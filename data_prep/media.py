@@ -12,6 +12,7 @@ Facts this file stands on:
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 import av
 import numpy as np
@@ -189,8 +190,8 @@ class _Track:
     def sound(self, start_s: float, end_s: float, sample_rate: int) -> Sound:
         self._finish()
         channels = 1 if self.layout == "mono" else 2
-        lengths = np.diff(self.ends)
-        found = [run for run in runs(self.times, lengths, self.rate) if run.begin_s < end_s] if lengths.any() else []
+        lengths = [after - before for before, after in pairwise(self.ends)]
+        found = [run for run in runs(self.times, lengths, self.rate) if run.begin_s < end_s] if any(lengths) else []
         if not found:
             empty = np.zeros((channels, 0), np.float32)
             return Sound(empty, sample_rate, start_s, start_s, start_s, self.errors, self.packets)

@@ -54,7 +54,7 @@ class Tagger:
         found = np.zeros((len(data), len(self.names)), np.float32)
         for start in range(0, len(data), BATCH):
             beat()
-            (found[start : start + BATCH],) = self.network.run(None, {name: data[start : start + BATCH]})
+            found[start : start + BATCH] = np.asarray(self.network.run(None, {name: data[start : start + BATCH]})[0])
         if self.output_scale:
             found = self.output_scale * (found - self.output_zero)
         return 1 / (1 + np.exp(-np.clip(found, -60, 60)))

@@ -234,7 +234,7 @@ def test_patches_are_tagged_alike_alone_and_in_batches():
     patches = np.random.default_rng(0).normal(-3, 2, (tags.BATCH + 3, 96, 64)).astype(np.float32)
     scale, zero = tagger.input_scale, tagger.input_zero
     taken = np.clip(np.round(patches[:, None, None] / scale) + zero, 0, 255).astype(np.uint8)
-    alone = np.concatenate([network.run(None, {network.get_inputs()[0].name: one})[0] for one in taken])
+    alone = np.concatenate([np.asarray(network.run(None, {network.get_inputs()[0].name: one})[0]) for one in taken])
     logits = tagger.output_scale * (alone.astype(np.float32) - tagger.output_zero)
     assert tagger.scores(patches) == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-6)
 
