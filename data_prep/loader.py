@@ -49,21 +49,37 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class EncodedBatch(Batch):
-    """Latents and text features.
+class LatentBatch(Batch):
+    """Latents of both streams.
 
     Attributes:
         video_latent: (B, C, f, h, w), normalised.
         audio_latent: (B, 8, t, 16), normalised.
         fps: (B,) frames per second.
-        video_features: (B, S, D) projected text features, zero where padded.
-        audio_features: (B, S, E), the same tensor unless the samples hold a second one.
-        text_mask: (B, S) bool, True at the caption's tokens, which are last.
     """
 
     video_latent: torch.Tensor
     audio_latent: torch.Tensor
     fps: torch.Tensor
+
+
+@dataclass(frozen=True)
+class CaptionedBatch(LatentBatch):
+    """Latents and the captions themselves."""
+
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EncodedBatch(LatentBatch):
+    """Latents and text features.
+
+    Attributes:
+        video_features: (B, S, D) projected text features, zero where padded.
+        audio_features: (B, S, E), the same tensor unless the samples hold a second one.
+        text_mask: (B, S) bool, True at the caption's tokens, which are last.
+    """
+
     video_features: torch.Tensor
     audio_features: torch.Tensor
     text_mask: torch.Tensor
@@ -101,14 +117,44 @@ class EncodedSamples:
         if "audio_features" in tensors[0]:
             audio_features, _ = pad_left([t["audio_features"].float() for t in tensors], registers)
         return EncodedBatch(
-            ids=tuple(self.index["clip_id"][row].as_py() for row in rows),
-            weights=torch.tensor(weights, dtype=torch.float32),
-            video_latent=torch.stack([t["video_latent"] for t in tensors]).float(),
-            audio_latent=torch.stack([t["audio_latent"] for t in tensors]).float(),
-            fps=torch.tensor([float(about["fps"]) for _, about in samples]),
+            *self._latents(rows, weights, samples),
             video_features=video_features,
             audio_features=audio_features,
             text_mask=mask,
+        )
+
+    def captioned_batch(self, rows: Sequence[int], weights: Sequence[float]) -> CaptionedBatch:
+        """The samples of `rows`, which are of one bucket, with their captions instead of the stored features.
+
+        Raises:
+            ValueError: a shard is missing or damaged, or a sample holds no caption.
+        """
+        samples = [self.read(row) for row in rows]
+        captions = tuple(self.caption(row, about) for row, (_, about) in zip(rows, samples, strict=True))
+        return CaptionedBatch(*self._latents(rows, weights, samples), captions=captions)
+
+    def caption(self, row: int, about: dict[str, str]) -> str:
+        """The caption in a sample's metadata; ValueError for a set that was encoded without."""
+        if "caption" not in about:
+            name = self.index["clip_id"][row].as_py()
+            raise ValueError(
+                f"{self.root}: sample {name} holds no caption (an older encode wrote it); encode the set again"
+            )
+        return about["caption"]
+
+    def _latents(
+        self,
+        rows: Sequence[int],
+        weights: Sequence[float],
+        samples: Sequence[tuple[dict[str, torch.Tensor], dict[str, str]]],
+    ) -> tuple[tuple[str, ...], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The fields of a `LatentBatch` in their order."""
+        return (
+            tuple(self.index["clip_id"][row].as_py() for row in rows),
+            torch.tensor(weights, dtype=torch.float32),
+            torch.stack([t["video_latent"] for t, _ in samples]).float(),
+            torch.stack([t["audio_latent"] for t, _ in samples]).float(),
+            torch.tensor([float(about["fps"]) for _, about in samples]),
         )
 
 

@@ -161,7 +161,8 @@ def _modality(
     return Modality(
         latent=state.repeat(passes, 1, 1),
         timesteps=timesteps,
-        sigma=torch.full((passes * batch,), sigma, device=state.device),
+        # Of the noisiest token, as in training: a stream that is given whole is clean to the other one.
+        sigma=timesteps.amax(1),
         positions=positions[:1].expand(passes * batch, -1, -1, -1) if alike else positions.repeat(passes, 1, 1, 1),
         context=text,
         context_mask=mask,

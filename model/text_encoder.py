@@ -49,26 +49,18 @@ class GemmaTextEncoder(nn.Module):
         """
         import transformers
 
-        path = Path(path_or_id)
-        if path.suffix == ".gguf":
-            if not path.is_file():
-                raise ValueError(f"text encoder {path_or_id}: no such file")
-            source = str(_unpacked(path))
-        else:
-            source = str(path_or_id)
-        try:
-            config = transformers.AutoConfig.from_pretrained(source)
-        except (OSError, ValueError) as error:  # nothing there, or no model's configuration
-            raise ValueError(f"text encoder {path_or_id!r} is not a model folder, a hub id or a .gguf file") from error
-        if config.model_type not in ("gemma3", "gemma3_text"):
-            raise ValueError(
-                f"text encoder {path_or_id!r} is a {config.model_type} model; this family is made for Gemma 3"
-            )
+        source, config = _source(path_or_id)
         model = transformers.AutoModel.from_pretrained(source, dtype=dtype)
         if config.model_type == "gemma3":
             model = model.language_model  # the vision tower is not used
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         return cls(model.to(device), tokenizer, max_tokens)
+
+    @staticmethod
+    def sizes(path_or_id: str | Path) -> tuple[int, int]:
+        """(`num_states`, `hidden_size`) as the configuration says, without loading weights; ValueError as `load`."""
+        config = _source(path_or_id)[1].get_text_config()
+        return config.num_hidden_layers + 1, config.hidden_size
 
     @property
     def hidden_size(self) -> int:
@@ -105,6 +97,26 @@ class GemmaTextEncoder(nn.Module):
             use_cache=False,
         )
         return tuple(out.hidden_states), mask.bool()
+
+
+def _source(path_or_id: str | Path) -> tuple[str, Any]:
+    """What transformers loads from, and its configuration; ValueError when it is not a Gemma 3 model."""
+    import transformers
+
+    path = Path(path_or_id)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ValueError(f"text encoder {path_or_id}: no such file")
+        source = str(_unpacked(path))
+    else:
+        source = str(path_or_id)
+    try:
+        config = transformers.AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:  # nothing there, or no model's configuration
+        raise ValueError(f"text encoder {path_or_id!r} is not a model folder, a hub id or a .gguf file") from error
+    if config.model_type not in ("gemma3", "gemma3_text"):
+        raise ValueError(f"text encoder {path_or_id!r} is a {config.model_type} model; this family is made for Gemma 3")
+    return source, config
 
 
 def _unpacked(gguf: Path) -> Path:

@@ -1,14 +1,14 @@
 """Settings of a training run. What every task shares stands at the top; each task adds a section of its own."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_prep.batch_plan import BatchSettings
 from data_prep.buckets import Bucket
 from data_prep.settings import Settings
 
-Task = Literal["dit", "video-vae", "audio-vae", "vocoder"]
+Task = Literal["dit", "text-projection", "video-vae", "audio-vae", "vocoder", "upscaler"]
 
 
 class OptimizerSettings(Settings):
@@ -45,7 +45,7 @@ class WorkerSettings(Settings):
     gpu: bool = Field(default=False, description="one GPU per worker")
     cpus: int = Field(default=1, description="CPUs, and threads, per worker", ge=1)
     zero_stage: Literal[1, 2, 3] | None = Field(
-        default=None, description="DeepSpeed ZeRO stage; default: 3 for dit, 1 for the others"
+        default=None, description="DeepSpeed ZeRO stage; default: 3 for dit and text-projection, 1 for the others"
     )
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 keeps fp32 master weights")
     recompute: int = Field(
@@ -56,8 +56,35 @@ class WorkerSettings(Settings):
     max_failures: int = Field(default=0, description="times that lost workers are started again", ge=0)
 
 
-class DiTSettings(Settings):
-    """Rectified flow on both modalities."""
+class ConditioningSettings(Settings):
+    """Parts of the samples that are given some tokens clean, by kind; a sample is of one kind at most."""
+
+    first_frame: float = Field(default=0.0, description="given the first latent frame (image to video)", ge=0, le=1)
+    extend_forward: float = Field(
+        default=0.0, description="given some of the first latent frames with their sound", ge=0, le=1
+    )
+    extend_backward: float = Field(
+        default=0.0, description="given some of the last latent frames with their sound", ge=0, le=1
+    )
+    inpaint: float = Field(default=0.0, description="given the picture outside a rectangle", ge=0, le=1)
+    outpaint: float = Field(default=0.0, description="given the picture inside a rectangle", ge=0, le=1)
+    audio_to_video: float = Field(default=0.0, description="given all of the sound", ge=0, le=1)
+    video_to_audio: float = Field(default=0.0, description="given all of the picture", ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _are_parts(self) -> Self:
+        if self.total > 1:
+            raise ValueError(f"the parts add up to {self.total:g}; lower them, for together they are at most 1")
+        return self
+
+    @property
+    def total(self) -> float:
+        """Part of the samples that are given anything."""
+        return sum(probability for _, probability in self)
+
+
+class DiffusionSettings(Settings):
+    """The diffusion loss: rectified flow on both modalities."""
 
     sigma: Literal["independent", "shared"] = Field(
         default="independent", description="each modality draws its own noise level, or both take one"
@@ -70,8 +97,30 @@ class DiTSettings(Settings):
     cross_modal_dropout: float = Field(
         default=0.1, description="part of the steps trained without A↔V attention (for modality guidance)", ge=0, le=1
     )
-    train_connectors: bool = Field(default=True, description="train the text connectors with the transformer")
+    conditioning: ConditioningSettings = ConditioningSettings()
+    frozen: tuple[str, ...] = Field(
+        default=(),
+        description="parameters that are not trained, by name with wildcards, e.g. 'transformer.audio_*'",
+    )
     sigma_bins: int = Field(default=4, description="equal bins of sigma over which the losses are logged", ge=1)
+
+
+class DiTSettings(DiffusionSettings):
+    """The transformer, on the text features that encode stored."""
+
+    train_connectors: bool = Field(default=True, description="train the text connectors with the transformer")
+
+
+class TextProjectionSettings(DiffusionSettings):
+    """The text projection W and the connectors, on a text encoder that runs beside them."""
+
+    text_encoder: str = Field(
+        default="package:gemma3-270m", description="Gemma 3: package:gemma3-270m, a folder, a hub id or a .gguf file"
+    )
+    max_text_tokens: int = Field(default=256, ge=1, description="longer captions are cut, tokens")
+    train_transformer: bool = Field(
+        default=True, description="train the transformer with them, as in the paper; else it must be given"
+    )
 
 
 class VideoVAESettings(Settings):
@@ -109,10 +158,35 @@ class VocoderSettings(Settings):
     mel: float = Field(default=1.0, description="weight of the log-mel loss", ge=0)
 
 
+class UpscalerSettings(Settings):
+    """Latents of crops out of curated clips, at two resolutions."""
+
+    scale: Literal["x2", "x1.5", "temporal-x2"] = Field(
+        default="x2", description="what is upscaled, and by how much: height and width, or the frame rate"
+    )
+    buckets: tuple[Bucket, ...] = Field(
+        default=(Bucket(),),
+        description="clips are scaled as encode will scale them: give encode's buckets",
+        min_length=1,
+    )
+    crop_frames: int = Field(
+        default=17, description="frames of a crop: 1 + a multiple of 8, of 16 for temporal-x2", ge=9
+    )
+    crop_size: int = Field(
+        default=128,
+        description="height and width of a crop at the high resolution, pixels: a multiple of 64 (x2) or 96 (x1.5)",
+        ge=64,
+    )
+    latent: float = Field(default=1.0, description="weight of the latents' absolute error, in deviations", ge=0)
+    decoded: float = Field(
+        default=1.0, description="weight of the decoded picture's absolute error; 0: nothing is decoded", ge=0
+    )
+
+
 class TrainSettings(Settings):
     """A training run."""
 
-    input: str = Field(default="", description="encoded set (dit), or curated set (the other tasks)")
+    input: str = Field(default="", description="encoded set (dit, text-projection), or curated set (the other tasks)")
     preset: str = Field(default="tiny", description="the model family's preset")
     init_from: tuple[str, ...] = Field(
         default=(), description="model folders or files to start from; what they lack starts from random weights"
@@ -131,6 +205,8 @@ class TrainSettings(Settings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     workers: WorkerSettings = WorkerSettings()
     dit: DiTSettings = DiTSettings()
+    text_projection: TextProjectionSettings = TextProjectionSettings()
     video_vae: VideoVAESettings = VideoVAESettings()
     audio_vae: AudioVAESettings = AudioVAESettings()
     vocoder: VocoderSettings = VocoderSettings()
+    upscaler: UpscalerSettings = UpscalerSettings()

@@ -44,10 +44,13 @@ def tasks() -> dict[str, type[Task]]:
     """The tasks by name."""
     from pipelines.training.audio_vae import AudioVAETask
     from pipelines.training.dit import DiTTask
+    from pipelines.training.text_projection import TextProjectionTask
+    from pipelines.training.upscaler import UpscalerTask
     from pipelines.training.video_vae import VideoVAETask
     from pipelines.training.vocoder import VocoderTask
 
-    return {task.name: task for task in (DiTTask, VideoVAETask, AudioVAETask, VocoderTask)}
+    known = (DiTTask, TextProjectionTask, VideoVAETask, AudioVAETask, VocoderTask, UpscalerTask)
+    return {task.name: task for task in known}
 
 
 def train(
@@ -60,7 +63,7 @@ def train(
     """Train, or go on training what `output` holds, or, when it is done, only say so.
 
     Args:
-        task: "dit", "video-vae", "audio-vae" or "vocoder".
+        task: "dit", "text-projection", "video-vae", "audio-vae", "vocoder" or "upscaler".
         output: folder of checkpoints and final weights.
         progress: called with (task, steps done, steps).
 
@@ -134,7 +137,8 @@ def given_parts(init_from: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _needs(task: str) -> str:
-    return "an encoded set (kinotone encode)" if task == "dit" else "a curated set (kinotone curate)"
+    encoded = task in ("dit", "text-projection")
+    return "an encoded set (kinotone encode)" if encoded else "a curated set (kinotone curate)"
 
 
 def _same_run(task: str, settings: TrainSettings, output: Path, steps_per_epoch: int) -> None:

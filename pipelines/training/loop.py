@@ -59,24 +59,24 @@ def run_worker(config: dict[str, Job]) -> None:
     task = job.task(settings)
     dataset = task.dataset()
     plan = batch_plan.plan(dataset.buckets, dataset.tokens, settings.batch, seed=settings.seed, world=world)
-    trainee = task.build(components(job))
+    trainee = task.build(components(job, task))
     run = _Run(job, task, dataset, plan, trainee, rank, world, device)
     run.train()
     run.finish()
 
 
-def components(job: Job) -> dict[str, nn.Module]:
+def components(job: Job, task: Task) -> dict[str, nn.Module]:
     """The task's components on the CPU: out of the files given, else freshly initialised under the run's seed."""
     import model
 
     parts: dict[str, nn.Module] = {}
-    for name in job.task.uses:
+    for name in task.uses:
         if name in job.files:
             parts[name] = model.weights.load_component(job.files[name], name)
         else:
             # Seeded by name, so that a part's start does not depend on which others are built.
             torch.manual_seed(job.settings.seed + sum(name.encode()))
-            parts[name] = getattr(model.build(job.settings.preset, components=[name]), name)
+            parts[name] = model.build_component(task.config(name, {}))
     return parts
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.batch_plan import MicroBatch
+from model import preset, weights
 from pipelines.settings import TrainSettings
 
 # A mean to be logged: sum and count, of shape () or (n,); the loop adds them up over micro-batches, steps and ranks.
@@ -74,6 +75,12 @@ class Task(ABC):
         Raises:
             ValueError: the set is missing, empty, or not one that the task can use.
         """
+
+    def config(self, component: str, files: dict[str, Path]) -> Any:
+        """The configuration that a component will have: its file's (component → file), or the preset's."""
+        if component in files:
+            return weights.configs(files[component])[component]
+        return getattr(preset(self.settings.preset), component)
 
     @abstractmethod
     def build(self, parts: dict[str, nn.Module]) -> Trainee:

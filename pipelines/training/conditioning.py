@@ -1,0 +1,83 @@
+"""Which tokens of a sample are given clean, for the model to make the rest: conditioning by per-token timesteps.
+
+A given token enters as it is, with σ = 0, and is left out of the loss (as LTX-Video conditions on images, arXiv
+2501.00103). At most one kind per sample, drawn with the probabilities of the settings:
+
+    first frame                the first latent frame, which is one pixel frame
+    extension                  some of the first (forward) or last (backward) latent frames with their sound
+    inpainting, outpainting    the picture outside, or inside, one rectangle that all frames share
+    audio to video and back    the whole other stream
+
+A kind that a sample has no room for (one latent frame, one latent pixel) gives nothing. The latents come from a causal
+encoder: those of a later frame know of earlier ones, so a backward extension sees a little of what it must make.
+"""
+
+import torch
+from torch import Tensor
+
+from model.modality import audio_positions, video_positions
+from pipelines.settings import ConditioningSettings
+
+
+def draw_given(
+    settings: ConditioningSettings, draw: torch.Generator, shape: tuple[int, int, int], audio_tokens: int, fps: float
+) -> tuple[Tensor, Tensor]:
+    """The given tokens of one sample, bool (f·h·w,) and (audio_tokens,).
+
+    Args:
+        draw: the sample's random source, on the CPU.
+        shape: f, h, w latents of the video.
+        fps: frames per second, for an extension's share of the sound.
+    """
+    f, h, w = shape
+    video, audio = torch.zeros(f, h, w, dtype=torch.bool), torch.zeros(audio_tokens, dtype=torch.bool)
+    kind = _kind(settings, float(torch.rand((), generator=draw)))
+    if kind == "first_frame" and f > 1:
+        video[0] = True
+    elif kind == "extend_forward" and f > 1:
+        frames = _between(1, f - 1, draw)
+        video[:frames] = True
+        audio = audio_positions(audio_tokens)[0, 0, :, 1] <= _time_s(shape, fps)[frames - 1, 1] + _SLACK_S
+    elif kind == "extend_backward" and f > 1:
+        frames = _between(1, f - 1, draw)
+        video[f - frames :] = True
+        audio = audio_positions(audio_tokens)[0, 0, :, 0] >= _time_s(shape, fps)[f - frames, 0] - _SLACK_S
+    elif kind in ("inpaint", "outpaint") and h * w > 1:
+        video[:, *_rectangle(h, w, draw)] = True
+        video = ~video if kind == "inpaint" else video
+    elif kind == "audio_to_video":
+        audio[:] = True
+    elif kind == "video_to_audio":
+        video[:] = True
+    return video.flatten(), audio
+
+
+_SLACK_S = 1e-4  # bounds of both streams are float32 seconds
+
+
+def _kind(settings: ConditioningSettings, u: float) -> str:
+    """The kind that a uniform draw falls on; "" for none."""
+    for name, probability in settings:
+        if u < probability:
+            return name
+        u -= probability
+    return ""
+
+
+def _between(low: int, high: int, draw: torch.Generator) -> int:
+    return int(torch.randint(low, high + 1, (), generator=draw))
+
+
+def _time_s(shape: tuple[int, int, int], fps: float) -> Tensor:
+    """(f, 2) start and end of each latent frame, seconds."""
+    f, h, w = shape
+    return video_positions(f, h, w, fps)[0, 0].view(f, h * w, 2)[:, 0]
+
+
+def _rectangle(h: int, w: int, draw: torch.Generator) -> tuple[slice, slice]:
+    """Rows and columns of a rectangle of at least one latent pixel, and not of all."""
+    height, width = _between(1, h, draw), _between(1, w, draw)
+    if (height, width) == (h, w):
+        height, width = (h - 1, w) if h > 1 else (h, w - 1)
+    top, left = _between(0, h - height, draw), _between(0, w - width, draw)
+    return slice(top, top + height), slice(left, left + width)
