@@ -16,6 +16,7 @@ from data_prep.loader import metadata
 from data_prep.mp4 import write_mp4
 from model import build, weights
 from pipelines.encode import PARTS, Encoder, EncodeSettings, to_safetensors
+from tests.tiny_gemma import write_gemma
 
 BUCKET = Bucket(frames=9, height=64, width=96, fps=24)
 
@@ -23,31 +24,12 @@ BUCKET = Bucket(frames=9, height=64, width=96, fps=24)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny preset's encoders and projection as a model folder, and a random Gemma 3 of its shape."""
-    from transformers import Gemma3TextConfig, Gemma3TextModel, PreTrainedTokenizerFast
-
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("model")
     parts = ("video_vae", "audio_vae", "text_conditioner")
     weights.save(build("tiny", components=parts), root)
-    text = Gemma3TextConfig(
-        vocab_size=64, hidden_size=640, intermediate_size=64, num_hidden_layers=18, num_attention_heads=1,
-        num_key_value_heads=1, head_dim=32, max_position_embeddings=64,
-    )  # fmt: skip
-    Gemma3TextModel(text).save_pretrained(root / "gemma")
-    PreTrainedTokenizerFast(tokenizer_object=_word_tokenizer(), pad_token="<pad>", bos_token="<bos>").save_pretrained(
-        root / "gemma"
-    )
+    write_gemma(root / "gemma")
     return root
-
-
-def _word_tokenizer():
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    words = ["<pad>", "<bos>", "<unk>", "a", "ball", "bounces", "someone", "speaks", "and"]
-    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    return tokenizer
 
 
 @pytest.fixture(scope="module")

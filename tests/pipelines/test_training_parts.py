@@ -10,10 +10,6 @@ import torch
 
 from data_prep.batch_plan import MicroBatch
 from data_prep.buckets import Bucket
-from data_prep.clip import Clip, Segment
-from data_prep.ledger import Ledger
-from data_prep.mp4 import write_mp4
-from data_prep.shards import write_segment
 from pipelines.settings import OptimizerSettings, TrainSettings
 from pipelines.training import checkpoint
 from pipelines.training.clips import PictureClips, SoundClips
@@ -24,6 +20,7 @@ from pipelines.training.schedule import learning_rate
 from pipelines.training.statistics import spread
 from pipelines.training.task import noise_like, per_sample
 from pipelines.training.vocoder import stft_error
+from tests.pipelines.curated_set import write_curated_set
 from tests.pipelines.encoded_set import write_conditioner, write_encoded_set
 
 
@@ -135,22 +132,8 @@ def test_the_stft_error_hears_the_difference():
 @pytest.fixture(scope="module")
 def curated(tmp_path_factory):
     """Two clips that fit the bucket, one that is too small, one that was dropped."""
-    root = tmp_path_factory.mktemp("curated")
-    clips = []
-    for n, (width, height) in enumerate([(192, 128), (96, 96), (192, 160), (192, 128)]):
-        frames = np.zeros((50, height, width, 3), np.uint8)
-        frames[:, :, : width // 2] = 40 + 60 * n
-        frames[np.arange(50), :, np.arange(50) + 20] = 255  # a line that moves by a pixel a frame
-        t = np.arange(100_000) / 48_000
-        sound = np.stack([0.2 * np.sin(2 * np.pi * 300 * (n + 1) * t), 0 * t]).astype(np.float32)
-        path = root / f"{n}.mp4"
-        write_mp4(path, frames, 24.0, sound, 48_000)
-        info = {"width": width, "height": height, "fps": 24.0, "in_s": 0.0, "out_s": 50 / 24}
-        clip = Clip(f"clip{n}", 0.0, 50 / 24, media=path.read_bytes(), info=info)
-        clips.append(clip.dropped("noise") if n == 3 else clip)
-    segment = Segment("segment", "memory", 0.0, 50 / 24, size=1, content_key="key", clips=clips)
-    Ledger(root / "set").commit(write_segment(root / "set", segment))
-    return str(root / "set")
+    sizes = [(192, 128), (96, 96), (192, 160), (192, 128)]
+    return str(write_curated_set(tmp_path_factory.mktemp("curated"), sizes, dropped=frozenset({3})))
 
 
 def test_crops_of_pictures(curated):
