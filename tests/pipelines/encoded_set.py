@@ -17,9 +17,18 @@ BUCKET = Bucket(frames=9, height=64, width=64, fps=24)
 
 
 def write_encoded_set(
-    root: Path, samples: int = 6, spoilt: int | None = None, about: dict[str, str] | None = None
+    root: Path,
+    samples: int = 6,
+    spoilt: int | None = None,
+    about: dict[str, str] | None = None,
+    caption: bool = True,
 ) -> Path:
-    """Latents of one mean with a little noise; sample `spoilt` holds an infinity. Gives `root`."""
+    """Latents of one mean with a little noise; sample `spoilt` holds an infinity. Gives `root`.
+
+    Args:
+        about: further metadata of every sample.
+        caption: False for a set as it was before samples held their captions.
+    """
     (root / "shards").mkdir(parents=True)
     g = torch.Generator().manual_seed(7)
     video_mean, audio_mean = torch.randn(32, 1, 1, 1, generator=g), torch.randn(8, 1, 16, generator=g)
@@ -35,7 +44,8 @@ def write_encoded_set(
             }
             if n == spoilt:
                 tensors["video_latent"][0, 0, 0, 0] = float("inf")
-            data = save(tensors, metadata={"fps": "24", "caption": f"sample {n}", **(about or {})})
+            said = {"caption": f"sample {n}"} if caption else {}
+            data = save(tensors, metadata={"fps": "24", **said, **(about or {})})
             entry = tarfile.TarInfo(f"clip{n}.safetensors")
             entry.size = len(data)
             # A small member's data follow its header of 512 bytes.
