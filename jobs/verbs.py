@@ -133,11 +133,13 @@ class Prepare(_DataVerb):
 
 
 class Train(Verb):
-    """one training task (dit, video-vae, audio-vae, vocoder) under Ray Train and DeepSpeed"""
+    """one training task (dit, text-projection, video-vae, audio-vae, vocoder, upscaler) under Ray Train and DeepSpeed"""
 
-    task: Task = Field(description="what is trained: dit, video-vae, audio-vae or vocoder")
+    task: Task = Field(description="what is trained: dit, text-projection, video-vae, audio-vae, vocoder or upscaler")
     output: Path = Field(description="folder of checkpoints and final weights; the same command resumes it")
-    input: str | None = Field(None, description="encoded set (dit) or curated set (the others); over train.input")
+    input: str | None = Field(
+        None, description="encoded set (dit, text-projection) or curated set (the others); over train.input"
+    )
     init_from: tuple[str, ...] = Field((), description="model folders or runs to start from; over train.init-from")
     train: TrainSettings
     tracking: TrackingSettings

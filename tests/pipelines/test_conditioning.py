@@ -27,10 +27,11 @@ KINDS = tuple(ConditioningSettings.model_fields)
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5))
 
 
-def drawn(kind: str, shape: tuple[int, int, int], audio: int, fps: float, seed: int) -> tuple[Tensor, Tensor]:
+def drawn(kind: str, shape: tuple[int, ...], audio: int, fps: float, seed: int) -> tuple[Tensor, Tensor]:
     settings = ConditioningSettings.model_validate({kind: 1.0})
-    video, sound = draw_given(settings, torch.Generator().manual_seed(seed), shape, audio, fps)
-    assert (video.shape, sound.shape) == ((shape[0] * shape[1] * shape[2],), (audio,))
+    f, h, w = shape
+    video, sound = draw_given(settings, torch.Generator().manual_seed(seed), (f, h, w), audio, fps)
+    assert (video.shape, sound.shape) == ((f * h * w,), (audio,))
     assert video.dtype == sound.dtype == torch.bool
     return video.view(shape), sound
 
@@ -38,7 +39,7 @@ def drawn(kind: str, shape: tuple[int, int, int], audio: int, fps: float, seed: 
 @examples(shapes, st.integers(1, 60), st.sampled_from([12.0, 24.0, 25.0, 30.0]), st.integers(0, 1000))
 def test_extensions_give_frames_and_their_sound(shape, audio, fps, seed):
     f = shape[0]
-    seconds = video_positions(*shape, fps)[0, 0].view(*shape, 2)[:, 0, 0]
+    seconds = video_positions(shape[0], shape[1], shape[2], fps)[0, 0].view(*shape, 2)[:, 0, 0]
     sound_s = audio_positions(audio)[0, 0]
     for kind in ("extend_forward", "extend_backward"):
         video, sound = drawn(kind, shape, audio, fps, seed)

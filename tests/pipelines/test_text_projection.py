@@ -16,6 +16,7 @@ from pipelines.settings import TrainSettings
 from pipelines.training.engine import train
 from pipelines.training.text_projection import TextProjectionTask, TextProjectionTrainee
 from tests.pipelines.encoded_set import write_encoded_set
+from tests.pipelines.training_runs import changed, learn, state
 from tests.tiny_gemma import write_gemma
 
 CAPTIONS = ("a ball bounces", "a", "someone speaks and a ball bounces and someone speaks", "")
@@ -67,27 +68,6 @@ def test_features_are_those_that_encode_stores(encoded, gemma):
     states, other_mask = GemmaTextEncoder.load(gemma, 256, torch.float32).encode(list(batch.captions))
     assert torch.equal(mask, other_mask)
     assert torch.equal(ours, trainee.text_conditioner.project(states, mask)[0])
-
-
-def learn(trainee: TextProjectionTrainee, batch: CaptionedBatch, steps: int) -> list[float]:
-    trained = [p for p in trainee.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=2e-3, weight_decay=0.0)
-    losses = []
-    for step in range(steps):
-        loss, _ = trainee(batch, step)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def state(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def changed(module: nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
-    return {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
 
 
 def test_the_loss_falls_and_everything_but_the_encoder_learns(encoded, gemma):

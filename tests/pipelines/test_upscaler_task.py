@@ -16,7 +16,7 @@ from pipelines.training.clips import PixelBatch
 from pipelines.training.engine import train
 from pipelines.training.upscaler import SCALES, UpscalerTask, UpscalerTrainee, scaled_down
 from tests.pipelines.curated_set import write_curated_set
-from tests.pipelines.test_text_projection import changed, learn, state
+from tests.pipelines.training_runs import changed, learn, state
 
 # scale → frames and size of the smallest crop, frames and size of its low version
 CROPS = {"x2": (9, 64, 9, 32), "x1.5": (9, 96, 9, 64), "temporal-x2": (17, 64, 9, 64)}
