@@ -133,7 +133,7 @@ class Prepare(_DataVerb):
 
 
 class Train(Verb):
-    """one training task (dit, text-projection, video-vae, audio-vae, vocoder, upscaler) under Ray Train and DeepSpeed"""
+    """one training task (dit, text-projection, video-vae, audio-vae, vocoder, upscaler): Ray Train and DeepSpeed"""
 
     task: Task = Field(description="what is trained: dit, text-projection, video-vae, audio-vae, vocoder or upscaler")
     output: Path = Field(description="folder of checkpoints and final weights; the same command resumes it")
