@@ -21,6 +21,7 @@ from data_prep.packaged_weights import resolve
 from model.text_encoder import GemmaTextEncoder
 from pipelines.settings import TextProjectionSettings, TrainSettings
 from pipelines.training.diffusion import DiffusionTask, DiffusionTrainee, LatentDataset
+from pipelines.training.frozen import Frozen
 from pipelines.training.task import Dataset, Trainee
 
 
@@ -39,19 +40,14 @@ class TextProjectionTrainee(DiffusionTrainee):
     def __init__(self, parts: dict[str, nn.Module], encoder: GemmaTextEncoder, task: "TextProjectionTask") -> None:
         super().__init__(parts, task)
         self._with_transformer = task.options.train_transformer
-        # In a tuple, so that it is no submodule.
-        self._encoder = (encoder,)
-
-    @property
-    def encoder(self) -> GemmaTextEncoder:
-        return self._encoder[0]
+        self.encoder = Frozen(encoder)
 
     def components(self) -> dict[str, nn.Module]:
         trained: dict[str, nn.Module] = {"text_conditioner": self.text_conditioner}
         return {"transformer": self.transformer, **trained} if self._with_transformer else trained
 
     def text(self, batch: CaptionedBatch) -> tuple[Tensor, Tensor, Tensor]:
-        states, mask = self.encoder.encode(list(batch.captions))
+        states, mask = self.encoder.on(batch.weights.device).encode(list(batch.captions))
         self.text_slots = mask.numel()
         return *self.text_conditioner.project(states, mask), mask
 
@@ -70,14 +66,9 @@ class TextProjectionTask(DiffusionTask):
         return CaptionedDataset(self.settings.input)
 
     def build(self, parts: dict[str, nn.Module]) -> TextProjectionTrainee:
-        gpu = self.settings.workers.gpu
-        encoder = GemmaTextEncoder.load(
-            resolve(self.options.text_encoder),
-            self.options.max_text_tokens,
-            # As encode loads it: on a CPU bfloat16 is slower than float32.
-            torch.bfloat16 if gpu else torch.float32,
-            "cuda" if gpu else "cpu",
-        )
+        # As encode loads it: on a CPU bfloat16 is slower than float32.
+        dtype = torch.bfloat16 if self.settings.workers.gpu else torch.float32
+        encoder = GemmaTextEncoder.load(resolve(self.options.text_encoder), self.options.max_text_tokens, dtype)
         return TextProjectionTrainee(parts, encoder, self)
 
     def check(self, dataset: Dataset, files: dict[str, Path]) -> None:
@@ -105,7 +96,8 @@ class TextProjectionTask(DiffusionTask):
         """Also of the text encoder, forward, and of W, forward and for its gradient; a frozen transformer has none."""
         own = cast(TextProjectionTrainee, trainee)
         transformer = super().flops(trainee, batch) * (1 if self.options.train_transformer else 2 / 3)
-        layers = sum(p.numel() for name, p in own.encoder.model.named_parameters() if "embed_tokens" not in name)
+        encoder = own.encoder.on(batch.weights.device).model
+        layers = sum(p.numel() for name, p in encoder.named_parameters() if "embed_tokens" not in name)
         config = own.text_conditioner.config
         streams = (config.video_width, config.audio_width) if config.per_modality_projections else (config.video_width,)
         projection = config.hidden_size * config.num_states * sum(streams)

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from model.ltx2 import cast as to_dtype
 from model.presets import check_fit
 from model.upscaler import LatentUpscaler, UpscalerConfig
-from model.video_vae import VideoVAE
+from model.video_vae import VideoVAE, latent_size
 from pipelines.training.clips import PictureClips, PixelBatch
 from pipelines.training.flops import forward_flops
+from pipelines.training.frozen import Frozen
 from pipelines.training.task import Dataset, Mean, Task, Trainee, per_sample
 
 
@@ -54,18 +55,13 @@ class UpscalerTrainee(Trainee):
         super().__init__()
         self.upscaler = upscaler
         self._options, self._scale = task.settings.upscaler, task.scale
-        # In a tuple, so that it is no submodule.
-        self._vae = (vae.eval().requires_grad_(False),)
-
-    @property
-    def vae(self) -> VideoVAE:
-        return self._vae[0]
+        self.vae = Frozen(vae)
 
     def components(self) -> dict[str, nn.Module]:
         return {"upscaler": self.upscaler}
 
     def forward(self, batch: PixelBatch, step: int) -> tuple[Tensor, dict[str, Mean]]:
-        o, vae = self._options, self.vae
+        o, vae = self._options, self.vae.on(batch.weights.device)
         pixels = batch.pixels.to(next(vae.parameters()).dtype)
         with torch.no_grad():
             low, high = (vae.encode_distribution(x)[0] for x in (scaled_down(pixels, self._scale), pixels))
@@ -112,9 +108,8 @@ class UpscalerTask(Task):
         return self.scale.configure(config) if component == "upscaler" and component not in files else config
 
     def build(self, parts: dict[str, nn.Module]) -> UpscalerTrainee:
-        workers = self.settings.workers
-        vae = to_dtype(parts["video_vae"], torch.bfloat16 if workers.precision == "bf16" else torch.float32)
-        vae = cast(VideoVAE, vae.to("cuda" if workers.gpu else "cpu"))
+        dtype = torch.bfloat16 if self.settings.workers.precision == "bf16" else torch.float32
+        vae = cast(VideoVAE, to_dtype(parts["video_vae"], dtype))
         return UpscalerTrainee(cast(LatentUpscaler, parts["upscaler"]), vae, self)
 
     def check(self, dataset: Dataset, files: dict[str, Path]) -> None:
@@ -134,15 +129,13 @@ class UpscalerTask(Task):
     def flops(self, trainee: Trainee, batch: PixelBatch) -> float:
         own = cast(UpscalerTrainee, trainee)
         b, c, f, h, w = batch.pixels.shape
-        scale, channels = self.scale, own.vae.config.latent_channels
-        low = (b, c, 1 + (f - 1) // scale.time, round(h / scale.space), round(w / scale.space))
-        latents = [(b, channels, 1 + (x[2] - 1) // 8, x[3] // 32, x[4] // 32) for x in (low, (b, c, f, h, w))]
-        encoded = sum(
-            forward_flops(own.vae, shape, lambda m, x: m.encode_distribution(x)) for shape in (low, (b, c, f, h, w))
-        )
-        made = 3 * forward_flops(own.upscaler, latents[0], lambda m, x: m(x))
+        scale, vae = self.scale, own.vae.on(batch.pixels.device)
+        crops = ((f, h, w), (1 + (f - 1) // scale.time, round(h / scale.space), round(w / scale.space)))
+        high, low = ((b, vae.config.latent_channels, *latent_size(*crop)) for crop in crops)
+        encoded = sum(forward_flops(vae, (b, c, *crop), lambda m, x: m.encode_distribution(x)) for crop in crops)
+        made = 3 * forward_flops(own.upscaler, low, lambda m, x: m(x))
         # The decoder has a gradient for its input and none for its weights.
-        decoded = 2 * forward_flops(own.vae, latents[1], lambda m, x: m.decode_raw(x))
+        decoded = 2 * forward_flops(vae, high, lambda m, x: m.decode_raw(x))
         return encoded + made + (decoded if self.settings.upscaler.decoded else 0)
 
 

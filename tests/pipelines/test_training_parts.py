@@ -133,7 +133,7 @@ def test_the_stft_error_hears_the_difference():
 def curated(tmp_path_factory):
     """Two clips that fit the bucket, one that is too small, one that was dropped."""
     sizes = [(192, 128), (96, 96), (192, 160), (192, 128)]
-    return str(write_curated_set(tmp_path_factory.mktemp("curated"), sizes, dropped=frozenset({3})))
+    return write_curated_set(tmp_path_factory.mktemp("curated"), sizes, dropped=3)
 
 
 def test_crops_of_pictures(curated):

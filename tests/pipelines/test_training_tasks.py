@@ -15,7 +15,8 @@ from pipelines.tracking import TrackingSettings
 from pipelines.training.engine import train
 from tests.pipelines.curated_set import write_curated_set
 from tests.pipelines.encoded_set import BUCKET, write_encoded_set
-from tests.pipelines.training_runs import exact, killed
+from tests.pipelines.killing import train_until_killed
+from tests.pipelines.training_runs import exact
 from tests.tiny_gemma import write_gemma
 
 CODECS = ("video_vae", "audio_vae", "vocoder")
@@ -26,6 +27,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoded set, a curated one, a text encoder, and the codecs that the runs are given."""
     root = tmp_path_factory.mktemp("tasks")
     write_encoded_set(root / "encoded", samples=4)
+    (root / "curated").mkdir()
     write_curated_set(root / "curated", [(192, 128)] * 4)
     write_gemma(root / "gemma")
     torch.manual_seed(4)
@@ -108,7 +110,8 @@ def test_a_run_that_is_killed_goes_on_to_the_bit(task, runs, root, tmp_path):
     """SIGKILL of driver and workers after step 4 or later; the checkpoint of step 3, or of step 6, is the newest."""
     reference, _ = runs(task)
     output = tmp_path / "run"
-    killed(task, settings(task, root), output, records=4)
+    train_until_killed(task, settings(task, root), output, steps=4)
+    assert not (output / "summary.json").exists()
     train(task, settings(task, root), output)
     assert exact(output) == exact(reference)
     for file in sorted((reference / "weights").iterdir()):

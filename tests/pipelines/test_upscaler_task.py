@@ -18,12 +18,13 @@ from pipelines.training.upscaler import SCALES, UpscalerTask, UpscalerTrainee, s
 from tests.pipelines.curated_set import write_curated_set
 from tests.pipelines.training_runs import changed, learn, state
 
+CPU = torch.device("cpu")
 # scale → frames and size of the smallest crop, frames and size of its low version
 CROPS = {"x2": (9, 64, 9, 32), "x1.5": (9, 96, 9, 64), "temporal-x2": (17, 64, 9, 64)}
 
 
 @pytest.fixture(scope="module")
-def curated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def curated(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_curated_set(tmp_path_factory.mktemp("upscaled"), [(192, 128)] * 3)
 
 
@@ -37,16 +38,16 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(curated: Path, *given: Path, scale: str = "x2", **section: Any) -> TrainSettings:
+def settings(curated: str, *given: Path, scale: str = "x2", **section: Any) -> TrainSettings:
     frames, size, *_ = CROPS[scale]
     own = {"scale": scale, "crop_frames": frames, "crop_size": size, **section}
     return TrainSettings.model_validate(
-        {"input": str(curated), "init_from": [str(folder) for folder in given], "upscaler": own}
+        {"input": curated, "init_from": [str(folder) for folder in given], "upscaler": own}
     )
 
 
 def made(
-    curated: Path, vae: Path, scale: str = "x2", **section: Any
+    curated: str, vae: Path, scale: str = "x2", **section: Any
 ) -> tuple[UpscalerTask, UpscalerTrainee, PixelBatch]:
     task = UpscalerTask(settings(curated, vae, scale=scale, **section))
     torch.manual_seed(0)
@@ -64,7 +65,7 @@ def test_what_is_made_has_the_size_of_the_crops_latent(curated, vae, scale):
     low = scaled_down(batch.pixels, task.scale)
     assert low.shape == (2, 3, frames, size, size)
     with torch.no_grad():
-        latents = [trainee.vae.encode_distribution(x)[0] for x in (low, batch.pixels)]
+        latents = [trainee.vae.on(CPU).encode_distribution(x)[0] for x in (low, batch.pixels)]
         assert trainee.upscaler(latents[0]).shape == latents[1].shape
     assert task.flops(trainee, batch) > 0
 
@@ -86,10 +87,10 @@ def test_the_losses_are_what_they_are_called(curated, vae):
     _, trainee, batch = made(curated, vae, latent=2.0, decoded=3.0)
     loss, means = trainee(batch, 0)
     with torch.no_grad():
-        low = trainee.vae.encode(scaled_down(batch.pixels, SCALES["x2"]))
-        ours, theirs = trainee.upscaler.upscale(low, trainee.vae), trainee.vae.encode(batch.pixels)
+        low = trainee.vae.on(CPU).encode(scaled_down(batch.pixels, SCALES["x2"]))
+        ours, theirs = trainee.upscaler.upscale(low, trainee.vae.on(CPU)), trainee.vae.on(CPU).encode(batch.pixels)
         latent = (ours - theirs).abs().mean()
-        decoded = (trainee.vae.decode(ours) - batch.pixels).abs().mean()
+        decoded = (trainee.vae.on(CPU).decode(ours) - batch.pixels).abs().mean()
     torch.testing.assert_close(means["loss/latent"][0] / 2, latent, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(means["loss/decoded"][0] / 2, decoded, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(loss, 2 * latent + 3 * decoded, rtol=1e-4, atol=1e-5)
@@ -100,10 +101,10 @@ def test_the_losses_are_what_they_are_called(curated, vae):
 
 def test_the_loss_falls_and_the_vae_stays_to_the_bit(curated, vae):
     _, trainee, batch = made(curated, vae)
-    before, held = state(trainee), state(trainee.vae)
+    before, held = state(trainee), state(trainee.vae.on(CPU))
     losses = learn(trainee, batch, 12)
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
-    assert not changed(trainee.vae, held)
+    assert not changed(trainee.vae.on(CPU), held)
     assert changed(trainee, before) == set(before)
     assert all(name.startswith("upscaler.") for name in before)
 
