@@ -46,6 +46,7 @@ __all__ = [
     "load",
     "load_component",
     "load_into",
+    "projection_fingerprint",
     "save",
     "save_parts",
     "stream",
@@ -257,6 +258,15 @@ def fingerprint(paths: Paths, component: str | None = None) -> str:
     if len(parts) == 1:
         return parts[0].fingerprint()
     return hashlib.sha256("\n".join(f"{part.name} {part.fingerprint()}" for part in parts).encode()).hexdigest()
+
+
+def projection_fingerprint(paths: Paths) -> str:
+    """SHA-256 of the feature projection W alone, the half of a text conditioner that stored features come from."""
+    own = Fingerprint({})
+    for key, tensor in stream(paths, "text_conditioner"):
+        if key.startswith("text_embedding_projection."):
+            own.add(key, tensor)
+    return own.hexdigest()
 
 
 def _materialize(

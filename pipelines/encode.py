@@ -96,6 +96,8 @@ class Encoder:
 
         self.settings = settings
         self.fingerprints = settings.fingerprints()
+        given = settings.text_conditioner
+        self.projection = weights.projection_fingerprint(given) if given else self.fingerprints["text_conditioner"]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # On a CPU bfloat16 is slower than float32; on a GPU it is what the models were trained in.
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
@@ -180,6 +182,7 @@ class Encoder:
                 "video_vae": self.fingerprints["video_vae"],
                 "audio_vae": self.fingerprints["audio_vae"],
                 "text": self.fingerprints["text_conditioner"],
+                "text_projection": self.projection,
                 "text_encoder": self.settings.text_encoder,
             }
             info = ready.clip.info | {

@@ -8,8 +8,6 @@ from data_prep.batch_plan import BatchSettings
 from data_prep.buckets import Bucket
 from data_prep.settings import Settings
 
-Task = Literal["dit", "text-projection", "video-vae", "audio-vae", "vocoder", "upscaler"]
-
 
 class OptimizerSettings(Settings):
     """AdamW, its learning rate over time, and the average of the weights."""

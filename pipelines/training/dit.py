@@ -4,11 +4,13 @@ The text connectors train with the transformer; the feature projection W does no
 """
 
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor, nn
 
 from data_prep.batch_plan import MicroBatch
 from data_prep.loader import EncodedBatch
+from model import weights
 from model.presets import preset
 from pipelines.settings import TrainSettings
 from pipelines.training.diffusion import DiffusionTask, DiffusionTrainee, LatentDataset
@@ -56,4 +58,11 @@ class DiTTask(DiffusionTask):
             raise ValueError(
                 "train dit: init_from gives no text_conditioner; name the model folder that encode used, "
                 "for the stored text features are its projection's"
+            )
+        # The connectors may have been trained on; the projection is what the features are of.
+        known = cast(EncodedDataset, dataset).samples.read(0)[1].get("text_projection")
+        if known and weights.projection_fingerprint(files["text_conditioner"]) != known:
+            raise ValueError(
+                f"the text features of {self.settings.input} were made by another projection W than that of "
+                f"{files['text_conditioner']}; encode again with these weights, or give those that encode used"
             )

@@ -1,6 +1,7 @@
 import pytest
 
 from jobs.settings import RECIPES, load_recipe
+from pipelines.training.engine import tasks
 
 
 def write(tmp_path, text):
@@ -14,6 +15,10 @@ def test_every_recipe_of_ours_is_valid():
     assert "tiny" in names
     for name in names:
         load_recipe(name)
+
+
+def test_the_tiny_recipe_has_every_task():
+    assert set(load_recipe("tiny").tasks) == set(tasks())
 
 
 def test_unknown_key_names_the_file_the_field_and_what_is_known(tmp_path):

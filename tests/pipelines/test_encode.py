@@ -66,6 +66,7 @@ def test_a_clip_becomes_latents_of_its_bucket_and_features_without_pads(encoder:
     assert about["caption"] == "a ball bounces"
     assert float(about["fps"]) == 24.0
     assert about["video_vae"] == weights.fingerprint(encoder.settings.video_vae, "video_vae")
+    assert about["text_projection"] == weights.projection_fingerprint(encoder.settings.text_conditioner)
     assert first.media == b""
     assert first.info["bucket"] == BUCKET.key == "f9_h64_w96_a9"
     assert (first.info["text_tokens"], second.info["text_tokens"]) == (4, 7)

@@ -13,6 +13,7 @@ from data_prep.buckets import Bucket
 from pipelines.settings import OptimizerSettings, TrainSettings
 from pipelines.training import checkpoint
 from pipelines.training.clips import PictureClips, SoundClips
+from pipelines.training.dit import DiTTask
 from pipelines.training.ema import MovingAverage
 from pipelines.training.engine import given_parts, train
 from pipelines.training.loop import read_metrics
@@ -197,3 +198,22 @@ def test_latents_of_another_vae_are_refused(tmp_path):
     model.weights.save(model.build("tiny", components=["video_vae"]), start)
     assert set(given_parts((str(start),))) == {"text_conditioner", "video_vae"}
     assert "made by another video_vae" in mistake("dit", tmp_path, input=encoded, init_from=[str(start)])
+
+
+def test_features_of_another_projection_are_refused(tmp_path):
+    import model
+
+    start = write_conditioner(tmp_path / "start")
+    about = {"text_projection": model.weights.projection_fingerprint(start)}
+    encoded = str(write_encoded_set(tmp_path / "encoded", about=about))
+    conditioner = model.weights.load(start).text_conditioner
+    # Connectors that were trained on leave the projection what it is.
+    conditioner.video_embeddings_connector.learnable_registers.data += 1
+    model.weights.save(conditioner, tmp_path / "trained")
+    task = DiTTask(TrainSettings.model_validate({"input": encoded}))
+    for folder in (start, tmp_path / "trained"):
+        task.check(task.dataset(), given_parts((str(folder),)))
+    next(conditioner.text_embedding_projection.parameters()).data *= 1.01
+    model.weights.save(conditioner, tmp_path / "other")
+    said = mistake("dit", tmp_path, input=encoded, init_from=[str(tmp_path / "other")])
+    assert "made by another projection W" in said
