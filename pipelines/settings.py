@@ -1,8 +1,9 @@
 """Settings of a training run. What every task shares stands at the top; each task adds a section of its own."""
 
+from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_prep.batch_plan import BatchSettings
 from data_prep.buckets import Bucket
@@ -119,6 +120,12 @@ class TextProjectionSettings(DiffusionSettings):
     train_transformer: bool = Field(
         default=True, description="train the transformer with them, as in the paper; else it must be given"
     )
+
+    @field_validator("text_encoder")
+    @classmethod
+    def _absolute(cls, name: str) -> str:
+        # A worker's working directory is not the user's. What is no path here is a package's name or a hub id.
+        return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 class VideoVAESettings(Settings):

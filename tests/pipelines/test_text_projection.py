@@ -120,3 +120,9 @@ def test_mistakes_are_named_before_a_worker_starts(encoded, gemma, tmp_path):
     said = mistake(tmp_path, settings(older, gemma))
     assert "sample clip0 holds no caption" in said
     assert "encode the set again" in said
+
+
+def test_a_relative_path_means_the_users_folder_on_every_worker(encoded, gemma, monkeypatch):
+    monkeypatch.chdir(gemma.parent)
+    assert settings(encoded, Path(gemma.name)).text_projection.text_encoder == str(gemma)
+    assert settings(encoded, gemma, text_encoder="google/gemma").text_projection.text_encoder == "google/gemma"
