@@ -283,6 +283,8 @@ def _summary(
     losses = sorted(key for key in records[-1] if key.startswith("loss") and "/sigma" not in key)
 
     def mean(chosen: list[dict[str, float]], key: str) -> float:
+        # An adversary that joins later has no losses at the start: its first ones then.
+        chosen = chosen if any(key in record for record in chosen) else records
         values = [record[key] for record in chosen if key in record]
         return sum(values) / len(values)
 
