@@ -295,11 +295,11 @@ def _summary(
         "skipped_samples": dataset.skipped,
         "repeats_per_epoch": plan.repeats,
         "epochs": settings.steps / plan.steps_per_epoch,
-        # The first and the last tenth of the run.
-        "loss_at_start": {key: mean(records[:part], key) for key in losses},
-        "loss_at_end": {key: mean(records[-part:], key) for key in losses},
+        # The first and the last tenth of the run; of a loss that joins later, its first ones.
+        "loss_at_start": {key: mean(key, slice(part)) for key in losses},
+        "loss_at_end": {key: mean(key, slice(-part, None)) for key in losses},
         "skipped_steps": int(records[-1]["skipped_steps"]),
-        "steps_per_s": mean(records, "steps_per_s"),
+        "steps_per_s": mean("steps_per_s", slice(None)),
         "wall_s": round(seconds, 1),
         "weights": str(output / "weights"),
     }

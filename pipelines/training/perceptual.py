@@ -7,6 +7,7 @@ read), and the heads as the package `lpips` carries them (`lpips/weights/v0.1/vg
 """
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -86,5 +87,5 @@ def _read(path: str, setting: str) -> dict[str, Tensor]:
         raise ValueError(f"{setting}: no file {path!r}; name one, or set perceptual.weight to 0")
     try:
         return load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{setting}: {path} is no weight file ({' '.join(str(error).split())[:80]})") from None

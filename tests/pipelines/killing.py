@@ -1,4 +1,4 @@
-"""A curation run as a real process, and its processes killed at chosen moments."""
+"""Curation and training runs as real processes, and their processes killed at chosen moments."""
 
 import hashlib
 import os
@@ -18,6 +18,8 @@ from data_prep import storage
 from data_prep.index import read_manifest
 from data_prep.ledger import Ledger
 from data_prep.mp4 import write_mp4
+from pipelines.settings import TrainSettings
+from pipelines.training.loop import METRICS, read_metrics
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("worker", "actor", "raylet", "driver")
@@ -28,6 +30,46 @@ from data_prep.curate import CurateSettings
 from pipelines.prepare import run_prepare
 run_prepare(("curate",), [sys.argv[1]], sys.argv[2], {"curate": CurateSettings(clip_min_s=1.0)})
 """
+
+_TRAIN = """
+import sys, pathlib
+from pipelines.settings import TrainSettings
+from pipelines.training.engine import train
+train(sys.argv[1], TrainSettings.model_validate_json(pathlib.Path(sys.argv[2]).read_text()), sys.argv[3])
+"""
+
+
+def train_until_killed(task: str, settings: TrainSettings, output: Path, steps: int) -> None:
+    """A training run that logs each step; SIGKILL of driver and workers when `steps` are logged."""
+    chosen = output.with_name(f"{output.name}-settings.json")
+    chosen.write_text(settings.model_dump_json())
+    driver = subprocess.Popen(
+        [sys.executable, "-c", _TRAIN, task, str(chosen), str(output)],
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 500
+        while len(read_metrics(output / METRICS)) < steps:
+            assert driver.poll() is None, "the driver ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+    _wait_until_still(output)
+
+
+def _wait_until_still(output: Path) -> None:
+    """Workers outlive their driver by moments: until nothing has been written for 5 s."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        newest = max(path.stat().st_mtime for path in output.rglob("*") if path.is_file())
+        if time.time() - newest > 5:
+            return
+        time.sleep(0.5)
 
 
 def films(folder: Path, count: int) -> Path:

@@ -1,10 +1,6 @@
 """Real training runs: Ray Train, DeepSpeed, two worker processes, the tiny preset."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +12,7 @@ from pipelines.settings import TrainSettings
 from pipelines.training.engine import train
 from pipelines.training.loop import METRICS, read_metrics
 from tests.pipelines.encoded_set import BUCKET, write_conditioner, write_encoded_set
+from tests.pipelines.killing import train_until_killed
 
 # What a step's arithmetic gives; the rest of a record is about time.
 EXACT = ("loss", "loss/video", "loss/audio", "grad_norm", "lr", "skipped_steps")
@@ -108,29 +105,7 @@ def test_a_run_that_is_killed_goes_on_to_the_bit(uninterrupted, data, conditione
     reference, _, _ = uninterrupted
     output = tmp_path / "run"
     chosen = settings(data, conditioner)
-    (tmp_path / "settings.json").write_text(chosen.model_dump_json())
-    script = (
-        "import sys, pathlib\n"
-        "from pipelines.settings import TrainSettings\n"
-        "from pipelines.training.engine import train\n"
-        "train('dit', TrainSettings.model_validate_json(pathlib.Path(sys.argv[1]).read_text()), sys.argv[2])\n"
-    )
-    driver = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / "settings.json"), str(output)],
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 500
-        while len(read_metrics(output / METRICS)) < 5:
-            assert driver.poll() is None, "the driver ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    finally:
-        os.killpg(driver.pid, signal.SIGKILL)
-        driver.wait()
-    _wait_until_still(output)
+    train_until_killed("dit", chosen, output, steps=5)
     assert not (output / "summary.json").exists()
 
     train("dit", chosen, output)
@@ -138,16 +113,6 @@ def test_a_run_that_is_killed_goes_on_to_the_bit(uninterrupted, data, conditione
     for part in ("transformer", "text_conditioner"):
         ours, theirs = (folder / "weights" / f"{part}.safetensors" for folder in (output, reference))
         assert ours.read_bytes() == theirs.read_bytes()
-
-
-def _wait_until_still(output: Path) -> None:
-    """Workers outlive their driver by moments: until nothing has been written for 5 s."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        newest = max(path.stat().st_mtime for path in output.rglob("*") if path.is_file())
-        if time.time() - newest > 5:
-            return
-        time.sleep(0.5)
 
 
 @pytest.mark.slow

@@ -10,10 +10,6 @@ import torch
 
 from data_prep.batch_plan import MicroBatch
 from data_prep.buckets import Bucket
-from data_prep.clip import Clip, Segment
-from data_prep.ledger import Ledger
-from data_prep.mp4 import write_mp4
-from data_prep.shards import write_segment
 from pipelines.settings import OptimizerSettings, TrainSettings
 from pipelines.training import checkpoint
 from pipelines.training.clips import PictureClips, SoundClips
@@ -23,7 +19,9 @@ from pipelines.training.loop import read_metrics
 from pipelines.training.schedule import learning_rate
 from pipelines.training.statistics import spread
 from pipelines.training.task import noise_like, per_sample
+from pipelines.training.video_vae import edge_error
 from pipelines.training.vocoder import stft_error
+from tests.pipelines.curated_set import write_curated_set
 from tests.pipelines.encoded_set import write_conditioner, write_encoded_set
 
 
@@ -135,22 +133,8 @@ def test_the_stft_error_hears_the_difference():
 @pytest.fixture(scope="module")
 def curated(tmp_path_factory):
     """Two clips that fit the bucket, one that is too small, one that was dropped."""
-    root = tmp_path_factory.mktemp("curated")
-    clips = []
-    for n, (width, height) in enumerate([(192, 128), (96, 96), (192, 160), (192, 128)]):
-        frames = np.zeros((50, height, width, 3), np.uint8)
-        frames[:, :, : width // 2] = 40 + 60 * n
-        frames[np.arange(50), :, np.arange(50) + 20] = 255  # a line that moves by a pixel a frame
-        t = np.arange(100_000) / 48_000
-        sound = np.stack([0.2 * np.sin(2 * np.pi * 300 * (n + 1) * t), 0 * t]).astype(np.float32)
-        path = root / f"{n}.mp4"
-        write_mp4(path, frames, 24.0, sound, 48_000)
-        info = {"width": width, "height": height, "fps": 24.0, "in_s": 0.0, "out_s": 50 / 24}
-        clip = Clip(f"clip{n}", 0.0, 50 / 24, media=path.read_bytes(), info=info)
-        clips.append(clip.dropped("noise") if n == 3 else clip)
-    segment = Segment("segment", "memory", 0.0, 50 / 24, size=1, content_key="key", clips=clips)
-    Ledger(root / "set").commit(write_segment(root / "set", segment))
-    return str(root / "set")
+    sizes = [(192, 128), (96, 96), (192, 160), (192, 128)]
+    return write_curated_set(tmp_path_factory.mktemp("curated"), sizes, dropped=3)
 
 
 def test_crops_of_pictures(curated):
@@ -165,6 +149,17 @@ def test_crops_of_pictures(curated):
     assert not torch.equal(batch.pixels, data.batch(MicroBatch((0, 1), (1.0, 1.0)), step=4).pixels)
     uncached = PictureClips(curated, [Bucket()], frames=17, size=96, seed=0, cache_mb=0)
     assert torch.equal(batch.pixels, uncached.batch(MicroBatch((0, 1), (1.0, 1.0)), step=3).pixels)
+
+
+def test_stills_are_a_bucket_of_their_own(curated):
+    data = PictureClips(curated, [Bucket()], frames=17, size=96, seed=0, cache_mb=64, still_fraction=0.6)
+    assert data.buckets == ["f17_h96_w96"] * 2 + ["f1_h96_w96"] * 3
+    assert data.tokens == {"f17_h96_w96": 27, "f1_h96_w96": 9}
+    stills = data.batch(MicroBatch((2, 3, 4), (1.0, 1.0, 1.0)), step=3)
+    assert stills.pixels.shape == (3, 3, 1, 96, 96)
+    assert stills.ids == ("clip0/still1", "clip2/still1", "clip0/still2")
+    assert not torch.equal(stills.pixels[0], stills.pixels[2])  # a draw of its own
+    assert edge_error(stills.pixels, stills.pixels.flip(4)).isfinite().all()
 
 
 def test_crops_of_sound(curated):
@@ -204,6 +199,20 @@ def test_mistakes_are_named_before_a_worker_starts(curated, tmp_path):
     assert "multiple of 3" in mistake("dit", tmp_path, input=encoded, init_from=[start], workers=workers)
     small = {"buckets": [{"frames": 121}]}
     assert "add a smaller bucket" in mistake("video-vae", tmp_path, input=curated, video_vae=small)
+
+
+def test_weights_that_an_adversarial_task_lacks_are_named(curated, tmp_path):
+    decoded = {"decoded_fraction": 0.5}
+    assert "init_from gives no audio_vae" in mistake("vocoder", tmp_path, input=curated, vocoder=decoded)
+    seen = {"perceptual": {"weight": 1.0, "backbone": str(tmp_path / "vgg16.pth")}}
+    assert "perceptual.backbone: no file" in mistake("video-vae", tmp_path, input=curated, video_vae=seen)
+    (tmp_path / "vgg16.pth").write_bytes(b"no weights")
+    assert "is no weight file" in mistake("video-vae", tmp_path, input=curated, video_vae=seen)
+    torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "vgg16.pth")
+    assert "does not hold torchvision's vgg16" in mistake("video-vae", tmp_path, input=curated, video_vae=seen)
+    half = {"precision": "bf16"}
+    wide = mistake("vocoder", tmp_path, input=curated, preset="ltx2.3-22b", workers=half)
+    assert "float32 only" in wide
 
 
 def test_latents_of_another_vae_are_refused(tmp_path):
