@@ -35,7 +35,7 @@ class LastLayer:
         layer.register_forward_pre_hook(self._keep)
 
     def _keep(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._input = inputs[0].detach()
+        self._input = inputs[0].detach().float()
 
     def balance(self, loss: Tensor, output: Tensor, gradient: Tensor) -> Tensor:
         """(): how much heavier than `gradient` the gradient of `loss` weighs on the layer; both with regard to
@@ -44,11 +44,7 @@ class LastLayer:
         x, self._input = self._input, None
         assert x is not None
         twin = self._twin.on(x.device)
-        weight = twin.conv.weight.to(x.dtype).requires_grad_()
-        with torch.enable_grad():
-            again = self._after(torch.func.functional_call(twin, {"conv.weight": weight}, (x,)))
-        norms = [
-            torch.autograd.grad(again, weight, g.to(again.dtype), retain_graph=True)[0].float().norm()
-            for g in (own, gradient)
-        ]
+        weight = twin.conv.weight.detach().requires_grad_()
+        again = self._after(torch.func.functional_call(twin, {"conv.weight": weight}, (x,)))
+        norms = [torch.autograd.grad(again, weight, g, retain_graph=True)[0].norm() for g in (own, gradient)]
         return (norms[0] / (norms[1] + _DELTA)).clamp(max=_LARGEST)

@@ -20,7 +20,7 @@ from pipelines.training.adversary import Adversary, Discriminators
 from pipelines.training.clips import SoundBatch, SoundClips
 from pipelines.training.flops import forward_flops
 from pipelines.training.statistics import Moments, spread
-from pipelines.training.task import Dataset, Mean, Task, Trainee, noise_like, per_sample
+from pipelines.training.task import Dataset, Mean, Task, Trainee, noise_like, per_sample, weight_type
 
 COARSER = (2, 4, 8)  # frames and bands of a block
 _FLOOR = 1e-5  # the mel's own
@@ -41,16 +41,17 @@ class AudioVAETrainee(Trainee):
     def forward(
         self, batch: SoundBatch, step: int, adversary: Adversary | None = None
     ) -> tuple[Tensor, dict[str, Mean]]:
-        mean, log_variance = self.vae.encode_distribution(batch.mel)
+        mean, log_variance = self.vae.encode_distribution(batch.mel.to(weight_type(self.vae)))
         log_variance = log_variance.clamp(-30.0, 20.0)
         noise = noise_like(mean, self._seed, batch.ids, step)
-        mel = self.vae.decode_raw(mean + noise * (0.5 * log_variance).exp())
+        mel = self.vae.decode_raw(mean + noise * (0.5 * log_variance).exp()).float()
         target = batch.mel[:, :, : mel.shape[2]]
         l1 = (mel - target).abs().flatten(1).mean(1)
         edges = sum(
             ((mel.diff(dim=dim) - target.diff(dim=dim)).abs().flatten(1).mean(1) for dim in (2, 3)),
             torch.zeros_like(l1),
         )
+        mean, log_variance = mean.float(), log_variance.float()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).mean(1)
         o = self._options
         reconstruction = o.l1 * l1 + o.gradient * edges
@@ -108,7 +109,7 @@ class AudioVAETask(Task):
         device = next(vae.parameters()).device
         moments = Moments(vae.config.token_width, device)
         for row, counted in spread(len(data.clips), rank, world, self.settings.statistics_clips):
-            mean, _ = vae.encode_distribution(data.whole(row)[0][None].to(device))
+            mean, _ = vae.encode_distribution(data.whole(row)[0][None].to(device, weight_type(vae)))
             if counted:
                 moments.add(patchify_audio(mean)[0].T)
         vae.set_statistics(*moments.mean_and_std())

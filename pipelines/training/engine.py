@@ -282,10 +282,8 @@ def _summary(
     part = max(1, len(records) // 10)
     losses = sorted(key for key in records[-1] if key.startswith("loss") and "/sigma" not in key)
 
-    def mean(chosen: list[dict[str, float]], key: str) -> float:
-        # An adversary that joins later has no losses at the start: its first ones then.
-        chosen = chosen if any(key in record for record in chosen) else records
-        values = [record[key] for record in chosen if key in record]
+    def mean(key: str, chosen: slice) -> float:
+        values = [record[key] for record in records if key in record][chosen]
         return sum(values) / len(values)
 
     return {

@@ -116,6 +116,11 @@ def noise_like(x: Tensor, seed: int, ids: Sequence[str], step: int, purpose: str
     return torch.stack(draws).to(x.dtype)
 
 
+def weight_type(module: nn.Module) -> torch.dtype:
+    """The type that a module computes in: bfloat16 under bf16."""
+    return next(module.parameters()).dtype
+
+
 def per_sample(loss: Tensor, weights: Tensor, means: dict[str, Tensor]) -> tuple[Tensor, dict[str, Mean]]:
     """What `Trainee.forward` gives, out of each sample's loss (B,), the weights (B,) and values (B,) to be logged."""
     real = (weights > 0).float()

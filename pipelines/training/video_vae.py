@@ -24,7 +24,7 @@ from pipelines.training.flops import forward_flops
 from pipelines.training.frozen import Frozen
 from pipelines.training.perceptual import load_perceptual
 from pipelines.training.statistics import Moments, spread
-from pipelines.training.task import Dataset, Mean, Task, Trainee, noise_like, per_sample
+from pipelines.training.task import Dataset, Mean, Task, Trainee, noise_like, per_sample, weight_type
 
 
 class VideoVAETrainee(Trainee):
@@ -43,13 +43,14 @@ class VideoVAETrainee(Trainee):
     def forward(
         self, batch: PixelBatch, step: int, adversary: Adversary | None = None
     ) -> tuple[Tensor, dict[str, Mean]]:
-        mean, log_variance = self.vae.encode_distribution(batch.pixels)
+        mean, log_variance = self.vae.encode_distribution(batch.pixels.to(weight_type(self.vae)))
         log_variance = log_variance.clamp(-30.0, 20.0)
         noise = noise_like(mean, self._seed, batch.ids, step)
-        pixels = self.vae.decode_raw(mean + noise * (0.5 * log_variance).exp())
+        pixels = self.vae.decode_raw(mean + noise * (0.5 * log_variance).exp()).float()
         l1 = (pixels - batch.pixels).abs().flatten(1).mean(1)
         coarse = pyramid_error(pixels, batch.pixels)
         edges = edge_error(pixels, batch.pixels)
+        mean, log_variance = mean.float(), log_variance.float()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).mean(1)
         o = self._options
         reconstruction = o.l1 * l1 + o.pyramid * coarse + o.gradient * edges
@@ -115,7 +116,7 @@ class VideoVAETask(Task):
         device = next(vae.parameters()).device
         moments = Moments(vae.config.latent_channels, device)
         for row, counted in spread(len(data.clips), rank, world, self.settings.statistics_clips):
-            mean, _ = vae.encode_distribution(as_pixels(data.whole(row)[None]).to(device))
+            mean, _ = vae.encode_distribution(as_pixels(data.whole(row)[None]).to(device, weight_type(vae)))
             if counted:
                 moments.add(mean.transpose(0, 1).flatten(1))
         vae.set_statistics(*moments.mean_and_std())

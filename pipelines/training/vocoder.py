@@ -23,7 +23,7 @@ from pipelines.training.adversary import Adversary, Discriminators
 from pipelines.training.clips import SoundBatch, SoundClips
 from pipelines.training.flops import forward_flops
 from pipelines.training.frozen import Frozen
-from pipelines.training.task import Dataset, Mean, Task, Trainee, generator, per_sample
+from pipelines.training.task import Dataset, Mean, Task, Trainee, generator, per_sample, weight_type
 
 # FFT length, hop (samples).
 RESOLUTIONS = ((512, 128), (1024, 256), (2048, 512))
@@ -47,7 +47,7 @@ class VocoderTrainee(Trainee):
     ) -> tuple[Tensor, dict[str, Mean]]:
         o = self._options
         heard = self._heard(batch.mel, step)
-        waveform = self.vocoder(heard)
+        waveform = self.vocoder(heard.to(weight_type(self.vocoder))).float()
         target = batch.waveform[..., : waveform.shape[-1]]
         stft = stft_error(with_sum_and_difference(waveform), with_sum_and_difference(target))
         mel = (self._mel(waveform) - self._mel(target)).abs().flatten(1).mean(1)

@@ -1,5 +1,6 @@
 """The adversary, its adaptive weight and the losses beside it, without workers: a plain engine in DeepSpeed's place."""
 
+import copy
 import itertools
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,6 +126,27 @@ def test_the_generator_hears_the_adversary_by_the_adaptive_weight(kind, request)
     assert (both["decoder.conv_in.conv.weight"] - alone["decoder.conv_in.conv.weight"]).norm() > 0
     for name, grad in expected.items():
         torch.testing.assert_close(both[name], grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["video", "audio"])
+def test_bfloat16_gives_nearly_the_same(kind, request):
+    """As under DeepSpeed's bf16: weights of the generator and of the discriminators in bfloat16, data in float32."""
+    task, vae, batch = request.getfixturevalue(kind)
+    seen = []
+    for type_ in (torch.float32, torch.bfloat16):
+        torch.manual_seed(1)
+        against = adversary(task.discriminators())
+        against.engine.module.to(type_)
+        against.begin(2)
+        trainee = task.build({f"{kind}_vae": copy.deepcopy(vae)}).to(type_)
+        loss, logged = trainee(batch, 5, against)
+        loss.backward()
+        against.learn()
+        seen.append(loss.item())
+        assert loss.dtype == torch.float32
+        assert logged["adaptive_weight"][0] > 0
+        assert all(p.grad.isfinite().all() for p in trainee.parameters() if p.grad is not None)
+    assert seen[1] == pytest.approx(seen[0], rel=0.1)
 
 
 def test_the_adversary_begins_at_its_step_with_a_rate_of_its_own(video):
