@@ -137,11 +137,11 @@ class VideoVAESettings(Settings):
 class AudioVAESettings(Settings):
     """Reconstruction of log-mel spectrograms."""
 
-    crop_latents: int = Field(default=25, description="length of a crop, audio latents (25 per second)", ge=2)
+    crop_latents: int = Field(default=25, description="length of a crop, audio latents (25 per second)", ge=3)
     l1: float = Field(default=1.0, description="weight of the absolute error of the log-mel", ge=0)
     gradient: float = Field(default=0.5, description="weight of the error of its differences in time and pitch", ge=0)
     coarse: float = Field(
-        default=0.0, description="weight of the error of the mel at 2, 4 and 8 times coarser frames and bands", ge=0
+        default=1.0, description="weight of the error of the mel at 2, 4 and 8 times coarser frames and bands", ge=0
     )
     kl: float = Field(default=1e-5, description="weight of the KL divergence to N(0, 1), per latent value", ge=0)
     adversary: AdversarySettings = AdversarySettings()

@@ -54,13 +54,11 @@ class AudioVAETrainee(Trainee):
         mean, log_variance = mean.float(), log_variance.float()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).mean(1)
         o = self._options
-        reconstruction = o.l1 * l1 + o.gradient * edges
-        means = {"loss/l1": l1, "loss/edges": edges, "loss/kl": kl}
-        if o.coarse:
-            means["loss/coarse"] = coarse_error(mel, target)
-            reconstruction = reconstruction + o.coarse * means["loss/coarse"]
+        coarse = coarse_error(mel, target)
+        reconstruction = o.l1 * l1 + o.coarse * coarse + o.gradient * edges
         loss = reconstruction + o.kl * kl
-        total, logged = per_sample(loss, batch.weights, means | {"loss": loss})
+        means = {"loss": loss, "loss/l1": l1, "loss/coarse": coarse, "loss/edges": edges, "loss/kl": kl}
+        total, logged = per_sample(loss, batch.weights, means)
         if adversary is None:
             return total, logged
         verdict = adversary.judge(target, mel, batch.weights)

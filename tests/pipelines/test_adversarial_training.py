@@ -18,7 +18,7 @@ START = 2
 ADVERSARY = {"weight": 0.5, "start_step": START, "channels": 16, "lr": 1e-3}
 TASKS = {
     "video-vae": {"video_vae": {"crop_frames": 9, "crop_size": 64, "still_fraction": 0.34, "adversary": ADVERSARY}},
-    "audio-vae": {"audio_vae": {"crop_latents": 9, "coarse": 1.0, "adversary": ADVERSARY}},
+    "audio-vae": {"audio_vae": {"crop_latents": 9, "adversary": ADVERSARY}},
     "vocoder": {"vocoder": {"crop_mel_frames": 17, "mel": 45.0, "adversary": ADVERSARY | {"channels": 4}}},
 }
 

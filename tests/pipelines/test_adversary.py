@@ -76,7 +76,7 @@ def audio() -> tuple[AudioVAETask, AudioVAE, SoundBatch]:
     torch.manual_seed(0)
     vae = model.build("tiny", components=["audio_vae"]).audio_vae
     mel = torch.randn(2, 2, 29, 64) - 6
-    task = AudioVAETask(settings(audio_vae={"adversary": AGAINST, "coarse": 1.0}))
+    task = AudioVAETask(settings(audio_vae={"adversary": AGAINST}))
     return task, vae, SoundBatch(("a", "b"), torch.tensor([1.5, 0.5]), mel, torch.zeros(2, 2, 29 * 240))
 
 
@@ -393,5 +393,6 @@ def test_the_perceptual_loss_reaches_the_vae_and_not_the_backbone(backbone, vide
         gradients.append(trained(vae)["decoder.conv_in.conv.weight"])
         assert ("loss/perceptual" in logged) == (trainee is with_loss)
     assert not torch.allclose(*gradients)
+    assert with_loss._perceptual is not None
     distances = itertools.islice(with_loss._perceptual.on(torch.device("cpu")).parameters(), 3)
     assert all(p.grad is None and not p.requires_grad for p in distances)
