@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 import model
 from model.audio_vae import AudioVAE
-from model.discriminators import PatchDiscriminator, hinge_generator_loss
+from model.discriminators import PatchDiscriminator, PatchDiscriminatorConfig, hinge_generator_loss
 from model.video_vae import VideoVAE
 from model.vocoder import Vocoder, VocoderConfig, VocoderWithBWE, VocoderWithBWEConfig
 from pipelines.settings import AdversarySettings, OptimizerSettings, TrainSettings
@@ -149,12 +149,12 @@ def test_bfloat16_gives_nearly_the_same(kind, request):
     assert seen[1] == pytest.approx(seen[0], rel=0.1)
 
 
-def test_the_adversary_begins_at_its_step_with_a_rate_of_its_own(video):
-    options = AdversarySettings(weight=1.0, start_step=3, channels=8, lr=0.5)
+def test_the_adversary_begins_at_its_step_with_a_rate_of_its_own():
+    options = AdversarySettings(weight=1.0, start_step=3, lr=0.5)
     warming = OptimizerSettings(lr=1e-3, warmup_steps=2, schedule="constant")
-    against = adversary(video[0].discriminators())
-    against = Adversary(against.engine, own_optimizer(warming, options), 10)
-    against._options = options
+    judge = PatchDiscriminator(PatchDiscriminatorConfig(dims=2, in_channels=2, channels=4))
+    own = own_optimizer(warming, options)
+    against = Adversary(PlainEngine(Discriminators(judge, "hinge", options), own), own, steps=10)
     assert [against.begin(step) for step in range(5)] == [False, False, False, True, True]
     rates = []
     for step in (3, 4, 5):
