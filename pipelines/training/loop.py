@@ -61,18 +61,18 @@ def run_worker(config: dict[str, Job]) -> None:
     task = job.task(settings)
     dataset = task.dataset()
     plan = batch_plan.plan(dataset.buckets, dataset.tokens, settings.batch, seed=settings.seed, world=world)
-    trainee = task.build(components(job, task.uses))
+    trainee = task.build(components(job, task))
     run = _Run(job, task, dataset, plan, trainee, rank, world, device)
     run.train()
     run.finish()
 
 
-def components(job: Job, names: tuple[str, ...]) -> dict[str, nn.Module]:
-    """Components on the CPU: out of the files given, else freshly initialised under the run's seed."""
+def components(job: Job, task: Task) -> dict[str, nn.Module]:
+    """The task's components on the CPU: out of the files given, else freshly initialised under the run's seed."""
     import model
 
     parts: dict[str, nn.Module] = {}
-    for name in names:
+    for name in task.uses:
         if name in job.files:
             parts[name] = model.weights.load_component(job.files[name], name)
         else:
