@@ -48,7 +48,9 @@ class WorkerSettings(Settings):
     zero_stage: Literal[1, 2, 3] | None = Field(
         default=None, description="DeepSpeed ZeRO stage; default: 3 for dit, 1 for the others"
     )
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 keeps fp32 master weights")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="bf16 keeps fp32 master weights; discriminators stay fp32"
+    )
     recompute: int = Field(
         default=0,
         description="transformer blocks run again in backward, to save memory: 0 none, 1 all, n every n-th",

@@ -26,7 +26,7 @@ from model.discriminators import (
 )
 from pipelines.settings import AdversarySettings, OptimizerSettings
 from pipelines.training.schedule import learning_rate
-from pipelines.training.task import Mean, per_sample, weight_type
+from pipelines.training.task import Mean, per_sample
 
 _LOSSES = {
     "hinge": (hinge_generator_loss, hinge_discriminator_loss),
@@ -56,23 +56,19 @@ class Discriminators(nn.Module):
             self._generator(real, fake, weights) if side == "generator" else self._discriminators(real, fake, weights)
         )
 
-    def _judge(self, x: Tensor) -> list[Judgement]:
-        judged: list[Judgement] = self.judge(x.to(weight_type(self.judge)))
-        return [Judgement(j.logits.float(), [f.float() for f in j.features]) for j in judged]
-
     def _generator(self, real: Tensor, fake: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Mean]]:
-        judged = self._judge(fake)
+        judged = self.judge(fake)
         adversarial = loss = self._generator_loss(judged)
         means = {"loss/adversarial": adversarial}
         if self.feature_matching:
             with torch.no_grad():
-                truth = self._judge(real)
+                truth = self.judge(real)
             means["loss/feature_matching"] = feature_matching_loss(truth, judged)
             loss = loss + self.feature_matching * means["loss/feature_matching"]
         return per_sample(loss, weights, means)
 
     def _discriminators(self, real: Tensor, fake: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Mean]]:
-        both = self._judge(torch.cat([real, fake]))
+        both: list[Judgement] = self.judge(torch.cat([real, fake]))
         size = len(real)
         truth = [Judgement(j.logits[:size], [x[:size] for x in j.features]) for j in both]
         made = [Judgement(j.logits[size:], [x[size:] for x in j.features]) for j in both]

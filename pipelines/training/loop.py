@@ -99,13 +99,15 @@ class _Run:
         self.root = job.output / "checkpoints"
         stage = task.zero_stage if self.settings.workers.zero_stage is None else self.settings.workers.zero_stage
         start = partial(start_engine, stage=stage, settings=self.settings, world=world, device=device)
-        self.engine = start(trainee, self.settings.optimizer)
+        self.engine = start(trainee, self.settings.optimizer, precision=self.settings.workers.precision)
         self.trainee: Trainee = self.engine.module
         torch.manual_seed(self.settings.seed)
         self.adversary: Adversary | None = None
         if (discriminators := task.discriminators()) is not None:
             optimizer = own_optimizer(self.settings.optimizer, discriminators.options)
-            self.adversary = Adversary(start(discriminators, optimizer), optimizer, self.settings.steps)
+            # DeepSpeed's bf16 casts weights and not the buffers by which spectral norms are estimated.
+            engine = start(discriminators, optimizer, precision="fp32")
+            self.adversary = Adversary(engine, optimizer, self.settings.steps)
         self.means = Means(device)
         self.skipped = 0
         self.start = self._resume()
@@ -240,6 +242,7 @@ def start_engine(
     options: OptimizerSettings,
     *,
     stage: int,
+    precision: str,
     settings: TrainSettings,
     world: int,
     device: torch.device,
@@ -264,7 +267,7 @@ def start_engine(
         "gradient_clipping": options.clip_norm,
         "zero_optimization": {"stage": stage, "overlap_comm": device.type == "cuda"},
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": settings.workers.precision == "bf16"},
+        "bf16": {"enabled": precision == "bf16"},
         "steps_per_print": sys.maxsize,
     }
     engine, *_ = deepspeed.initialize(model=module.to(device), optimizer=optimizer, config=config)
