@@ -9,8 +9,8 @@ LTX-2 does not publish its own, so these are the standard ones of the field:
 - Losses: hinge (Lim & Ye 2017, arXiv 1705.02894) for the VAEs, least squares (Mao et al. 2017, arXiv 1611.04076) for
   the vocoder, feature matching (Larsen et al. 2016, arXiv 1512.09300; MelGAN §2.2) for all.
 
-Every discriminator returns a list of `Judgement`, one per sub-discriminator; every loss takes such lists and averages
-over them, so that a loss weight means the same for one judge and for eight.
+Every discriminator returns a list of `Judgement`, one per sub-discriminator; every loss takes such lists and sums over
+them, as HiFi-GAN does (eq. 5, 6), so that its loss weights hold. A loss has one value per sample.
 
 Shapes (suffixes of the tensors below): b batch, c channels, n samples.
 """
@@ -50,7 +50,8 @@ def _run(layers: nn.ModuleList, head: nn.Module, x: Tensor, *, slope: float) -> 
 class PatchDiscriminatorConfig:
     """PatchGAN: `layers` strided convolutions, `channels` after the first and up to 8 times as many at the last.
 
-    `dims` 3 for video (B, 3, F, H, W), whose first stride leaves time whole; 2 for mels (B, 2, T, bins).
+    `dims` 3 for video (B, 3, F, H, W), whose first stride leaves time whole; 2 for mels (B, 2, T, bins). A still
+    (F = 1) is judged as a video that does not move.
     """
 
     dims: int
@@ -88,6 +89,8 @@ class PatchDiscriminator(nn.Module):
         """(B, in_channels, F, H, W) or (B, in_channels, T, bins) → one judgement; ValueError for another shape."""
         config = self.config
         shortest = 2 ** (config.layers - 1) if config.dims == 3 else 2**config.layers
+        if config.dims == 3 and x.dim() == 5 and x.shape[2] == 1:
+            x = x.expand(-1, -1, shortest, -1, -1)
         sizes = (shortest, *[2**config.layers] * (config.dims - 1))
         expected = ", ".join(f"≥ {size}" for size in sizes)
         if (
@@ -221,33 +224,33 @@ def _check_wave(wave_bcn: Tensor, config: WaveDiscriminatorConfig, *, at_least: 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Losses (scalars)
+# Losses: (B,), so that each sample can have its weight
 
 
 def hinge_discriminator_loss(real: list[Judgement], fake: list[Judgement]) -> Tensor:
-    """Mean of max(0, 1 − D(real)) + max(0, 1 + D(fake)), halved: 1 where D says 0 to everything."""
-    return 0.5 * _mean(F.relu(1 - r.logits).mean() + F.relu(1 + f.logits).mean() for r, f in _pairs(real, fake))
+    """Sum of max(0, 1 − D(real)) + max(0, 1 + D(fake)), halved: 1 for each judge that says 0 to everything."""
+    return 0.5 * _sum(_mean(F.relu(1 - r.logits)) + _mean(F.relu(1 + f.logits)) for r, f in _pairs(real, fake))
 
 
 def hinge_generator_loss(fake: list[Judgement]) -> Tensor:
-    """Mean of −D(fake)."""
-    return _mean(-f.logits.mean() for f in fake)
+    """Sum of −D(fake)."""
+    return _sum(_mean(-f.logits) for f in fake)
 
 
 def least_squares_discriminator_loss(real: list[Judgement], fake: list[Judgement]) -> Tensor:
-    """Mean of (D(real) − 1)² + D(fake)² (HiFi-GAN eq. 1)."""
-    return _mean((r.logits - 1).square().mean() + f.logits.square().mean() for r, f in _pairs(real, fake))
+    """Sum of (D(real) − 1)² + D(fake)² (HiFi-GAN eq. 1, 6)."""
+    return _sum(_mean((r.logits - 1).square()) + _mean(f.logits.square()) for r, f in _pairs(real, fake))
 
 
 def least_squares_generator_loss(fake: list[Judgement]) -> Tensor:
-    """Mean of (D(fake) − 1)² (HiFi-GAN eq. 2)."""
-    return _mean((f.logits - 1).square().mean() for f in fake)
+    """Sum of (D(fake) − 1)² (HiFi-GAN eq. 2, 5)."""
+    return _sum(_mean((f.logits - 1).square()) for f in fake)
 
 
 def feature_matching_loss(real: list[Judgement], fake: list[Judgement]) -> Tensor:
-    """Mean over hidden layers of the mean absolute difference of activations; the real ones are targets (eq. 4)."""
-    return _mean(
-        (a.detach() - b).abs().mean()
+    """Sum over hidden layers of the mean absolute difference of activations; the real ones are targets (eq. 4, 5)."""
+    return _sum(
+        _mean((a.detach() - b).abs())
         for r, f in _pairs(real, fake)
         for a, b in zip(r.features, f.features, strict=True)
     )
@@ -257,5 +260,10 @@ def _pairs(real: list[Judgement], fake: list[Judgement]) -> list[tuple[Judgement
     return list(zip(real, fake, strict=True))
 
 
-def _mean(values: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(values)).mean()
+def _mean(values: Tensor) -> Tensor:
+    """(B, …) → (B,)"""
+    return values.flatten(1).mean(1)
+
+
+def _sum(values: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(values)).sum(0)

@@ -13,11 +13,13 @@ Shapes (suffixes of the tensors below): b batch, s stereo (2), t mel frames, m m
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
 from torch.nn import functional as F
 
 from model.mel import slaney_filterbank
@@ -449,7 +451,10 @@ class VocoderWithBWE(nn.Module):
             raise ValueError(
                 f"the 48 kHz vocoder runs in float32 only and its weights are {dtype}: call .float() on it"
             )
-        with torch.autocast(mel_bstm.device.type, enabled=False):
+        device = mel_bstm.device.type
+        # The meta device, on which FLOPs are counted, knows no autocast.
+        full = torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext()
+        with full:
             wave_bsn = self.vocoder(mel_bstm.float())
             b, s, n = wave_bsn.shape
             # Whole hops, so that the second generator's frames cover the wave exactly.

@@ -46,7 +46,9 @@ class WorkerSettings(Settings):
     zero_stage: Literal[1, 2, 3] | None = Field(
         default=None, description="DeepSpeed ZeRO stage; default: 3 for dit and text-projection, 1 for the others"
     )
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 keeps fp32 master weights")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="bf16 keeps fp32 master weights; discriminators stay fp32"
+    )
     recompute: int = Field(
         default=0,
         description="transformer blocks run again in backward, to save memory: 0 none, 1 all, n every n-th",
@@ -128,6 +130,42 @@ class TextProjectionSettings(DiffusionSettings):
         return str(Path(name).absolute()) if Path(name).exists() else name
 
 
+class AdversarySettings(Settings):
+    """Discriminators that the task is trained against, and their AdamW; the rest is as in the run's optimizer."""
+
+    weight: float = Field(default=0.0, description="weight of the adversarial loss; 0: no discriminators", ge=0)
+    start_step: int = Field(default=0, description="steps of reconstruction alone before the discriminators join", ge=0)
+    channels: int = Field(default=64, description="width of the discriminators after their first layer", ge=4)
+    lr: float = Field(default=2e-4, description="their peak learning rate; it warms up from start_step on", gt=0)
+    beta1: float = Field(default=0.5, description="AdamW's first moment decay", ge=0, lt=1)
+    beta2: float = Field(default=0.9, description="AdamW's second moment decay", ge=0, lt=1)
+
+
+class WaveAdversarySettings(AdversarySettings):
+    """Multi-period and multi-scale discriminators; the defaults are HiFi-GAN's (arXiv 2010.05646 §2.3, §3)."""
+
+    feature_matching: float = Field(
+        default=2.0, description="weight of the feature matching loss, beside the adversarial one's 1", ge=0
+    )
+    channels: int = Field(default=32, description="width of the discriminators after their first layer", ge=4)
+    beta1: float = Field(default=0.8, description="AdamW's first moment decay", ge=0, lt=1)
+    beta2: float = Field(default=0.99, description="AdamW's second moment decay", ge=0, lt=1)
+
+
+class PerceptualSettings(Settings):
+    """LPIPS distance of frames."""
+
+    weight: float = Field(default=0.0, description="weight of the perceptual loss; 0: none", ge=0)
+    backbone: str = Field(default="", description="file of torchvision's vgg16 weights (.pth or .safetensors)")
+    heads: str = Field(default="", description="file of LPIPS heads (lpips' vgg.pth); none: all channels alike")
+
+    @field_validator("backbone", "heads")
+    @classmethod
+    def _absolute(cls, path: str) -> str:
+        # A worker's working directory is not the user's.
+        return str(Path(path).absolute()) if path else path
+
+
 class VideoVAESettings(Settings):
     """Reconstruction of crops out of curated clips."""
 
@@ -138,29 +176,44 @@ class VideoVAESettings(Settings):
     )
     crop_frames: int = Field(default=17, description="frames of a crop: 1 + a multiple of 8", ge=9)
     crop_size: int = Field(default=96, description="height and width of a crop, pixels: a multiple of 32", ge=32)
+    still_fraction: float = Field(
+        default=0.0, description="part of the samples that are a single frame; a batch holds one kind", ge=0, lt=1
+    )
     l1: float = Field(default=1.0, description="weight of the absolute error", ge=0)
     pyramid: float = Field(
         default=1.0, description="weight of the error of averages over blocks of 8 and 32 pixels", ge=0
     )
     gradient: float = Field(default=0.1, description="weight of the error of the picture's edges", ge=0)
     kl: float = Field(default=1e-5, description="weight of the KL divergence to N(0, 1), per latent value", ge=0)
+    perceptual: PerceptualSettings = PerceptualSettings()
+    adversary: AdversarySettings = AdversarySettings()
 
 
 class AudioVAESettings(Settings):
     """Reconstruction of log-mel spectrograms."""
 
-    crop_latents: int = Field(default=25, description="length of a crop, audio latents (25 per second)", ge=2)
+    crop_latents: int = Field(default=25, description="length of a crop, audio latents (25 per second)", ge=3)
     l1: float = Field(default=1.0, description="weight of the absolute error of the log-mel", ge=0)
     gradient: float = Field(default=0.5, description="weight of the error of its differences in time and pitch", ge=0)
+    coarse: float = Field(
+        default=1.0, description="weight of the error of the mel at 2, 4 and 8 times coarser frames and bands", ge=0
+    )
     kl: float = Field(default=1e-5, description="weight of the KL divergence to N(0, 1), per latent value", ge=0)
+    adversary: AdversarySettings = AdversarySettings()
 
 
 class VocoderSettings(Settings):
-    """Waveforms from ground-truth log-mel spectrograms."""
+    """Waveforms from log-mel spectrograms."""
 
     crop_mel_frames: int = Field(default=50, description="length of a crop, mel frames (100 per second)", ge=16)
     stft: float = Field(default=1.0, description="weight of the multi-resolution STFT loss", ge=0)
-    mel: float = Field(default=1.0, description="weight of the log-mel loss", ge=0)
+    mel: float = Field(
+        default=1.0, description="weight of the log-mel loss; HiFi-GAN's is 45 beside an adversary of weight 1", ge=0
+    )
+    decoded_fraction: float = Field(
+        default=0.0, description="part of the steps whose mels the given audio VAE has encoded and decoded", ge=0, le=1
+    )
+    adversary: WaveAdversarySettings = WaveAdversarySettings()
 
 
 class UpscalerSettings(Settings):

@@ -2,6 +2,7 @@
 
     <output>/checkpoints/step-00000200/
         …                    DeepSpeed's shards: weights, fp32 weights, optimizer
+        discriminators/…     the same of the second engine, where the task has one
         rank-00000.pt        per rank: step, moving average, counters, random states
         COMMITTED.json       written last: step, world size, every file with its size
 
@@ -12,6 +13,7 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +49,19 @@ def latest(root: Path) -> tuple[int, dict[str, Any]] | None:
     return None
 
 
-def save(engine: Any, root: Path, step: int, state: dict[str, Any], about: dict[str, Any], keep: int) -> None:
+def save(
+    engine: Any,
+    beside: Mapping[str, Any],
+    root: Path,
+    step: int,
+    state: dict[str, Any],
+    about: dict[str, Any],
+    keep: int,
+) -> None:
     """Save the state of all ranks as the checkpoint of `step`; every rank calls it.
 
     Args:
+        beside: further engines, by the folder that each has in the checkpoint.
         state: this rank's own: moving average, counters.
         about: goes into the marker.
         keep: newest whole checkpoints that stay.
@@ -60,6 +71,8 @@ def save(engine: Any, root: Path, step: int, state: dict[str, Any], about: dict[
         _remove(path)  # a half-written one of a run that was cut off
     dist.barrier()
     engine.save_checkpoint(str(root), tag=path.name, save_latest=False)
+    for name, other in beside.items():
+        other.save_checkpoint(str(path), tag=name, save_latest=False)
     torch.save(state | {"step": step, "random": random_state()}, path / f"rank-{rank:05d}.pt")
     dist.barrier()
     if rank == 0:
@@ -80,11 +93,12 @@ def save(engine: Any, root: Path, step: int, state: dict[str, Any], about: dict[
     dist.barrier()
 
 
-def load(engine: Any, root: Path, step: int) -> dict[str, Any]:
-    """Bring the engine to the checkpoint of `step` and return this rank's own state; every rank calls it."""
+def load(engine: Any, beside: Mapping[str, Any], root: Path, step: int) -> dict[str, Any]:
+    """Bring the engines to the checkpoint of `step` and return this rank's own state; every rank calls it."""
     path = folder(root, step)
-    loaded, _ = engine.load_checkpoint(str(root), tag=path.name)
-    assert loaded is not None, f"DeepSpeed did not load {path}"
+    for place, each in {path: engine, **{path / name: other for name, other in beside.items()}}.items():
+        loaded, _ = each.load_checkpoint(str(place.parent), tag=place.name)
+        assert loaded is not None, f"DeepSpeed did not load {place}"
     state = torch.load(path / f"rank-{dist.get_rank():05d}.pt", map_location="cpu", weights_only=True)
     set_random_state(state["random"])
     return state

@@ -104,10 +104,20 @@ class Cache(Generic[T]):
 class PictureClips(Dataset):
     """Crops of `frames` × `size` × `size` pixels out of clips scaled to their buckets.
 
-    One bucket of samples; a clip's token is one latent of its crop. Clips that fit no bucket are counted in `skipped`.
+    A bucket of crops, one of each clip, and one of single frames out of them, as many as make `still_fraction` of all
+    samples; a clip's token is one latent of its crop. Clips that fit no bucket are counted in `skipped`.
     """
 
-    def __init__(self, root: str, buckets: Sequence[Bucket], frames: int, size: int, seed: int, cache_mb: int) -> None:
+    def __init__(
+        self,
+        root: str,
+        buckets: Sequence[Bucket],
+        frames: int,
+        size: int,
+        seed: int,
+        cache_mb: int,
+        still_fraction: float = 0.0,
+    ) -> None:
         self.root, self.frames, self.size, self.seed = root, frames, size, seed
         self.clips: list[CuratedClip] = []
         self.chosen: list[Bucket] = []
@@ -124,9 +134,11 @@ class PictureClips(Dataset):
         self.skipped = dict(skipped)
         if not self.clips:
             raise ValueError(f"no clip of {root} fills a bucket ({_counts(self.skipped)}); add a smaller bucket")
-        key = f"f{frames}_h{size}_w{size}"
-        self.buckets = [key] * len(self.clips)
-        self.tokens = {key: (1 + (frames - 1) // 8) * (size // 32) ** 2}
+        stills = round(len(self.clips) * still_fraction / (1 - still_fraction))
+        kinds = {f"f{frames}_h{size}_w{size}": len(self.clips), f"f1_h{size}_w{size}": stills}
+        self.buckets = [key for key, count in kinds.items() for _ in range(count)]
+        spatial = (size // 32) ** 2
+        self.tokens = dict(zip(kinds, ((1 + (frames - 1) // 8) * spatial, spatial), strict=True))
         self._cache: Cache[torch.Tensor] = Cache(cache_mb)
 
     def whole(self, row: int) -> torch.Tensor:
@@ -149,15 +161,18 @@ class PictureClips(Dataset):
         return pixels
 
     def batch(self, micro: MicroBatch, step: int) -> PixelBatch:
-        crops = []
+        crops, ids = [], []
         for row in micro.rows:
-            pixels = self.whole(row)
-            draw = generator(self.seed, f"{self.clips[row].clip_id}/crop", step)
-            spare = (len(pixels) - self.frames, pixels.shape[1] - self.size, pixels.shape[2] - self.size)
+            # Rows beyond the clips are stills: each clip once, then each a second time, …
+            turn, clip = divmod(row, len(self.clips))
+            frames = 1 if turn else self.frames
+            ids.append(self.clips[clip].clip_id + (f"/still{turn}" if turn else ""))
+            pixels = self.whole(clip)
+            draw = generator(self.seed, f"{ids[-1]}/crop", step)
+            spare = (len(pixels) - frames, pixels.shape[1] - self.size, pixels.shape[2] - self.size)
             t, y, x = (int(torch.randint(n + 1, (), generator=draw)) for n in spare)
-            crops.append(pixels[t : t + self.frames, y : y + self.size, x : x + self.size])
-        ids = tuple(self.clips[row].clip_id for row in micro.rows)
-        return PixelBatch(ids, torch.tensor(micro.weights), as_pixels(torch.stack(crops)))
+            crops.append(pixels[t : t + frames, y : y + self.size, x : x + self.size])
+        return PixelBatch(tuple(ids), torch.tensor(micro.weights), as_pixels(torch.stack(crops)))
 
 
 def as_pixels(frames: torch.Tensor) -> torch.Tensor:

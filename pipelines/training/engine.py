@@ -286,8 +286,8 @@ def _summary(
     part = max(1, len(records) // 10)
     losses = sorted(key for key in records[-1] if key.startswith("loss") and "/sigma" not in key)
 
-    def mean(chosen: list[dict[str, float]], key: str) -> float:
-        values = [record[key] for record in chosen if key in record]
+    def mean(key: str, chosen: slice) -> float:
+        values = [record[key] for record in records if key in record][chosen]
         return sum(values) / len(values)
 
     return {
@@ -297,11 +297,11 @@ def _summary(
         "skipped_samples": dataset.skipped,
         "repeats_per_epoch": plan.repeats,
         "epochs": settings.steps / plan.steps_per_epoch,
-        # The first and the last tenth of the run.
-        "loss_at_start": {key: mean(records[:part], key) for key in losses},
-        "loss_at_end": {key: mean(records[-part:], key) for key in losses},
+        # The first and the last tenth of the run; of a loss that joins later, its first ones.
+        "loss_at_start": {key: mean(key, slice(part)) for key in losses},
+        "loss_at_end": {key: mean(key, slice(-part, None)) for key in losses},
         "skipped_steps": int(records[-1]["skipped_steps"]),
-        "steps_per_s": mean(records, "steps_per_s"),
+        "steps_per_s": mean("steps_per_s", slice(None)),
         "wall_s": round(seconds, 1),
         "weights": str(output / "weights"),
     }

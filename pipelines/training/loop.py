@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from torch import Tensor, nn
 
 from data_prep import batch_plan
 from data_prep.loader import Prefetch
-from pipelines.settings import TrainSettings
+from pipelines.settings import OptimizerSettings, TrainSettings
 from pipelines.training import checkpoint
+from pipelines.training.adversary import Adversary, own_optimizer
 from pipelines.training.ema import MovingAverage
 from pipelines.training.partitions import local_partitions, set_weights, specs, stream_state
 from pipelines.training.schedule import learning_rate
@@ -95,15 +97,24 @@ class _Run:
         self.job, self.settings, self.task, self.dataset, self.plan = job, job.settings, task, dataset, plan
         self.rank, self.world, self.device = rank, world, device
         self.root = job.output / "checkpoints"
-        self.engine = start_engine(trainee, task, self.settings, world, device)
+        stage = task.zero_stage if self.settings.workers.zero_stage is None else self.settings.workers.zero_stage
+        start = partial(start_engine, stage=stage, settings=self.settings, world=world, device=device)
+        self.engine = start(trainee, self.settings.optimizer, precision=self.settings.workers.precision)
         self.trainee: Trainee = self.engine.module
+        torch.manual_seed(self.settings.seed)
+        self.adversary: Adversary | None = None
+        if (discriminators := task.discriminators()) is not None:
+            optimizer = own_optimizer(self.settings.optimizer, discriminators.options)
+            # DeepSpeed's bf16 casts weights and not the buffers by which spectral norms are estimated.
+            engine = start(discriminators, optimizer, precision="fp32")
+            self.adversary = Adversary(engine, optimizer, self.settings.steps)
         self.means = Means(device)
         self.skipped = 0
         self.start = self._resume()
 
     def _resume(self) -> int:
         found = checkpoint.latest(self.root)
-        state = None if found is None else checkpoint.load(self.engine, self.root, found[0])
+        state = None if found is None else checkpoint.load(self.engine, self._beside(), self.root, found[0])
         # After the load: it puts other tensors in the place of those that the optimizer updated before.
         self.average = MovingAverage(local_partitions(self.trainee), self.settings.optimizer.ema_decay)
         if found is None or state is None:
@@ -111,14 +122,20 @@ class _Run:
         self.average.load(state["average"])
         self.means.load(state["means"])
         self.skipped = state["skipped"]
+        if self.adversary is not None:
+            self.adversary.skipped = self.adversary.engine.skipped_steps
         return found[0]
+
+    def _beside(self) -> dict[str, Any]:
+        """The engines beside the main one, by name."""
+        return {} if self.adversary is None else {"discriminators": self.adversary.engine}
 
     def _save(self, step: int) -> float:
         """Seconds that it took."""
         began = time.perf_counter()
         state = {"average": self.average.state(), "means": self.means.state(), "skipped": self.skipped}
         about = {"task": self.task.name, "steps_per_epoch": self.plan.steps_per_epoch}
-        checkpoint.save(self.engine, self.root, step, state, about, self.settings.checkpoint.keep)
+        checkpoint.save(self.engine, self._beside(), self.root, step, state, about, self.settings.checkpoint.keep)
         return time.perf_counter() - began
 
     def train(self) -> None:
@@ -133,14 +150,20 @@ class _Run:
                 bucket, weights = self._whole(step)
                 for group in self.engine.optimizer.param_groups:
                     group["lr"] = learning_rate(self.settings.optimizer, step, steps)
+                adversary = self.adversary if self.adversary is not None and self.adversary.begin(step) else None
+                opposed = () if adversary is None else (adversary,)
                 for _ in range(accumulation):
                     batch = next(batches).to(self.device)
-                    loss, means = self.engine(batch, step)
+                    loss, means = self.engine(batch, step, *opposed)
                     self.engine.backward(loss)
                     self.means.add(means)
                     flops += self.task.flops(self.trainee, batch) * self.world
                     self.engine.step()
+                    if adversary is not None:
+                        self.means.add(adversary.learn())
                 self._after_step()
+                if adversary is not None:
+                    self.means.add(adversary.end())
                 samples += weights
                 tokens += weights * self.dataset.tokens[bucket]
 
@@ -153,6 +176,7 @@ class _Run:
                         "lr": learning_rate(self.settings.optimizer, step, steps),
                         "epoch": done / self.plan.steps_per_epoch,
                         "skipped_steps": self.skipped,
+                        **({} if adversary is None else {"discriminator/skipped_steps": adversary.skipped}),
                         "samples_per_s": samples / seconds,
                         "tokens_per_s": tokens / seconds,
                         "tflop_per_s": flops / seconds / 1e12,
@@ -213,12 +237,19 @@ class _Run:
         dist.barrier()
 
 
-def start_engine(trainee: Trainee, task: Task, settings: TrainSettings, world: int, device: torch.device) -> Any:
-    """The trainee under DeepSpeed, with AdamW."""
+def start_engine(
+    module: nn.Module,
+    options: OptimizerSettings,
+    *,
+    stage: int,
+    precision: str,
+    settings: TrainSettings,
+    world: int,
+    device: torch.device,
+) -> Any:
+    """A module under DeepSpeed, with AdamW."""
     deepspeed = _import_deepspeed(device)
-    stage = task.zero_stage if settings.workers.zero_stage is None else settings.workers.zero_stage
-    trained = [p for p in trainee.parameters() if p.requires_grad]
-    options = settings.optimizer
+    trained = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": options.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
@@ -236,10 +267,10 @@ def start_engine(trainee: Trainee, task: Task, settings: TrainSettings, world: i
         "gradient_clipping": options.clip_norm,
         "zero_optimization": {"stage": stage, "overlap_comm": device.type == "cuda"},
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": settings.workers.precision == "bf16"},
+        "bf16": {"enabled": precision == "bf16"},
         "steps_per_print": sys.maxsize,
     }
-    engine, *_ = deepspeed.initialize(model=trainee.to(device), optimizer=optimizer, config=config)
+    engine, *_ = deepspeed.initialize(model=module.to(device), optimizer=optimizer, config=config)
     return engine
 
 

@@ -8,7 +8,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from data_prep.batch_plan import MicroBatch
 from model import preset, weights
 from pipelines.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from pipelines.training.adversary import Discriminators
 
 # A mean to be logged: sum and count, of shape () or (n,); the loop adds them up over micro-batches, steps and ranks.
 Mean = tuple[Tensor, Tensor]
@@ -45,7 +48,11 @@ class Trainee(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Mean]]:
-        """The weighted mean loss of a batch, and the means to be logged (the same names at every step)."""
+        """The weighted mean loss of a batch, and the means to be logged (the same names on every rank).
+
+        A task with discriminators takes a third argument: the adversary, at steps that it takes part in. Its `judge` is
+        called once, and its verdict's loss is in the loss that is returned.
+        """
 
     @abstractmethod
     def components(self) -> dict[str, nn.Module]:
@@ -63,7 +70,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     zero_stage: ClassVar[int] = 1
-    uses: ClassVar[tuple[str, ...]]
+    uses: tuple[str, ...]
 
     def __init__(self, settings: TrainSettings) -> None:
         self.settings = settings
@@ -85,6 +92,10 @@ class Task(ABC):
     @abstractmethod
     def build(self, parts: dict[str, nn.Module]) -> Trainee:
         """What is trained, out of the components named in `uses`."""
+
+    def discriminators(self) -> "Discriminators | None":
+        """What the trainee is trained against, from random weights; None where nothing is."""
+        return None
 
     def check(self, dataset: Dataset, files: dict[str, Path]) -> None:  # noqa: B027
         """Raises ValueError where the data do not belong to the weights (component → its file) that it starts from."""
@@ -110,6 +121,11 @@ def noise_like(x: Tensor, seed: int, ids: Sequence[str], step: int, purpose: str
         for sample_id in ids
     ]
     return torch.stack(draws).to(x.dtype)
+
+
+def weight_type(module: nn.Module) -> torch.dtype:
+    """The type that a module computes in: bfloat16 under bf16."""
+    return next(module.parameters()).dtype
 
 
 def per_sample(loss: Tensor, weights: Tensor, means: dict[str, Tensor]) -> tuple[Tensor, dict[str, Mean]]:

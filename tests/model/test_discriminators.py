@@ -68,21 +68,31 @@ def says(*logits: float) -> list[Judgement]:
 
 
 def test_losses_at_known_points() -> None:
-    assert hinge_discriminator_loss(says(0, 0), says(0, 0)).item() == 1
-    assert hinge_discriminator_loss(says(2), says(-3)).item() == 0
-    assert hinge_discriminator_loss(says(-1), says(1)).item() == 2
-    assert hinge_generator_loss(says(0.5, 1.5)).item() == -1
-    assert least_squares_discriminator_loss(says(1), says(0)).item() == 0
-    assert least_squares_discriminator_loss(says(0), says(1)).item() == 2
-    assert least_squares_generator_loss(says(0, 1)).item() == 0.5
-    assert feature_matching_loss(says(1, 1), says(3, 2)).item() == 1.5
+    """Per sample, summed over judges and layers."""
+    for loss, value in (
+        (hinge_discriminator_loss(says(0, 0), says(0, 0)), 2),
+        (hinge_discriminator_loss(says(2), says(-3)), 0),
+        (hinge_discriminator_loss(says(-1), says(1)), 2),
+        (hinge_generator_loss(says(0.5, 1.5)), -2),
+        (least_squares_discriminator_loss(says(1), says(0)), 0),
+        (least_squares_discriminator_loss(says(0), says(1)), 2),
+        (least_squares_generator_loss(says(0, 1)), 1),
+        (feature_matching_loss(says(1, 1), says(3, 2)), 3),
+    ):
+        assert loss.tolist() == [value, value]
+
+
+def test_a_still_is_judged_as_a_video_that_does_not_move() -> None:
+    judge = PatchDiscriminator(VIDEO).eval()
+    still = torch.randn(2, 3, 1, 32, 32)
+    assert torch.equal(judge(still)[0].logits, judge(still.repeat(1, 1, 4, 1, 1))[0].logits)
 
 
 def test_feature_matching_teaches_the_generator_only() -> None:
     judge = PatchDiscriminator(MEL)
     real = torch.randn(1, 2, 16, 16, requires_grad=True)
     fake = torch.randn(1, 2, 16, 16, requires_grad=True)
-    feature_matching_loss(judge(real), judge(fake)).backward()
+    feature_matching_loss(judge(real), judge(fake)).sum().backward()
     assert real.grad is None
     assert fake.grad is not None
     assert fake.grad.abs().sum() > 0
@@ -109,16 +119,16 @@ def test_they_learn_to_tell_and_their_gradient_reaches_the_generator(
     optimizer = torch.optim.Adam(judge.parameters(), 2e-3, betas=(0.5, 0.9))
     for _ in range(steps):
         x = real()
-        loss = hinge_discriminator_loss(judge(x), judge(torch.randn_like(x) * 0.5))
+        loss = hinge_discriminator_loss(judge(x), judge(torch.randn_like(x) * 0.5)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
         x = real()
         truth, noise = judge(x), judge(torch.randn_like(x) * 0.5)
-    assert hinge_discriminator_loss(truth, noise) < 0.8
+    assert hinge_discriminator_loss(truth, noise).mean() < 0.8 * len(truth)
     fake = (torch.randn_like(x) * 0.5).requires_grad_()
-    hinge_generator_loss(judge(fake)).backward()
+    hinge_generator_loss(judge(fake)).mean().backward()
     assert fake.grad is not None
     assert torch.isfinite(fake.grad).all()
     assert (fake.grad != 0).float().mean() > 0.9

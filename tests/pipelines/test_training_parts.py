@@ -20,6 +20,7 @@ from pipelines.training.loop import read_metrics
 from pipelines.training.schedule import learning_rate
 from pipelines.training.statistics import spread
 from pipelines.training.task import noise_like, per_sample
+from pipelines.training.video_vae import edge_error
 from pipelines.training.vocoder import stft_error
 from tests.pipelines.curated_set import write_curated_set
 from tests.pipelines.encoded_set import write_conditioner, write_encoded_set
@@ -151,6 +152,17 @@ def test_crops_of_pictures(curated):
     assert torch.equal(batch.pixels, uncached.batch(MicroBatch((0, 1), (1.0, 1.0)), step=3).pixels)
 
 
+def test_stills_are_a_bucket_of_their_own(curated):
+    data = PictureClips(curated, [Bucket()], frames=17, size=96, seed=0, cache_mb=64, still_fraction=0.6)
+    assert data.buckets == ["f17_h96_w96"] * 2 + ["f1_h96_w96"] * 3
+    assert data.tokens == {"f17_h96_w96": 27, "f1_h96_w96": 9}
+    stills = data.batch(MicroBatch((2, 3, 4), (1.0, 1.0, 1.0)), step=3)
+    assert stills.pixels.shape == (3, 3, 1, 96, 96)
+    assert stills.ids == ("clip0/still1", "clip2/still1", "clip0/still2")
+    assert not torch.equal(stills.pixels[0], stills.pixels[2])  # a draw of its own
+    assert edge_error(stills.pixels, stills.pixels.flip(4)).isfinite().all()
+
+
 def test_crops_of_sound(curated):
     data = SoundClips(curated, mel_frames=41, sample_rate=24_000, seed=0, cache_mb=64)
     assert len(data.clips) == 3
@@ -188,6 +200,20 @@ def test_mistakes_are_named_before_a_worker_starts(curated, tmp_path):
     assert "multiple of 3" in mistake("dit", tmp_path, input=encoded, init_from=[start], workers=workers)
     small = {"buckets": [{"frames": 121}]}
     assert "add a smaller bucket" in mistake("video-vae", tmp_path, input=curated, video_vae=small)
+
+
+def test_weights_that_an_adversarial_task_lacks_are_named(curated, tmp_path):
+    decoded = {"decoded_fraction": 0.5}
+    assert "init_from gives no audio_vae" in mistake("vocoder", tmp_path, input=curated, vocoder=decoded)
+    seen = {"perceptual": {"weight": 1.0, "backbone": str(tmp_path / "vgg16.pth")}}
+    assert "perceptual.backbone: no file" in mistake("video-vae", tmp_path, input=curated, video_vae=seen)
+    (tmp_path / "vgg16.pth").write_bytes(b"no weights")
+    assert "is no weight file" in mistake("video-vae", tmp_path, input=curated, video_vae=seen)
+    torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "vgg16.pth")
+    assert "does not hold torchvision's vgg16" in mistake("video-vae", tmp_path, input=curated, video_vae=seen)
+    half = {"precision": "bf16"}
+    wide = mistake("vocoder", tmp_path, input=curated, preset="ltx2.3-22b", workers=half)
+    assert "float32 only" in wide
 
 
 def test_latents_of_another_vae_are_refused(tmp_path):

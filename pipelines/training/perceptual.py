@@ -1,0 +1,91 @@
+"""Perceptual distance of pictures (LPIPS; Zhang et al. 2018, arXiv 1801.03924 §3): squared differences of a VGG-16's
+channel-normalised activations after five of its blocks, weighted per channel by the published heads where they are
+given and summed over channels where not.
+
+The weights are files that the recipe names: torchvision's `vgg16` (`.pth` or `.safetensors`; its classifier is not
+read), and the heads as the package `lpips` carries them (`lpips/weights/v0.1/vgg.pth`).
+"""
+
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+# After relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3: the ends of the slices of torchvision's `features`.
+_TAPS = (4, 9, 16, 23, 30)
+# ImageNet's mean and deviation, for pixels in [−1, 1].
+_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+
+
+class PerceptualDistance(nn.Module):
+    """(B, 3, F, H, W) × 2 in [−1, 1] → (B,): mean over frames and positions, summed over the five blocks."""
+
+    def __init__(self, features: nn.Sequential, heads: list[Tensor] | None) -> None:
+        super().__init__()
+        starts = (0, *_TAPS[:-1])
+        self.blocks = nn.ModuleList(features[start:end] for start, end in zip(starts, _TAPS, strict=True))
+        for n, head in enumerate(heads or ()):
+            self.register_buffer(f"head{n}", head)
+        self.weighted = heads is not None
+        self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1))
+
+    def forward(self, x_bcfhw: Tensor, y_bcfhw: Tensor) -> Tensor:
+        size = len(x_bcfhw)
+        both = torch.cat([x_bcfhw, y_bcfhw]).transpose(1, 2).flatten(0, 1).float()
+        both = (both - self.get_buffer("shift")) / self.get_buffer("scale")
+        total = torch.zeros(size, device=both.device)
+        for n, block in enumerate(self.blocks):
+            both = block(both)
+            # The floor lies under the root: at an activation of zero the norm has no gradient.
+            unit = both * torch.rsqrt(both.square().sum(1, keepdim=True) + 1e-10)
+            x, y = unit.chunk(2)
+            square = (x - y).square()
+            square = square * self.get_buffer(f"head{n}").view(1, -1, 1, 1) if self.weighted else square
+            total = total + square.sum(1).unflatten(0, (size, -1)).flatten(1).mean(1)
+        return total
+
+
+def load_perceptual(backbone: str, heads: str) -> PerceptualDistance:
+    """The distance with the weights of two files; `heads` may be empty.
+
+    Raises:
+        ValueError: a file is missing, no weight file, or one of another network.
+    """
+    from torchvision.models.vgg import cfgs, make_layers
+
+    features = make_layers(cfgs["D"])
+    stored = {
+        name.removeprefix("features."): tensor
+        for name, tensor in _read(backbone, "perceptual.backbone").items()
+        if name.startswith("features.")
+    }
+    try:
+        features.load_state_dict(stored)
+    except RuntimeError:
+        raise ValueError(
+            f"perceptual.backbone: {backbone} does not hold torchvision's vgg16 (features.0.weight …); give that file"
+        ) from None
+    for layer in features:
+        if isinstance(layer, nn.ReLU):
+            layer.inplace = False
+    if not heads:
+        return PerceptualDistance(features, None)
+    found = _read(heads, "perceptual.heads")
+    names = [f"lin{n}.model.1.weight" for n in range(len(_TAPS))]
+    if any(name not in found for name in names):
+        raise ValueError(f"perceptual.heads: {heads} does not hold LPIPS heads ({names[0]} …); give lpips' vgg.pth")
+    return PerceptualDistance(features, [found[name].float() for name in names])
+
+
+def _read(path: str, setting: str) -> dict[str, Tensor]:
+    file = Path(path)
+    if not path or not file.is_file():
+        raise ValueError(f"{setting}: no file {path!r}; name one, or set perceptual.weight to 0")
+    try:
+        return load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{setting}: {path} is no weight file ({' '.join(str(error).split())[:80]})") from None
