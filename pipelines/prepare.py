@@ -113,6 +113,7 @@ def run_prepare(
         made = report.write_report(root)
         run.tags({"dataset": dataset_id(root)})
         run.metrics(_funnel(summary), total)
+        run.metrics({f"removed/{kind.replace(': ', '/')}": count for kind, count in made.removed.items()}, total)
         run.image("funnel", report.funnel_figure(summary), total)
         files = [(name, storage.read(storage.at(root, name)), "") for name in (report.NAME, SUMMARY, SETTINGS)]
         files += [(name, storage.read(storage.at(root, report.PAGES, name)), report.PAGES) for name in made.pages]
