@@ -18,6 +18,7 @@ from captioning.wording import FRAME, NUMBERS, stem, usual, ways
 Spans = list[tuple[float, float]]
 
 _TOLERANCE_S = 0.3  # between a time in a caption and the time that was measured
+_MOMENTARY = -1.0  # stands for the end of a time that is a moment
 _QUOTE = re.compile(r"“([^“”]*)”|\"([^\"]*)\"")
 _NUMBER = r"(\d+(?:\.\d+)?)(?: seconds\b| ?s\b)?"
 _TIMES = re.compile(rf"(?:\bfrom |\bbetween |\b){_NUMBER} ?(?:to|and|until|till|–) {_NUMBER}")
@@ -55,7 +56,7 @@ class _Part:
 
     def when(self) -> list[Spans]:
         """When each of its claims is said to be: at its own times, else wherever it was measured."""
-        return [self.times] if self.times else self.claims
+        return [[(s, max(s, e)) for s, e in self.times]] if self.times else self.claims
 
 
 def ground(sentences: list[Sentence], facts: Facts) -> tuple[list[Sentence], list[Removed]]:
@@ -128,7 +129,7 @@ class _Reading:
             for match in self._take(pattern):
                 when = tuple(map(float, match.groups()))
                 self.items.append((match.start(), kind, when))
-                if kind == "time" and when[1] <= when[0]:
+                if kind == "time" and when[1] < when[0]:
                     self.wrong.append(f"time: {match.group(0).strip()}")
         links = list(_LINK.finditer(self.rest))
         self.items += [(match.start(), "link", match.group(1)) for match in links]
@@ -176,7 +177,7 @@ class _Reading:
                     parts[-1].throughout = True
                 else:
                     assert isinstance(value, tuple)
-                    parts[-1].times.append((value[0], value[-1]))
+                    parts[-1].times.append((value[0], value[1] if kind == "time" else _MOMENTARY))
         for index in range(len(parts) - 1, 0, -1):
             if not parts[index].claims and not parts[index].link:  # "… and from 5.0 to 6.0 seconds"
                 parts[index - 1].times += parts[index].times
@@ -299,10 +300,10 @@ class _Reading:
 
 
 def _at(measured: Spans, start: float, end: float, onset: bool) -> bool:
-    """Whether something is there from start to end; for a moment (start = end), whether it begins or is there then."""
-    if start == end and onset:
+    """Whether something is there from start to end; for a moment, whether it begins or is there then."""
+    if end == _MOMENTARY and onset:
         return any(abs(start - s) <= _TOLERANCE_S for s, _ in measured)
-    if start == end:
+    if end == _MOMENTARY:
         return any(s - _TOLERANCE_S <= start <= e + _TOLERANCE_S for s, e in measured)
     return any(abs(start - s) <= _TOLERANCE_S and abs(end - e) <= _TOLERANCE_S for s, e in measured)
 
