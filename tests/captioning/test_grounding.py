@@ -122,6 +122,11 @@ def test_what_other_words_say_falsely_is_caught(sentence, kind):
     assert kind in reasons | ({"sound"} if "unsupported" in reasons else set())
 
 
+def test_a_sound_too_short_for_its_decimals_may_be_told():
+    brief = replace(FACTS, tags=(Tag("Bark", 1.01, 1.04, 0.9),))
+    assert ground(compose(brief, 4), brief)[1] == []
+
+
 def test_then_follows_on_the_sentence_before():
     assert ground_text("A dog barks. Then a cat meows.", TALKING)[1] == []
     _, removed = ground_text("A cat meows. Then a dog barks.", TALKING)
