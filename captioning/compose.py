@@ -16,6 +16,7 @@ from data_prep.clip import Tag
 Source = Literal["picture", "transcript", "voice", "tags", "sound"]
 SHORT, MEDIUM, LONG = "short", "medium", "long"
 _QUOTE_GAP_S = 1.5  # a pause this long ends a quote and begins another
+_COUNTS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
 _SHORT_QUOTE = 25  # words; a longer speech is named, not quoted, in the short caption
 
 
@@ -146,10 +147,17 @@ def _speech(facts: Facts) -> list[Sentence]:
         out.append(Sentence(text, "transcript", known | {"words": [0, len(words)]}, (SHORT,)))
     else:
         out.append(Sentence(f"{subject} is heard.", "transcript", known, (SHORT,)))
+    speakers = spoken.get("speakers", [])
+    if 1 < len(speakers) < len(_COUNTS):
+        spans = {"speakers": speakers}
+        out.append(Sentence(f"{_COUNTS[len(speakers)]} speakers are heard.", "voice", spans, (SHORT, MEDIUM, LONG)))
     for number, (first, last) in enumerate(_utterances(words)):
         part = words[first:last]
         when = f"from {part[0]['start']:.1f} to {part[-1]['end']:.1f} seconds"
-        text = f"{subject if number == 0 else 'Speech'} is heard {when}: {quote(part, unspaced=unspaced)}."
+        told_as = subject if number == 0 else "Speech"
+        if part[0].get("speaker"):
+            told_as = f"Speaker {part[0]['speaker']}" + (f" in {language}" if language and number == 0 else "")
+        text = f"{told_as} is heard {when}: {quote(part, unspaced=unspaced)}."
         out.append(Sentence(text, "transcript", known | {"words": [first, last]}))
     return out
 
@@ -173,7 +181,12 @@ def _unspaced(words: list[dict]) -> str:
 
 
 def _utterances(words: list[dict]) -> list[tuple[int, int]]:
-    breaks = [i for i in range(1, len(words)) if words[i]["start"] - words[i - 1]["end"] >= _QUOTE_GAP_S]
+    breaks = [
+        i
+        for i in range(1, len(words))
+        if words[i]["start"] - words[i - 1]["end"] >= _QUOTE_GAP_S
+        or words[i].get("speaker") != words[i - 1].get("speaker")
+    ]
     return list(zip([0, *breaks], [*breaks, len(words)], strict=True))
 
 

@@ -1,30 +1,36 @@
 """Does a caption name only what is there? Every sentence is taken apart into claims, and each claim is tested.
 
-A claim is a quote, a time, a sound, a colour, a language, a movement … It must follow from the clip's `Facts`. What is
-left of the sentence once its claims are taken out may only hold words that claim nothing. So an invented subject, an
-emotion or a guess is caught without being on a list; the lists only name the kind.
+A claim is a quote, a time, an order, a sound, a number of speakers, a colour, a language, a movement … It must follow
+from the clip's `Facts`. What is left of the sentence once its claims are taken out may only hold words that claim
+nothing. So an invented subject, an emotion or a guess is caught without being on a list; the lists only name the kind.
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 
-from captioning.compose import Facts, Sentence, largest, told
-from captioning.describe import COLOURS
+from captioning.claims import CLAIMS, LANGUAGE_NAMES, PEOPLE, Holds, holds
+from captioning.compose import Facts, Sentence, told
 from captioning.transcribe import normalise
-from captioning.vocabulary import FORBIDDEN, LANGUAGES, MUSIC, SPEECH, spans
+from captioning.vocabulary import FORBIDDEN, MUSIC, SPEECH, spans
+from captioning.wording import FRAME, NUMBERS, stem, usual, ways
+
+Spans = list[tuple[float, float]]
 
 _TOLERANCE_S = 0.3  # between a time in a caption and the time that was measured
+_MOMENTARY = -1.0  # stands for the end of a time that is a moment
 _QUOTE = re.compile(r"“([^“”]*)”|\"([^\"]*)\"")
-_NUMBER = r"(\d+(?:\.\d+)?)"
-_SPAN = re.compile(rf"from {_NUMBER} to {_NUMBER} seconds")
-_COLOUR = "|".join(COLOURS)
-# Words that claim nothing: they only join claims.
-_FRAME = frozenset(
-    {"the", "a", "an", "of", "is", "are", "and", "in", "there", "it", "then", "seconds"}
-    | {"picture", "sound", "sounds", "heard", "camera", "something"}
-)
-_LANGUAGE_NAMES = frozenset(name.lower() for name in LANGUAGES.values())
+_NUMBER = r"(\d+(?:\.\d+)?)(?: seconds\b| ?s\b)?"
+_TIMES = re.compile(rf"(?:\bfrom |\bbetween |\b){_NUMBER} ?(?:to|and|until|till|–) {_NUMBER}")
+_MOMENT = re.compile(r"\bat (\d+(?:\.\d+)?) ?(?:seconds|s)\b")
+_THROUGHOUT = re.compile(r"\bthroughout\b")
+_WHO = re.compile(r"\bspeaker (\d)\b|\b(?:the )?(first|second|third|fourth) (?:speaker|voice|person)\b")
+_ORDINALS = {"first": 1, "second": 2, "third": 3, "fourth": 4}
+_LINK = re.compile(r"\b(then|before|after|while)\b")
+_BREAK = re.compile(r"[,;:–]| - |\b(?:and|while|then|before|after|with|over|but|as)\b")
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_PIECE = re.compile(r"[^\W_]+")
+_MAKERS = ("speech", "voice", "says", "say", "said", "speaking", "spoken", "speaks", "talking", "utters", "reads")
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,24 @@ class Removed:
 
     text: str
     reasons: tuple[str, ...]
+
+
+@dataclass
+class _Part:
+    """Claims that share their times, and how they follow on the part before: "", "then", "after" or "while"."""
+
+    link: str = ""
+    claims: list[Spans] = field(default_factory=list)
+    times: list[tuple[float, float]] = field(default_factory=list)
+    throughout: bool = False
+
+    @property
+    def timed(self) -> bool:
+        return bool(self.times) or self.throughout
+
+    def when(self) -> list[Spans]:
+        """When each of its claims is said to be: at its own times, else wherever it was measured."""
+        return [[(s, max(s, e)) for s, e in self.times]] if self.times else self.claims
 
 
 def ground(sentences: list[Sentence], facts: Facts) -> tuple[list[Sentence], list[Removed]]:
@@ -48,10 +72,12 @@ def ground(sentences: list[Sentence], facts: Facts) -> tuple[list[Sentence], lis
 
 
 def ground_text(text: str, facts: Facts) -> tuple[str, list[Removed]]:
-    """As `ground`, for a caption as running text, whoever wrote it."""
+    """As `ground`, for a caption as running text, whoever wrote it. "Then …" is checked against the sentence before."""
     kept, removed = [], []
+    before = ""
     for sentence in split(text):
-        reasons = check(sentence, facts)
+        reasons = check(sentence, facts, before)
+        before = sentence
         if reasons:
             removed.append(Removed(sentence, tuple(reasons)))
         else:
@@ -76,56 +102,226 @@ def split(text: str) -> list[str]:
     return [sentence for sentence in (*sentences, text[start:].strip()) if sentence]
 
 
-def check(sentence: str, facts: Facts) -> list[str]:
-    """Why a sentence is not supported, as "kind: words"; empty when every claim in it follows from the facts."""
-    reasons: list[str] = []
-    quotes = [curly or plain for curly, plain in _QUOTE.findall(sentence)]
-    rest = _QUOTE.sub(" ", sentence)
-    if re.search('[“”"]', rest):
-        reasons.append("quote: a quotation mark without its pair")
-    rest = rest.lower()
-    times = [(float(start), float(end)) for start, end in _SPAN.findall(rest)]
-    rest = _SPAN.sub(" ", rest)
-    throughout = re.search(r"\bthroughout\b", rest) is not None
-    rest = re.sub(r"\bthroughout\b", " ", rest)
+def check(sentence: str, facts: Facts, before: str = "") -> list[str]:
+    """Why a sentence is not supported, as "kind: words"; empty when every claim in it follows from the facts.
 
-    timed: list[list[tuple[float, float]]] = []  # what was measured of each claim that has times
-    claims = len(quotes)
-    for said in quotes:
-        found = _said(said, facts)
-        if not found:
-            reasons.append(f"quote: {said[:60]!r} was not said")
-        timed.append(found)
-    for name, measured in _heard(facts):
-        pattern = rf"\b{re.escape(name)}\b"
-        if re.search(pattern, rest):
-            claims += 1
-            rest = re.sub(pattern, " ", rest)
-            if not quotes:
-                timed.append(measured)
-    for pattern, kind, holds in _CLAIMS:
-        while match := pattern.search(rest):
-            claims += 1
-            if not facts_hold(holds, match, facts):
-                reasons.append(f"{kind}: {match.group(0).strip()}")
-            rest = f"{rest[: match.start()]} {rest[match.end() :]}"
-    reasons += _wrong_times(times, throughout, timed, facts.seconds)
-    reasons += _unknown(rest)
-    if not claims and not reasons:
-        reasons.append("empty: nothing measured is named")
-    return reasons
+    Args:
+        before: the sentence before it, which a "Then …" at its start follows on.
+    """
+    return _Reading(sentence, facts).reasons(before)
 
 
-def facts_hold(holds: Callable[[re.Match, Facts], bool], match: re.Match, facts: Facts) -> bool:
-    """A claim about what was never measured does not hold."""
-    try:
-        return bool(holds(match, facts))
-    except (KeyError, TypeError):
+class _Reading:
+    """One sentence: what it claims, where, and what of it no claim accounts for (`rest`, of unchanged length)."""
+
+    def __init__(self, sentence: str, facts: Facts):
+        self.facts = facts
+        self.wrong: list[str] = []
+        self.items: list[tuple[int, str, object]] = []  # where, what ("claim", "time", "throughout", "link"), value
+        self.claims = 0
+        quotes = [curly or plain for curly, plain in _QUOTE.findall(sentence)]
+        self.rest = usual(_QUOTE.sub(" \ue000 ", sentence).lower())
+        if re.search('[“”"]', self.rest):
+            self.wrong.append("quote: a quotation mark without its pair")
+        self._quotes(quotes)
+        self.onsets = re.search(r"\b(?:begin|start|come)s?\b", self.rest) is not None
+        for kind, pattern in (("time", _TIMES), ("moment", _MOMENT), ("throughout", _THROUGHOUT)):
+            for match in self._take(pattern):
+                when = tuple(map(float, match.groups()))
+                self.items.append((match.start(), kind, when))
+                if kind == "time" and when[1] < when[0]:
+                    self.wrong.append(f"time: {match.group(0).strip()}")
+        links = list(_LINK.finditer(self.rest))
+        self.items += [(match.start(), "link", match.group(1)) for match in links]
+        self._claims(PEOPLE)
+        self._sounds(bool(quotes))
+        self._claims(CLAIMS)
+        for _ in self._take(_LINK):
+            pass
+
+    def reasons(self, before: str = "") -> list[str]:
+        """Why the sentence is not supported."""
+        reasons = self.wrong + self._when(before) + self._unknown()
+        if not self.claims and not reasons:
+            reasons.append("empty: nothing measured is named")
+        return reasons
+
+    def parts(self) -> list[_Part]:
+        """The claims by the times that they share, in the order in which they are told."""
+        parts = [_Part()]
+        items = sorted(self.items, key=lambda item: item[0])
+        leading = next((kind for _, kind, _ in items if kind != "link"), "") != "claim"  # times before their claims
+        turned = ""  # "After the music, a dog barks": the second part follows on the first
+        for at, kind, value in items:
+            part = parts[-1]
+            if kind == "link":
+                assert isinstance(value, str)
+                if part.claims or part.timed:
+                    parts.append(_Part({"before": "then"}.get(value, value)))
+                elif value in ("after", "before") and len(parts) == 1:
+                    turned = {"after": "then", "before": "after"}[value]
+                else:
+                    part.link = {"before": "then"}.get(value, value)
+            elif kind == "claim":
+                assert isinstance(value, list)
+                if turned and part.claims and "," in self.rest[:at]:
+                    parts.append(_Part(turned))
+                    turned = ""
+                elif part.claims and part.timed and not leading:
+                    parts.append(_Part())
+                parts[-1].claims.append(value)
+            else:
+                if leading and part.claims and part.timed:
+                    parts.append(_Part())
+                if kind == "throughout":
+                    parts[-1].throughout = True
+                else:
+                    assert isinstance(value, tuple)
+                    parts[-1].times.append((value[0], value[1] if kind == "time" else _MOMENTARY))
+        for index in range(len(parts) - 1, 0, -1):
+            if not parts[index].claims and not parts[index].link:  # "… and from 5.0 to 6.0 seconds"
+                parts[index - 1].times += parts[index].times
+                del parts[index]
+        return parts
+
+    def _take(self, pattern: re.Pattern) -> list[re.Match]:
+        """All matches, which are taken out of the rest."""
+        found = list(pattern.finditer(self.rest))
+        for match in found:
+            self._blank(match.start(), match.end())
+        return found
+
+    def _blank(self, start: int, end: int) -> None:
+        self.rest = f"{self.rest[:start]}{' ' * (end - start)}{self.rest[end:]}"
+
+    def _claims(self, known: list[tuple[re.Pattern, str, Holds]]) -> None:
+        for pattern, kind, test in known:
+            for match in self._take(pattern):
+                self.claims += 1
+                if not holds(test, match, self.facts):
+                    self.wrong.append(f"{kind}: {match.group(0).strip()}")
+
+    def _quotes(self, quotes: list[str]) -> None:
+        """Each quote was said, and by whom the sentence says."""
+        places = [match.start() for match in self._take(re.compile("\ue000"))]
+        who = [(match.start(), int(match.group(1) or _ORDINALS.get(match.group(2), 0))) for match in self._take(_WHO)]
+        for at, said in zip(places, quotes, strict=False):
+            self.claims += 1
+            speaker = next((k for place, k in reversed(who) if place < at), who[0][1] if who else None)
+            found = _said(said, self.facts)
+            if not found:
+                self.wrong.append(f"quote: {said[:60]!r} was not said")
+            elif speaker is not None and not (found := _said(said, self.facts, speaker)):
+                self.wrong.append(f"speaker: {said[:60]!r} was not said by speaker {speaker}")
+            self.items.append((at, "claim", found))
+        if who and not quotes:
+            known = {item["speaker"]: item["spans"] for item in self.facts.transcript.get("speakers", [])}
+            for at, speaker in who:
+                self.claims += 1
+                if speaker not in known:
+                    self.wrong.append(f"speakers: speaker {speaker}")
+                self.items.append((at, "claim", [tuple(span) for span in known.get(speaker, [])]))
+
+    def _sounds(self, quoted: bool) -> None:
+        """Takes out what names a sound that was measured. A phrase names one sound: of "a dog meowing", where a dog
+        barks and a cat meows, one word is left over."""
+        named = _heard(self.facts)
+        ends = [match.start() for match in _BREAK.finditer(self.rest)]
+        ends = sorted({0, *ends, *(at for at, kind, _ in self.items if kind != "link"), len(self.rest)})
+        for start, end in pairwise(ends):
+            by_stem: dict[str, list[tuple[int, int]]] = {}
+            for match in _PIECE.finditer(self.rest, start, end):
+                if match.group(0) not in FRAME:
+                    by_stem.setdefault(stem(match.group(0)), []).append(match.span())
+            told_here: set[str] = set()
+            while True:
+                fitting = [
+                    (len(way), name, way)
+                    for name, (ways_of, _) in named.items()
+                    if not told_here - {name, "music"} or name == "music"
+                    for way in ways_of
+                    if way <= by_stem.keys()
+                ]
+                if not fitting:
+                    break
+                most = max(fitting, key=lambda fit: fit[0])[2]
+                names = sorted({name for _, name, way in fitting if way == most})
+                told_here.add(names[0])
+                self.claims += 1
+                at = min(by_stem[one][0][0] for one in most)
+                if not (names == ["speech"] and quoted):
+                    self.items.append((at, "claim", sorted({s for name in names for s in named[name][1]})))
+                for one in most:
+                    for first, last in by_stem.pop(one):
+                        self._blank(first, last)
+
+    def _when(self, before: str) -> list[str]:
+        reasons = []
+        parts = self.parts()
+        timed = [part for part in parts if part.timed]
+        if timed and not any(part.claims for part in parts):
+            return ["time: of nothing that was measured"]
+        for part in timed:
+            for measured in part.claims:
+                reasons += [
+                    f"time: from {s} to {e} seconds" for s, e in part.times if not _at(measured, s, e, self.onsets)
+                ]
+                if part.throughout and sum(e - s for s, e in measured) < 0.85 * self.facts.seconds:
+                    reasons.append("time: throughout")
+            if not part.claims:
+                reasons.append("time: of nothing that was measured")
+        if parts[0].link and before:
+            parts = [_Reading(before, self.facts).parts()[-1], *parts]
+        elif parts[0].link:
+            reasons.append(f"order: {parts[0].link} nothing")
+        for first, second in pairwise(parts):
+            if second.link and not _in_order(first, second):
+                reasons.append(f"order: {second.link}")
+        return reasons
+
+    def _unknown(self) -> list[str]:
+        """Words that no fact stands behind, with the kind of thing that they claim where it is known."""
+        about_sound = re.search(r"\b(sound of|hear|heard|hears|sounds)\b", self.rest) is not None
+        reasons = []
+        for match in _WORD.finditer(self.rest):
+            word = match.group(0)
+            if word in FRAME:
+                continue
+            if word in FORBIDDEN:
+                kind = "forbidden"
+            elif word[0].isdigit() or word in NUMBERS:
+                kind = "number"
+            elif word in LANGUAGE_NAMES:
+                kind = "language"
+            else:
+                kind = "sound" if about_sound else "unsupported"
+            reasons.append(f"{kind}: {word}")
+        return reasons
+
+
+def _at(measured: Spans, start: float, end: float, onset: bool) -> bool:
+    """Whether something is there from start to end; for a moment, whether it begins or is there then."""
+    if end == _MOMENTARY and onset:
+        return any(abs(start - s) <= _TOLERANCE_S for s, _ in measured)
+    if end == _MOMENTARY:
+        return any(s - _TOLERANCE_S <= start <= e + _TOLERANCE_S for s, e in measured)
+    return any(abs(start - s) <= _TOLERANCE_S and abs(end - e) <= _TOLERANCE_S for s, e in measured)
+
+
+def _in_order(first: _Part, second: _Part) -> bool:
+    """Whether what the second part tells stands to the first as its link says; of what has no time, it does not."""
+    one, other = first.when(), second.when()
+    if not one or not other or not all(one) or not all(other):
         return False
+    pairs = [(a, b) for a in one for b in other]
+    if second.link == "while":
+        return all(any(s < f and g < e for s, e in a for g, f in b) for a, b in pairs)
+    sign = 1 if second.link == "then" else -1
+    return all(any(sign * (g - s) > 0 for s, _ in a for g, _ in b) for a, b in pairs)
 
 
-def _said(quoted: str, facts: Facts) -> list[tuple[float, float]]:
-    """When exactly these words were said, in this order and without a gap; every place."""
+def _said(quoted: str, facts: Facts, speaker: int | None = None) -> Spans:
+    """When exactly these words were said (by that speaker), in this order and without a gap; every place."""
     words = facts.transcript.get("words", [])
     spoken = [(token, index) for index, word in enumerate(words) for token in normalise(word["word"])]
     wanted = normalise(quoted)
@@ -135,124 +331,19 @@ def _said(quoted: str, facts: Facts) -> list[tuple[float, float]]:
         (words[spoken[at][1]]["start"], words[spoken[at + len(wanted) - 1][1]]["end"])
         for at in range(len(spoken) - len(wanted) + 1)
         if [token for token, _ in spoken[at : at + len(wanted)]] == wanted
+        and (speaker is None or all(words[i].get("speaker") == speaker for _, i in spoken[at : at + len(wanted)]))
     ]
 
 
-def _heard(facts: Facts) -> list[tuple[str, list[tuple[float, float]]]]:
-    """What may be named as heard, with its spans; longer names first, so that no name is found inside another."""
-    heard = {name: spans(tags) for name, tags in told(facts.tags).items()}
+def _heard(facts: Facts) -> dict[str, tuple[frozenset[frozenset[str]], Spans]]:
+    """What may be named as heard: the ways to name it, and its spans."""
+    heard = {name: (ways(name), spans(tags)) for name, tags in told(facts.tags).items()}
     if music := [tag for tag in facts.tags if tag.label in MUSIC]:
-        heard["music"] = spans(music)
+        heard["music"] = (ways("music"), spans(music))
     words, voiced = facts.transcript.get("words", []), facts.transcript.get("voiced", [])
+    speech = frozenset(frozenset({stem(word)}) for word in _MAKERS)
     if words:
-        heard["speech"] = [(words[0]["start"], words[-1]["end"])]
+        heard["speech"] = (speech, [(words[0]["start"], words[-1]["end"])])
     elif voiced and any(tag.label in SPEECH for tag in facts.tags):
-        heard["speech"] = [(start, end) for start, end in voiced]
-    return sorted(heard.items(), key=lambda item: -len(item[0]))
-
-
-def _wrong_times(times, throughout: bool, timed: list[list[tuple[float, float]]], seconds: float) -> list[str]:
-    reasons = []
-    if (times or throughout) and not timed:
-        return ["time: of nothing that was measured"]
-    for measured in timed:
-        for start, end in times:
-            if not any(abs(start - s) <= _TOLERANCE_S and abs(end - e) <= _TOLERANCE_S for s, e in measured):
-                reasons.append(f"time: from {start} to {end} seconds")
-        if throughout and sum(end - start for start, end in measured) < 0.85 * seconds:
-            reasons.append("time: throughout")
-    return reasons
-
-
-def _unknown(rest: str) -> list[str]:
-    """Words that no fact stands behind, with the kind of thing that they claim where it is known."""
-    about_sound = re.search(r"\b(sound of|heard)\b", rest) is not None
-    reasons = []
-    for word in re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", rest):
-        if word in _FRAME:
-            continue
-        if word in FORBIDDEN:
-            kind = "forbidden"
-        elif word[0].isdigit():
-            kind = "number"
-        elif word in _LANGUAGE_NAMES:
-            kind = "language"
-        else:
-            kind = "sound" if about_sound else "unsupported"
-        reasons.append(f"{kind}: {word}")
-    return reasons
-
-
-def _colour_list(match: re.Match, facts: Facts) -> bool:
-    named = re.findall(_COLOUR, match.group(2))
-    shares = facts.picture["colours"]
-    total = sum(shares.get(name, 0) for name in named)
-    if facts.picture["black_and_white"] or named != list(shares)[: len(named)]:
-        return False
-    if len(named) > len(largest(shares)[0]):
-        return False
-    return total >= {"mostly ": 0.5, None: 0.9}.get(match.group(1), 0)
-
-
-def _region(match: re.Match, facts: Facts) -> bool:
-    return facts.picture["regions"].get(match.group(2)) == match.group(1)
-
-
-def _language(match: re.Match, facts: Facts) -> bool:
-    spoken = facts.transcript
-    return (
-        bool(spoken["words"])
-        and spoken["language_probability"] is not None
-        and LANGUAGES.get(spoken["language"], "").lower() == match.group(1)
-    )
-
-
-def _side(match: re.Match, facts: Facts) -> bool:
-    return facts.sound["side_db"] * (1 if match.group(1) == "right" else -1) >= 6
-
-
-def _course(match: re.Match, facts: Facts) -> bool:
-    return facts.sound["course_db"] * (1 if match.group(1) == "louder" else -1) >= 10
-
-
-# Longer forms come before the shorter ones that they hold.
-_CLAIMS: list[tuple[re.Pattern, str, Callable[[re.Match, Facts], bool]]] = [
-    (re.compile(pattern), kind, holds)
-    for pattern, kind, holds in (
-        (r"\bpicture is black and white\b", "colour", lambda m, f: f.picture["black_and_white"]),
-        (rf"\bpicture is (mostly |partly )?((?:{_COLOUR})(?:(?:, | and )(?:{_COLOUR}))*)\b", "colour", _colour_list),
-        (rf"\b({_COLOUR}) in the (middle|upper|lower)(?: part)? of the picture\b", "colour", _region),
-        (rf"\b({_COLOUR})\b", "colour", lambda m, f: m.group(1) in f.picture["colours"]),
-        (r"\bpicture is dark\b", "brightness", lambda m, f: f.picture["brightness"] < 0.2),
-        (r"\bpicture is bright\b", "brightness", lambda m, f: f.picture["brightness"] > 0.75),
-        (r"\bpicture is still\b", "movement", lambda m, f: f.picture["movement"] < 0.0005),
-        (r"\bcamera is static\b", "camera", lambda m, f: f.picture["camera"] == "static"),
-        (
-            r"\bcamera ((?:pans|tilts) (?:left|right|up|down))\b",
-            "camera",
-            lambda m, f: f.picture["camera"] == m.group(1),
-        ),
-        (
-            r"\bmoves across the picture from (left to right|right to left)\b",
-            "movement",
-            lambda m, f: f.picture["path"] == m.group(1),
-        ),
-        (
-            r"\bmovement (?:in|on) the (left|right|centre) of the picture\b",
-            "movement",
-            lambda m, f: f.picture["where"] == m.group(1),
-        ),
-        (r"\bpicture is cut once\b", "cut", lambda m, f: len(f.picture["cuts"]) == 1),
-        (r"\bpicture is cut (\d+) times\b", "cut", lambda m, f: len(f.picture["cuts"]) == int(m.group(1))),
-        (r"\bsound is quiet\b", "level", lambda m, f: f.sound["level_db"] < -40),
-        (r"\bsound is loud\b", "level", lambda m, f: f.sound["level_db"] > -12),
-        (r"\bsound grows (louder|quieter)\b", "level", _course),
-        (r"\bsound is louder on the (left|right)\b", "side", _side),
-        (
-            r"\bsound moves from (left to right|right to left)\b",
-            "side",
-            lambda m, f: f.sound["travel"] == m.group(1),
-        ),
-        (rf"\bin ({'|'.join(sorted(_LANGUAGE_NAMES))})\b", "language", _language),
-    )
-]
+        heard["speech"] = (speech, [(start, end) for start, end in voiced])
+    return heard

@@ -7,6 +7,24 @@ from pydantic import Field
 from data_prep.settings import Settings
 
 
+class SpeakerSettings(Settings):
+    """How voices are told apart."""
+
+    weights: str = Field(
+        default="package:resemblyzer",
+        description="package:resemblyzer or a checkpoint of its form; pyannote:FOLDER (or hub id) for a pyannote "
+        'diarization pipeline; "" tells no speakers apart',
+    )
+    most: int = Field(default=4, ge=1, description="speakers told apart in a clip (not pyannote)")
+    min_ratio: float = Field(
+        default=1.2, ge=1, description="distance between voices over distance within one, where they take turns"
+    )
+    sure_ratio: float = Field(default=2.0, ge=1, description="the same, where nobody speaks again")
+    min_seconds: float = Field(
+        default=1.0, ge=0, description="who speaks less in a clip is no speaker of their own (not pyannote)"
+    )
+
+
 class TranscribeSettings(Settings):
     """Which Whisper, where it runs, and what of its text is believed."""
 
@@ -22,6 +40,7 @@ class TranscribeSettings(Settings):
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 takes OMP_NUM_THREADS")
     batch_size: int = Field(default=1, ge=1, description="30 s windows per pass of the model; more pays on a GPU")
     beam_size: int = Field(default=5, ge=1, description="beams kept while decoding")
+    speakers: SpeakerSettings = Field(default=SpeakerSettings(), description="who speaks")
     voice_threshold: float = Field(
         default=0.5, gt=0, lt=1, description="Silero speech probability that counts as voice"
     )

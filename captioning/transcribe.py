@@ -1,4 +1,4 @@
-"""What is said in a clip: language, text and every word with its time, without the words that Whisper makes up.
+"""What is said in a clip: language, text, every word with its time and speaker, without what Whisper makes up.
 
 Whisper writes fluent text for music, noise and silence ("Thank you.", "1-2-3-4-4-4…"). Two things keep that out: it is
 only asked about voiced spans (Silero), and what it answers must pass tests of its own probability, its repetitiveness
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from captioning.settings import TranscribeSettings
+from captioning.speakers import Speakers, Turn
 from data_prep.packaged_weights import resolve
 from data_prep.voice_activity import FRAME, voice_probability
 
@@ -26,13 +27,14 @@ class Transcriber:
     """Whisper, loaded when the first voice is heard and kept.
 
     Raises:
-        ValueError: the Whisper of the settings is not there.
+        ValueError: the Whisper or the voice encoder of the settings is not there.
     """
 
     def __init__(self, settings: TranscribeSettings):
         self.settings = settings
         self.weights = find_whisper(settings.whisper)
         self._pipeline = None
+        self.speakers = Speakers(settings.speakers) if settings.speakers.weights else None
 
     def __call__(self, clips: list[np.ndarray]) -> list[dict]:
         """Mono clips, (N,) float32 at 16 kHz → one transcript each (see `transcript`)."""
@@ -50,7 +52,41 @@ class Transcriber:
                 beam_size=self.settings.beam_size,
             )
         windows = whisper.listen(self._pipeline, clips, voiced, self.settings.batch_size)
-        return [transcript([w for w in windows if w.clip == index], self.settings) for index in range(len(clips))]
+        heard = [transcript([w for w in windows if w.clip == index], self.settings) for index in range(len(clips))]
+        if self.speakers:
+            for audio, spans, one in zip(clips, voiced, heard, strict=True):
+                if one["words"]:
+                    name_speakers(one, self.speakers(audio, spans))
+        return heard
+
+
+def name_speakers(heard: dict, turns: list[Turn]) -> None:
+    """Give each word of a transcript its speaker, and the transcript their spans; one who says no word is left out."""
+    for word in heard["words"]:
+        word["speaker"] = speaker_of(word["start"], word["end"], turns)
+    spoken = dict.fromkeys(word["speaker"] for word in heard["words"] if word["speaker"])
+    if len(spoken) < 2:
+        for word in heard["words"]:
+            word["speaker"] = None
+        return
+    number = {speaker: at for at, speaker in enumerate(spoken, 1)}
+    for word in heard["words"]:
+        word["speaker"] = number.get(word["speaker"])
+    heard["speakers"] = [
+        {"speaker": at, "spans": [[round(s, 2), round(e, 2)] for s, e, who in turns if who == speaker]}
+        for speaker, at in number.items()
+    ]
+
+
+def speaker_of(start: float, end: float, turns: list[Turn]) -> int | None:
+    """Who speaks for most of a span, else who speaks nearest to it within half a second; None: nobody."""
+    shared: dict[int, float] = {}
+    for first, last, speaker in turns:
+        shared[speaker] = shared.get(speaker, 0.0) + max(0.0, min(end, last) - max(start, first))
+    if shared and max(shared.values()) > 0:
+        return max(sorted(shared), key=lambda speaker: shared[speaker])
+    near = [(max(first - end, start - last), speaker) for first, last, speaker in turns]
+    return min(near)[1] if near and min(near)[0] <= 0.5 else None
 
 
 def find_whisper(name: str) -> str:
@@ -98,8 +134,9 @@ def transcript(windows: list, settings: TranscribeSettings) -> dict:
 
     Returns:
         language (ISO code, "" when nothing was understood), language_probability (None where the model knows one
-        language only), text, words: [{word, start, end, confidence}] (seconds), voiced: [[start, end]] (seconds),
-        log_probability (mean), removed: {reason: windows}.
+        language only), text, words: [{word, start, end, confidence}] (seconds), speakers: [{speaker, spans}] where
+        two or more are told apart (then each word has its `speaker`, 1 for who speaks first), voiced: [[start, end]]
+        (seconds), log_probability (mean), removed: {reason: windows}.
     """
     removed = Counter()
     believed = []
@@ -116,6 +153,7 @@ def transcript(windows: list, settings: TranscribeSettings) -> dict:
         "language_probability": None if probability is None else round(probability, 3),
         "text": " ".join(window.text for window in believed),
         "words": [word for window in believed for word in window.words if normalise(word["word"])],
+        "speakers": [],
         "voiced": [[round(start, 3), round(end, 3)] for window in windows for start, end in window.voiced],
         "log_probability": round(float(np.mean([w.log_probability for w in believed])), 3) if believed else None,
         "removed": dict(removed),

@@ -9,11 +9,12 @@ from functools import cache
 from data_prep.clip import Tag
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
+    """Words between white space."""
     return text.split()
 
 
-def _names(text: str) -> list[str]:
+def names(text: str) -> list[str]:
     """Names between bars; line breaks are white space."""
     return [name.strip() for name in text.replace("\n", " ").split("|") if name.strip()]
 
@@ -21,7 +22,7 @@ def _names(text: str) -> list[str]:
 # Whisper's 100 languages (Radford et al. 2022, large-v3's Cantonese included).
 LANGUAGES = dict(
     pair.split(":")
-    for pair in _words(
+    for pair in words(
         """
         en:English zh:Chinese de:German es:Spanish ru:Russian ko:Korean fr:French ja:Japanese pt:Portuguese
         tr:Turkish pl:Polish ca:Catalan nl:Dutch ar:Arabic sv:Swedish it:Italian id:Indonesian hi:Hindi fi:Finnish
@@ -53,7 +54,7 @@ SPEECH = frozenset(
 # Labels that a caption leaves out: nothing heard, the recording rather than the scene, a mood, or so general that they
 # say nothing.
 UNTOLD = frozenset(
-    _names(
+    names(
         """
         Silence|Sound effect|Effects unit|Field recording|Sidetone|Harmonic|Pulse|Outside, urban or manmade|
         Outside, rural or natural|Inside, small room|Inside, large room or hall|Inside, public space|Television|
@@ -150,7 +151,7 @@ NARROWER: dict[str, frozenset[str]] = {
 
 # Labels that taggers take for one another: of those heard at once, the strongest is told.
 ALIKE = tuple(
-    frozenset(_names(group))
+    frozenset(names(group))
     for group in (
         "Waterfall|Stream|Ocean|Waves, surf|Rain|Rain on surface|Raindrop|Water|Gurgling|White noise|Pink noise|Steam|"
         "Static|Hiss|Frying (food)|Wind|Gush|Spray|Pour|Liquid",
@@ -340,7 +341,7 @@ _PHRASES = {
     "Squawk": "squawking",
 }
 
-_GENRES = _names(
+_GENRES = names(
     """
         Pop music|Hip hop music|Rock music|Heavy metal|Punk rock|Grunge|Progressive rock|Rock and roll|
         Psychedelic rock|Rhythm and blues|Soul music|Reggae|Country|Swing music|Bluegrass|Funk|Folk music|
@@ -355,7 +356,7 @@ MUSIC = frozenset(["Music", *_GENRES])
 
 # Emotion, intent, guess and judgement: never a fact that was measured.
 FORBIDDEN = frozenset(
-    _words(
+    words(
         """
         happy sad angry scary joyful cheerful gloomy melancholic melancholy eerie tense dramatic emotional excited
         exciting calm calming peaceful serene relaxing soothing nostalgic romantic lonely anxious nervous proud

@@ -76,12 +76,17 @@ def _dnsmos() -> Path:
     return _folder("speechmos") / "dnsmos_models" / "sig_bak_ovr.onnx"
 
 
+def _resemblyzer() -> Path:
+    return _folder("resemblyzer") / "pretrained.pt"
+
+
 _PACKAGES: dict[str, Callable[[], Path]] = {
     "whisper-tiny-en": _whisper_tiny_en,
     "whisper-base": _whisper_base,
     "gemma3-270m": _gemma3_270m,
     "yamnet": _yamnet,
     "dnsmos": _dnsmos,
+    "resemblyzer": _resemblyzer,
 }
 NAMES = tuple(sorted(_PACKAGES))
 

@@ -47,7 +47,7 @@ _STAGES = {**STAGES, REJUDGE: CurateSettings}
 # Settings that may name a file or folder: made absolute, since a worker's working directory is not the user's.
 _PATHS = {
     *("tagger", "speech_quality", "active_speaker_weights", "picture_quality_weights"),
-    *("whisper", "text_encoder", "video_vae", "audio_vae", "text_conditioner"),
+    *("whisper", "weights", "text_encoder", "video_vae", "audio_vae", "text_conditioner"),
 }
 # Segments that the driver and Ray hold at a time: about a gigabyte, and hours of work for a cluster.
 WAVE = 1_000_000
@@ -113,6 +113,7 @@ def run_prepare(
         made = report.write_report(root)
         run.tags({"dataset": dataset_id(root)})
         run.metrics(_funnel(summary), total)
+        run.metrics({f"removed/{kind.replace(': ', '/')}": count for kind, count in made.removed.items()}, total)
         run.image("funnel", report.funnel_figure(summary), total)
         files = [(name, storage.read(storage.at(root, name)), "") for name in (report.NAME, SUMMARY, SETTINGS)]
         files += [(name, storage.read(storage.at(root, report.PAGES, name)), report.PAGES) for name in made.pages]

@@ -2,7 +2,8 @@
 
 The first page shows where clips ended and how many hours that is, the scores with the thresholds that judged them, the
 classes, the languages where clips are transcribed, and a few examples of every verdict. Behind each verdict stands a
-page of its own, `report/{verdict}-{reason}.html`, with more of its clips to play.
+page of its own, `report/{verdict}-{reason}.html`, with more of its clips to play. Where clips are captioned, one more
+shows each caption beside its evidence (`captions`).
 """
 
 import io
@@ -19,7 +20,7 @@ import yaml
 
 from data_prep import storage
 from data_prep.index import read_manifest
-from pipelines import pages
+from pipelines import captions, pages
 from pipelines.commit import SETTINGS, SUMMARY
 from pipelines.examples import Drawing, Example, spread
 
@@ -57,12 +58,14 @@ class Report:
     Attributes:
         path: the first page.
         pages: names of the others inside the set.
+        removed: what was kept out of the captions, times by kind (see `captions.removed_counts`).
         samples: one kept clip's files (name, bytes) for the tracking run: its film, contact sheet, spectrogram.
     """
 
     path: str
     pages: list[str] = field(default_factory=list)
     samples: list[tuple[str, bytes]] = field(default_factory=list)
+    removed: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,11 @@ class Section:
     page: str
     total: int
     first: int  # how many of the examples the first page shows
-    examples: list[Example]
+    pairs: list[tuple[dict, Example]]  # a row of the manifest, and what it looks like
+
+    @property
+    def examples(self) -> list[Example]:
+        return [example for _, example in self.pairs]
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,11 @@ def write_report(root: str | Path) -> Report:
     for section in sections:
         page = pages.render("examples.html", section=section, folder=folder, index=NAME)
         storage.put(storage.at(root, PAGES, section.page), page)
+    named = [section.page for section in sections]
+    if any(map(captions.captioned, rows)):
+        shown = [pair for section in sections for pair in section.pairs if captions.captioned(pair[0])]
+        storage.put(storage.at(root, PAGES, captions.NAME), captions.render(rows, shown, folder, NAME))
+        named.append(captions.NAME)
     page = pages.render(
         "report.html",
         summary=summary,
@@ -114,11 +126,12 @@ def write_report(root: str | Path) -> Report:
         settings=storage.read(storage.at(root, SETTINGS)).decode(),
         folder=folder,
         pages=PAGES,
+        captions=captions.NAME if captions.NAME in named else "",
     )
     path = storage.at(root, NAME)
     storage.put(path, page)
     samples = next((e.files() for s in sections if s.title == "Kept" for e in s.examples if e.video), [])
-    return Report(path, [section.page for section in sections], samples)
+    return Report(path, named, samples, captions.removed_counts(rows))
 
 
 def funnel(rows: list[dict]) -> list[Step]:
@@ -250,8 +263,8 @@ def _sections(root: str | Path, rows: list[dict]) -> list[Section]:
         for verdict, first in (("kept", KEPT_EXAMPLES), ("dropped", OTHER_EXAMPLES), ("failed", OTHER_EXAMPLES)):
             for (_, reason), found in sorted((key, v) for key, v in groups.items() if key[0] == verdict):
                 title = "Kept" if verdict == "kept" else f"{verdict.capitalize()}: {_words(reason)}"
-                examples = [drawing.example(row) for row in spread(found, PAGE_EXAMPLES)]
-                sections.append(Section(title, _page(verdict, reason), len(found), first, examples))
+                pairs = [(row, drawing.example(row)) for row in spread(found, PAGE_EXAMPLES)]
+                sections.append(Section(title, _page(verdict, reason), len(found), first, pairs))
     return sections
 
 

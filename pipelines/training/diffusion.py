@@ -55,6 +55,7 @@ class DiffusionTrainee(Trainee):
     def __init__(self, parts: dict[str, nn.Module], task: "DiffusionTask") -> None:
         super().__init__()
         self.transformer = cast(DualStreamTransformer, parts["transformer"])
+        self.transformer.set_activation_checkpointing(task.settings.workers.recompute)
         self.text_conditioner = cast(TextConditioner, parts["text_conditioner"])
         self._options, self._seed = task.options, task.settings.seed
         self._sigma = TrainingSigma(coupling=task.options.sigma)

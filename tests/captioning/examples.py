@@ -20,7 +20,15 @@ PICTURE = {
     "cuts": [],
 }
 SOUND = {"seconds": 10.0, "level_db": -20.0, "sounding": 1.0, "course_db": 0.0, "side_db": 0.0, "travel": ""}
-SILENT = {"language": "", "language_probability": None, "text": "", "words": [], "voiced": [], "removed": {}}
+SILENT = {
+    "language": "",
+    "language_probability": None,
+    "text": "",
+    "words": [],
+    "speakers": [],
+    "voiced": [],
+    "removed": {},
+}
 TAGS = (Tag("Bark", 1.0, 2.0, 0.9), Tag("Bark", 5.0, 6.0, 0.8), Tag("Piano", 0.0, 10.0, 0.7), Tag("Music", 0, 10, 0.9))
 
 
@@ -32,7 +40,7 @@ def spoken(text: str, language: str = "en", probability: float | None = 0.98) ->
     ]
     end = words[-1]["end"] if words else 1.0
     return {
-        **{"language": language, "language_probability": probability, "text": text, "words": words},
+        **{"language": language, "language_probability": probability, "text": text, "words": words, "speakers": []},
         **{"voiced": [[1.0, end]], "removed": {}},
     }
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 
 from captioning.compose import LONG, MEDIUM, SHORT, Facts, compose, text_of
+from captioning.grounding import ground
 from captioning.transcribe import normalise
 from captioning.vocabulary import FORBIDDEN
 from data_prep.clip import Tag
@@ -39,6 +40,19 @@ def test_a_language_is_told_only_when_it_was_measured():
     text = text_of(compose(replace(FACTS, transcript=spoken("hello there", "en", None)), 0), LONG)
     assert "English" not in text
     assert "“hello there”" in text
+
+
+def test_each_speaker_has_their_own_quotes():
+    said = spoken("shut it now I will")
+    for at, word in enumerate(said["words"]):
+        word["speaker"] = 1 if at < 3 else 2
+    said["speakers"] = [{"speaker": 1, "spans": [[1.0, 2.1]]}, {"speaker": 2, "spans": [[2.2, 2.9]]}]
+    talk = replace(FACTS, transcript=said)
+    sentences = compose(talk, 0)
+    text = text_of(sentences, MEDIUM)
+    assert "Two speakers are heard. Speaker 1 in English is heard from 1.0 to 2.1 seconds: “shut it now”." in text
+    assert "Speaker 2 is heard from 2.2 to 2.9 seconds: “I will”." in text
+    assert ground(sentences, talk)[1] == []
 
 
 def test_a_language_without_spaces_is_quoted_without_them():

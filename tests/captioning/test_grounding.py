@@ -66,6 +66,73 @@ def test_a_falsehood_is_caught_by_its_kind(sentence, kind):
     assert kind in {reason.split(":")[0] for reason in check(sentence, FACTS)}
 
 
+TALK = {
+    **spoken("Shut it now please I will"),
+    "speakers": [{"speaker": 1, "spans": [[1.0, 2.5]]}, {"speaker": 2, "spans": [[2.6, 3.3]]}],
+}
+TALK["words"] = [{**word, "speaker": 1 if at < 4 else 2} for at, word in enumerate(TALK["words"])]
+TALKING = replace(
+    FACTS, transcript=TALK, tags=(Tag("Bark", 1.0, 2.0, 0.9), Tag("Meow", 5.0, 6.0, 0.9), Tag("Car alarm", 8, 9, 0.9))
+)
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Two people speak English.",
+        "Speaker 2 says “I will”.",
+        "The first speaker says in English: “shut it now please”.",
+        "A dog barks, then a cat meows.",
+        "A dog barks before an alarm is heard.",
+        "After the barking, a cat is heard.",
+        "Between 1.0 and 2.0 seconds a dog is barking.",
+        "A dog barks from 1.0 to 2.0 seconds and a cat meows from 5.0 to 6.0 seconds.",
+        "A dog barks while speaker 1 says “shut it”.",
+        "The bottom half of the image is green.",
+        "The camera is panning to the left.",
+    ],
+)
+def test_it_may_be_said_in_other_words(sentence):
+    assert check(sentence, TALKING) == []
+
+
+@pytest.mark.parametrize(
+    ("sentence", "kind"),
+    [
+        ("Three people speak English.", "speakers"),
+        ("One voice speaks.", "speakers"),
+        ("Speaker 1 says “I will”.", "speaker"),
+        ("Speaker 3 speaks.", "speakers"),
+        ("The Polish-speaking voices are heard.", "language"),
+        ("A cat meows, then a dog barks.", "order"),
+        ("A cat meows before a dog barks.", "order"),
+        ("After the alarm, a cat meows.", "order"),
+        ("A dog barks while a cat meows.", "order"),
+        ("Then a dog barks.", "order"),
+        ("A dog meows.", "sound"),
+        ("A car is heard.", "sound"),
+        ("A dog barks from 5.0 to 6.0 seconds and a cat meows from 1.0 to 2.0 seconds.", "time"),
+        ("A cat starts at 5.8 seconds.", "time"),
+        ("The bottom half of the image is grey.", "colour"),
+    ],
+)
+def test_what_other_words_say_falsely_is_caught(sentence, kind):
+    reasons = {reason.split(":")[0] for reason in check(sentence, TALKING)}
+    assert reasons
+    assert kind in reasons | ({"sound"} if "unsupported" in reasons else set())
+
+
+def test_a_sound_too_short_for_its_decimals_may_be_told():
+    brief = replace(FACTS, tags=(Tag("Bark", 1.01, 1.04, 0.9),))
+    assert ground(compose(brief, 4), brief)[1] == []
+
+
+def test_then_follows_on_the_sentence_before():
+    assert ground_text("A dog barks. Then a cat meows.", TALKING)[1] == []
+    _, removed = ground_text("A cat meows. Then a dog barks.", TALKING)
+    assert [item.reasons for item in removed] == [("order: then",)]
+
+
 def test_nothing_holds_of_what_was_not_measured():
     nothing = Facts(10.0)
     for sentence in compose(FACTS, 4):

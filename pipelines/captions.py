@@ -1,0 +1,89 @@
+"""`report/captions.html`: captions beside their clips, each sentence linked to its evidence on the clip's time line.
+
+A sentence's evidence is the words, the voice, the tagged events or the picture that it was made from. The page filters
+by language, sound class and the kind of what the checker took out, and says how much that was.
+"""
+
+from collections import Counter
+from typing import Any
+
+from pipelines import pages
+from pipelines.examples import Example
+
+NAME = "captions.html"
+# Evidence by its source, in the order of the time line's rows.
+ROWS = {"picture": "picture", "transcript": "words", "voice": "voice", "tags": "events", "sound": "level"}
+
+
+def captioned(row: dict) -> bool:
+    """Whether a row of the manifest has a caption with its evidence."""
+    return bool(row["caption"].get("evidence"))
+
+
+def removed_counts(rows: list[dict]) -> Counter[str]:
+    """What was kept out of the captions: "speech: log_probability" by window, "claim: sound" by sentence and kind."""
+    counts = Counter[str]()
+    for caption in (row["caption"] for row in rows if captioned(row)):
+        for reason, windows in caption["transcript"]["removed"].items():
+            counts[f"speech: {reason}"] += windows
+        for item in caption["removed"]:
+            counts.update(f"claim: {kind}" for kind in _kinds(item))
+    return counts
+
+
+def render(rows: list[dict], shown: list[tuple[dict, Example]], folder: str, index: str) -> bytes:
+    """The page of all captioned `rows`, of which `shown` are there to look at."""
+    return pages.render(
+        "captions.html",
+        clips=[_clip(row, example) for row, example in shown],
+        removed=removed_counts(rows).most_common(),
+        total=sum(map(captioned, rows)),
+        rows=list(ROWS.items()),
+        folder=folder,
+        index=index,
+    )
+
+
+def _clip(row: dict, example: Example) -> dict[str, Any]:
+    caption = row["caption"]
+    length = max(caption["sound"]["seconds"], 0.001)
+    told = [item for item in caption["evidence"] if "medium" in item["variants"]]
+    return {
+        "example": example,
+        "language": caption["transcript"]["language"] or "none",
+        "class": row["sound_class"] or "not judged",
+        "kinds": sorted({kind for item in caption["removed"] for kind in _kinds(item)}),
+        "length": length,
+        "sentences": [
+            {
+                "at": at,
+                "text": item["sentence"],
+                "source": item["source"],
+                "spans": [
+                    (round(100 * start / length, 2), round(100 * (end - start) / length, 2), start)
+                    for start, end in evidence_spans(item, caption)
+                ],
+            }
+            for at, item in enumerate(told, 1)
+        ],
+        "removed": [(item["text"], ", ".join(item["reasons"])) for item in caption["removed"]],
+    }
+
+
+def evidence_spans(item: dict, caption: dict) -> list[tuple[float, float]]:
+    """Where in the clip a sentence's evidence lies, seconds; the whole clip where it has no time of its own."""
+    facts = item["facts"]
+    if "words" in facts:
+        first, last = facts["words"]
+        return [(word["start"], word["end"]) for word in caption["transcript"]["words"][first:last]]
+    if "tags" in facts:
+        return [(tag["start_s"], tag["end_s"]) for tag in facts["tags"]]
+    if "voiced" in facts:
+        return [(start, end) for start, end in facts["voiced"]]
+    if "speakers" in facts:
+        return [(start, end) for speaker in facts["speakers"] for start, end in speaker["spans"]]
+    return [(0.0, caption["sound"]["seconds"])]
+
+
+def _kinds(item: dict) -> list[str]:
+    return [reason.split(":")[0] for reason in item["reasons"]]
