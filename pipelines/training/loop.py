@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from pipelines.settings import OptimizerSettings, TrainSettings
 from pipelines.training import checkpoint
 from pipelines.training.adversary import Adversary, own_optimizer
 from pipelines.training.ema import MovingAverage
-from pipelines.training.partitions import local_partitions, set_weights, specs, stream_state
+from pipelines.training.partitions import fill, local_partitions, set_weights, specs, stream_state
 from pipelines.training.schedule import learning_rate
 from pipelines.training.task import Dataset, Mean, Task, Trainee
 
@@ -61,25 +62,44 @@ def run_worker(config: dict[str, Job]) -> None:
     task = job.task(settings)
     dataset = task.dataset()
     plan = batch_plan.plan(dataset.buckets, dataset.tokens, settings.batch, seed=settings.seed, world=world)
-    trainee = task.build(components(job, task))
+    trainee = task.build(components(job, task, world, device))
     run = _Run(job, task, dataset, plan, trainee, rank, world, device)
     run.train()
     run.finish()
 
 
-def components(job: Job, task: Task) -> dict[str, nn.Module]:
-    """The task's components on the CPU: out of the files given, else freshly initialised under the run's seed."""
+def components(job: Job, task: Task, world: int, device: torch.device) -> dict[str, nn.Module]:
+    """The task's components: out of the files given, else freshly initialised under the run's seed.
+
+    Those of a task made for ZeRO-3 are partitioned parameter by parameter as they are built and filled, so that no rank
+    ever holds one whole; others are built on the CPU.
+    """
     import model
 
     parts: dict[str, nn.Module] = {}
+    partitioned = task.zero_stage == zero_stage(task, job.settings) == 3
     for name in task.uses:
-        if name in job.files:
-            parts[name] = model.weights.load_component(job.files[name], name)
-        else:
-            # Seeded by name, so that a part's start does not depend on which others are built.
-            torch.manual_seed(job.settings.seed + sum(name.encode()))
-            parts[name] = model.build_component(task.config(name, {}))
+        given = job.files.get(name)
+        if given is not None and not partitioned:
+            parts[name] = model.weights.load_component(given, name)
+            continue
+        config = task.config(name, job.files)
+        # Seeded by name, so that a part's start does not depend on which others are built.
+        torch.manual_seed(job.settings.seed + sum(name.encode()))
+        with _partitioning(job.settings, world, device) if partitioned else nullcontext():
+            parts[name] = model.build_component(config)
+        if given is not None:
+            fill(parts[name], model.weights.stream(given, name))
     return parts
+
+
+def zero_stage(task: Task, settings: TrainSettings) -> int:
+    return task.zero_stage if settings.workers.zero_stage is None else settings.workers.zero_stage
+
+
+def _partitioning(settings: TrainSettings, world: int, device: torch.device) -> AbstractContextManager[Any]:
+    config = deepspeed_config(settings, 3, settings.workers.precision, world, device)
+    return _import_deepspeed(device).zero.Init(config_dict_or_path=config)
 
 
 class _Run:
@@ -97,8 +117,9 @@ class _Run:
         self.job, self.settings, self.task, self.dataset, self.plan = job, job.settings, task, dataset, plan
         self.rank, self.world, self.device = rank, world, device
         self.root = job.output / "checkpoints"
-        stage = task.zero_stage if self.settings.workers.zero_stage is None else self.settings.workers.zero_stage
-        start = partial(start_engine, stage=stage, settings=self.settings, world=world, device=device)
+        start = partial(
+            start_engine, stage=zero_stage(task, self.settings), settings=self.settings, world=world, device=device
+        )
         self.engine = start(trainee, self.settings.optimizer, precision=self.settings.workers.precision)
         self.trainee: Trainee = self.engine.module
         torch.manual_seed(self.settings.seed)
@@ -250,10 +271,9 @@ def start_engine(
     """A module under DeepSpeed, with AdamW."""
     deepspeed = _import_deepspeed(device)
     trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": options.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    matrices = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) >= 2]
+    vectors = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) < 2]
+    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=options.lr,
@@ -261,17 +281,23 @@ def start_engine(
         eps=options.eps,
         fused=True,
     )
-    config = {
+    config = deepspeed_config(settings, stage, precision, world, device)
+    engine, *_ = deepspeed.initialize(model=module.to(device), optimizer=optimizer, config=config)
+    return engine
+
+
+def deepspeed_config(
+    settings: TrainSettings, stage: int, precision: str, world: int, device: torch.device
+) -> dict[str, Any]:
+    return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": settings.batch.micro_batches // world,
-        "gradient_clipping": options.clip_norm,
+        "gradient_clipping": settings.optimizer.clip_norm,
         "zero_optimization": {"stage": stage, "overlap_comm": device.type == "cuda"},
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": precision == "bf16"},
         "steps_per_print": sys.maxsize,
     }
-    engine, *_ = deepspeed.initialize(model=module.to(device), optimizer=optimizer, config=config)
-    return engine
 
 
 def _import_deepspeed(device: torch.device) -> Any:

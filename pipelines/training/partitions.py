@@ -6,7 +6,7 @@ all of it or none. The moving average follows the same parts, so that it
 costs no communication and is sharded as the weights are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -63,6 +63,14 @@ def set_weights(module: nn.Module, parts: dict[str, Tensor]) -> None:
             parameter.copy_(value)
 
 
+def fill(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Give a partitioned module its parameters and buffers, one whole at a time; every rank must run through it."""
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, tensor in tensors:
+        with _gathered(own[name], writing=True), torch.no_grad():
+            own[name].copy_(tensor)
+
+
 def stream_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Name → value of every parameter and saved buffer, one whole at a time; every rank must run through it."""
     kept = set(module.state_dict(keep_vars=True))
@@ -83,7 +91,7 @@ def specs(module: nn.Module) -> dict[str, Spec]:
     return found
 
 
-def _gathered(parameter: nn.Parameter, *, writing: bool):
+def _gathered(parameter: Tensor, *, writing: bool):
     from contextlib import nullcontext
 
     if not hasattr(parameter, "ds_id"):
