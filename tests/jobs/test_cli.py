@@ -18,6 +18,7 @@ SURFACE = {
     "encode": {"--recipe", "--input", "--output", "--tracking.uri"},
     "prepare": {"--recipe", "--input", "--output", "--tracking.uri"},
     "train": {"--recipe", "--output", "--train.steps", "--train.optimizer.lr", "--tracking.uri"},
+    "plan": {"--recipe", "--nodes", "--gpus-per-node", "--gpu", "--mfu", "--train.batch.tokens"},
     "generate": {"--recipe", "--checkpoint", "--prompts", "--output", "--generate.seed", "--tracking.uri"},
     "export": {"--recipe", "--checkpoint", "--layout", "--output", "--parts"},
     "doctor": {"--recipe"},
