@@ -20,22 +20,28 @@ from model.transformer import DualStreamTransformer, TransformerConfig
 
 
 def saved_bytes(
-    config: TransformerConfig, grid: tuple[int, int, int], audio_tokens: int, text_tokens: int, device: str
+    config: TransformerConfig,
+    grid: tuple[int, int, int],
+    audio_tokens: int,
+    text_tokens: int,
+    batch: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+    device: str = "cpu",
 ) -> int:
-    """Bytes alive after a forward in bf16 beyond weights and inputs."""
-    model = DualStreamTransformer(config).to(device, torch.bfloat16)
+    """Bytes alive after a forward beyond weights and inputs."""
+    model = DualStreamTransformer(config).to(device, dtype)
     f, h, w = grid
-    sigma = torch.rand(1, device=device)
+    sigma = torch.rand(batch, device=device)
 
     def modality(positions: torch.Tensor, channels: int, width: int) -> Modality:
-        latent = torch.randn(1, positions.shape[2], channels, device=device, dtype=torch.bfloat16)
-        context = torch.randn(1, text_tokens, config.caption_channels or width, device=device, dtype=torch.bfloat16)
+        latent = torch.randn(batch, positions.shape[2], channels, device=device, dtype=dtype)
+        context = torch.randn(batch, text_tokens, config.caption_channels or width, device=device, dtype=dtype)
         return Modality(latent, sigma[:, None], sigma, positions, context)
 
-    video = modality(video_positions(f, h, w, 24.0, device=device), config.in_channels, config.cross_attention_dim)
-    audio = modality(
-        audio_positions(audio_tokens, device=device), config.audio_in_channels, config.audio_cross_attention_dim
-    )
+    place = video_positions(f, h, w, 24.0, batch=batch, device=device)
+    video = modality(place, config.in_channels, config.cross_attention_dim)
+    place = audio_positions(audio_tokens, batch=batch, device=device)
+    audio = modality(place, config.audio_in_channels, config.audio_cross_attention_dim)
     model(video, audio)  # the rotary tables, which later steps find made
     if device == "cuda":
         before = torch.cuda.memory_allocated()
@@ -60,7 +66,7 @@ def main() -> None:
     parser.add_argument("--text-tokens", type=int, default=1024)
     args = parser.parse_args()
     config, sizes = preset(args.preset).transformer, (tuple(args.grid), args.audio_tokens, args.text_tokens)
-    one, two = (saved_bytes(replace(config, num_layers=n), *sizes, args.device) for n in (1, 2))
+    one, two = (saved_bytes(replace(config, num_layers=n), *sizes, device=args.device) for n in (1, 2))
     planned = transformer_activations(config, *sizes).block
     print(
         f"{args.preset}, {args.grid[0] * args.grid[1] * args.grid[2]} video + {args.audio_tokens} audio + "

@@ -37,7 +37,7 @@ CLASSES = {
 _SPAN = re.compile(r"from (\d+\.\d) to (\d+\.\d) seconds")
 
 
-def errors(wanted: list[str], found: list[str]) -> int:
+def word_errors(wanted: list[str], found: list[str]) -> int:
     """Levenshtein distance over words."""
     row = list(range(len(found) + 1))
     for i, word in enumerate(wanted, 1):
@@ -63,10 +63,10 @@ def measure(labels: Path, captioned: str) -> Counter:
         said = plain(label["transcript"]).split()
         written = plain(caption["transcript"]["text"]).split()
         counts["words said"] += len(said)
-        counts["word errors"] += errors(said, written)
+        counts["word errors"] += word_errors(said, written)
         if written:
             counts["words said in transcribed clips"] += len(said)
-            counts["word errors in transcribed clips"] += errors(said, written)
+            counts["word errors in transcribed clips"] += word_errors(said, written)
         for quote in re.findall("“([^“”]*)”", caption["text"]):
             counts["quotes"] += 1
             counts["quotes not said"] += f" {plain(quote)} " not in f" {' '.join(said)} "

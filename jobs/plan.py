@@ -6,6 +6,7 @@ from rich.table import Table
 from data_prep.buckets import Bucket
 from pipelines.settings import TrainSettings
 from pipelines.training.budget import GIB, RESERVE_GIB, Budget, Cluster, budget, remedies
+from pipelines.training.dit import DiTTask
 
 
 def show(settings: TrainSettings, buckets: list[Bucket], cluster: Cluster, console: Console) -> None:
@@ -14,12 +15,11 @@ def show(settings: TrainSettings, buckets: list[Bucket], cluster: Cluster, conso
     Raises:
         ValueError: the run does not fit; names what would.
     """
-    stage = settings.workers.zero_stage or 3
-    found = budget(settings, buckets, cluster, stage)
+    found = budget(settings, buckets, cluster)
     console.print(
-        f"{settings.preset}, task dit, {cluster.nodes} × {cluster.gpus_per_node} {cluster.gpu}, ZeRO-{stage}, "
-        f"{settings.workers.precision}: {found.trained / 1e9:.3f} G parameters trained, "
-        f"{found.frozen / 1e9:.3f} G frozen"
+        f"{settings.preset}, task dit, {cluster.nodes} × {cluster.gpus_per_node} {cluster.gpu}, "
+        f"ZeRO-{DiTTask(settings).stage}, {settings.workers.precision}: "
+        f"{found.trained / 1e9:.3f} G parameters trained, {found.frozen / 1e9:.3f} G frozen"
     )
     console.print(_memory(found))
     console.print(_steps(found, settings, cluster))
@@ -30,7 +30,7 @@ def show(settings: TrainSettings, buckets: list[Bucket], cluster: Cluster, conso
         f"measured here); loading, checkpoints and validation are not in it"
     )
     if found.total > found.available:
-        ways = list(remedies(settings, buckets, cluster, stage))
+        ways = list(remedies(settings, buckets, cluster))
         raise ValueError(
             f"plan: needs {found.total / GIB:.1f} GiB per GPU, {cluster.gpu} has {found.available / GIB:.1f} "
             f"({RESERVE_GIB:.0f} are kept back); "

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from model.discriminators import (
     Judgement,
+    PatchDiscriminator,
+    PatchDiscriminatorConfig,
     feature_matching_loss,
     hinge_discriminator_loss,
     hinge_generator_loss,
@@ -155,6 +157,14 @@ class Adversary:
             return {}
         norm = torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32, device=self.engine.device)
         return {"discriminator/grad_norm": (norm, torch.ones_like(norm))}
+
+
+def patch_discriminators(options: AdversarySettings, dims: int, channels: int) -> Discriminators | None:
+    """PatchGAN with the hinge loss over `dims` dimensions of `channels`; None where its weight is 0."""
+    if not options.weight:
+        return None
+    config = PatchDiscriminatorConfig(dims=dims, in_channels=channels, channels=options.channels)
+    return Discriminators(PatchDiscriminator(config), "hinge", options)
 
 
 def own_optimizer(run: OptimizerSettings, options: AdversarySettings) -> OptimizerSettings:

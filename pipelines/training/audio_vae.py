@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.audio_vae import AudioVAE
-from model.discriminators import PatchDiscriminator, PatchDiscriminatorConfig
 from model.modality import patchify_audio
 from pipelines.training.adaptive_weight import LastLayer
-from pipelines.training.adversary import Adversary, Discriminators
+from pipelines.training.adversary import Adversary, Discriminators, patch_discriminators
 from pipelines.training.clips import SoundBatch, SoundClips
 from pipelines.training.flops import forward_flops
 from pipelines.training.statistics import Moments, spread
@@ -91,11 +90,7 @@ class AudioVAETask(Task):
         return AudioVAETrainee(cast(AudioVAE, parts["audio_vae"]), self)
 
     def discriminators(self) -> Discriminators | None:
-        options = self.settings.audio_vae.adversary
-        if not options.weight:
-            return None
-        config = PatchDiscriminatorConfig(dims=2, in_channels=2, channels=options.channels)
-        return Discriminators(PatchDiscriminator(config), "hinge", options)
+        return patch_discriminators(self.settings.audio_vae.adversary, dims=2, channels=2)
 
     def flops(self, trainee: Trainee, batch: SoundBatch) -> float:
         vae = cast(AudioVAETrainee, trainee).vae

@@ -9,9 +9,11 @@ weights twice and reduces the gradients once per micro-batch, 6 bytes per parame
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
+from torch import nn
 
 import model
 from data_prep.buckets import Bucket
@@ -19,6 +21,7 @@ from model.activations import transformer_activations
 from model.flops import transformer_flops
 from model.presets import preset
 from pipelines.settings import TrainSettings
+from pipelines.training.dit import DiTTask
 
 GIB = 2**30
 # Memory that a process finds free (GiB), dense bf16 peak (TFLOP/s).
@@ -92,20 +95,45 @@ def model_states(trained: int, largest: int, gpus: int, zero_stage: int, precisi
     return found
 
 
-def budget(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster, zero_stage: int = 3) -> Budget:
+@dataclass(frozen=True)
+class _Parameters:
+    """Counts of a preset's parameters: W is the feature projection, `block` one block of the transformer."""
+
+    transformer: int
+    connectors: int
+    projection: int
+    blocks: int
+    block: int
+
+
+@lru_cache
+def _parameters(name: str) -> _Parameters:
+    parts = model.build(name, device="meta", components=["transformer", "text_conditioner"])
+    blocks = parts.transformer.transformer_blocks
+    projection = _count(parts.text_conditioner.text_embedding_projection)
+    return _Parameters(
+        _count(parts.transformer),
+        _count(parts.text_conditioner) - projection,
+        projection,
+        len(blocks),
+        max(map(_count, blocks)),
+    )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def budget(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster) -> Budget:
     """What a run of task `dit` needs.
 
     Raises:
         ValueError: the recipe's micro-batches do not divide among the GPUs, or a bucket exceeds the token budget.
     """
-    config = preset(settings.preset)
-    parts = model.build(settings.preset, device="meta", components=["transformer", "text_conditioner"])
-    count = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.parts.items()}
-    projection = sum(p.numel() for p in parts.text_conditioner.text_embedding_projection.parameters())
-    trained = count["transformer"] + (count["text_conditioner"] - projection) * settings.dit.train_connectors
-    frozen = sum(count.values()) - trained
-    blocks = parts.transformer.transformer_blocks
-    largest = max(sum(p.numel() for p in block.parameters()) for block in blocks)
+    config, parameters, zero_stage = preset(settings.preset), _parameters(settings.preset), DiTTask(settings).stage
+    learning = settings.dit.train_connectors
+    trained = parameters.transformer + parameters.connectors * learning
+    frozen = parameters.projection + parameters.connectors * (not learning)
     per_gpu, rest = divmod(settings.batch.micro_batches, cluster.gpus)
     if rest:
         near = cluster.gpus * max(1, round(settings.batch.micro_batches / cluster.gpus))
@@ -136,14 +164,14 @@ def budget(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster,
             bucket,
             samples,
             samples * tokens,
-            held.peak(len(blocks), settings.workers.recompute),
+            held.peak(parameters.blocks, settings.workers.recompute),
             flops,
             flops / cluster.gpus / (peak_tflops * 1e12 * cluster.mfu),
             traffic / (cluster.bandwidth * 1e9),
         )
 
     costs = [cost(bucket) for bucket in buckets]
-    memory = model_states(trained, largest, cluster.gpus, zero_stage, settings.workers.precision)
+    memory = model_states(trained, parameters.block, cluster.gpus, zero_stage, settings.workers.precision)
     if settings.optimizer.ema_decay:
         memory["moving average"] = 4 * trained // cluster.gpus
     memory["frozen weights"] = weight * frozen // (cluster.gpus if zero_stage == 3 else 1)
@@ -153,33 +181,31 @@ def budget(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster,
     return Budget(trained, frozen, memory, available, costs)
 
 
-def remedies(
-    settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster, zero_stage: int = 3
-) -> Iterator[str]:
+def remedies(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster) -> Iterator[str]:
     """Single changes under which a run that does not fit would, the cheapest first."""
     every = settings.workers.recompute
     for fewer in (n for n in (4, 3, 2, 1) if not every or n < every):
-        changed = settings.model_copy(update={"workers": settings.workers.model_copy(update={"recompute": fewer})})
-        if _fits(changed, buckets, cluster, zero_stage):
+        if _fits(_with(settings, "workers", recompute=fewer), buckets, cluster):
             yield f"--train.workers.recompute {fewer}"
             break
     largest = max(bucket.video_tokens + bucket.audio_tokens for bucket in buckets)
-    if settings.batch.tokens // largest > 1:
-        changed = settings.model_copy(update={"batch": settings.batch.model_copy(update={"tokens": largest})})
-        if _fits(changed, buckets, cluster, zero_stage):
-            yield f"--train.batch.tokens {largest}"
-    if zero_stage < 3 and _fits(settings, buckets, cluster, 3):
+    if settings.batch.tokens // largest > 1 and _fits(_with(settings, "batch", tokens=largest), buckets, cluster):
+        yield f"--train.batch.tokens {largest}"
+    if DiTTask(settings).stage < 3 and _fits(_with(settings, "workers", zero_stage=3), buckets, cluster):
         yield "--train.workers.zero-stage 3"
     for factor in (2, 4, 8):
-        larger = Cluster(cluster.nodes * factor, cluster.gpus_per_node, cluster.gpu, cluster.mfu, cluster.bandwidth)
+        larger = replace(cluster, nodes=cluster.nodes * factor)
         micro = max(settings.batch.micro_batches, larger.gpus)
-        changed = settings.model_copy(update={"batch": settings.batch.model_copy(update={"micro_batches": micro})})
-        if micro % larger.gpus == 0 and _fits(changed, buckets, larger, zero_stage):
+        if micro % larger.gpus == 0 and _fits(_with(settings, "batch", micro_batches=micro), buckets, larger):
             batches = f" --train.batch.micro-batches {micro}" if micro != settings.batch.micro_batches else ""
             yield f"--nodes {larger.nodes}{batches}"
             break
 
 
-def _fits(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster, zero_stage: int) -> bool:
-    found = budget(settings, buckets, cluster, zero_stage)
+def _with(settings: TrainSettings, section: str, **changes: int) -> TrainSettings:
+    return settings.model_copy(update={section: getattr(settings, section).model_copy(update=changes)})
+
+
+def _fits(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster) -> bool:
+    found = budget(settings, buckets, cluster)
     return found.total <= found.available

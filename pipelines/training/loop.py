@@ -77,7 +77,7 @@ def components(job: Job, task: Task, world: int, device: torch.device) -> dict[s
     import model
 
     parts: dict[str, nn.Module] = {}
-    partitioned = task.zero_stage == zero_stage(task, job.settings) == 3
+    partitioned = task.zero_stage == task.stage == 3
     for name in task.uses:
         given = job.files.get(name)
         if given is not None and not partitioned:
@@ -91,10 +91,6 @@ def components(job: Job, task: Task, world: int, device: torch.device) -> dict[s
         if given is not None:
             fill(parts[name], model.weights.stream(given, name))
     return parts
-
-
-def zero_stage(task: Task, settings: TrainSettings) -> int:
-    return task.zero_stage if settings.workers.zero_stage is None else settings.workers.zero_stage
 
 
 def _partitioning(settings: TrainSettings, world: int, device: torch.device) -> AbstractContextManager[Any]:
@@ -117,9 +113,7 @@ class _Run:
         self.job, self.settings, self.task, self.dataset, self.plan = job, job.settings, task, dataset, plan
         self.rank, self.world, self.device = rank, world, device
         self.root = job.output / "checkpoints"
-        start = partial(
-            start_engine, stage=zero_stage(task, self.settings), settings=self.settings, world=world, device=device
-        )
+        start = partial(start_engine, stage=task.stage, settings=self.settings, world=world, device=device)
         self.engine = start(trainee, self.settings.optimizer, precision=self.settings.workers.precision)
         self.trainee: Trainee = self.engine.module
         torch.manual_seed(self.settings.seed)
@@ -271,8 +265,9 @@ def start_engine(
     """A module under DeepSpeed, with AdamW."""
     deepspeed = _import_deepspeed(device)
     trained = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) >= 2]
-    vectors = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) < 2]
+    matrices, vectors = [], []
+    for p in trained:  # a partitioned one has its own shape beside the one that it shows
+        (matrices if len(getattr(p, "ds_shape", p.shape)) >= 2 else vectors).append(p)
     groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]],

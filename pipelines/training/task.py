@@ -75,6 +75,12 @@ class Task(ABC):
     def __init__(self, settings: TrainSettings) -> None:
         self.settings = settings
 
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage of the run."""
+        asked = self.settings.workers.zero_stage
+        return self.zero_stage if asked is None else asked
+
     @abstractmethod
     def dataset(self) -> Dataset:
         """The samples of `settings.input`.

@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.discriminators import PatchDiscriminator, PatchDiscriminatorConfig
 from model.video_vae import VideoVAE, unpatchify
 from pipelines.training.adaptive_weight import LastLayer
-from pipelines.training.adversary import Adversary, Discriminators
+from pipelines.training.adversary import Adversary, Discriminators, patch_discriminators
 from pipelines.training.clips import PictureClips, PixelBatch, as_pixels
 from pipelines.training.flops import forward_flops
 from pipelines.training.frozen import Frozen
@@ -95,11 +94,7 @@ class VideoVAETask(Task):
         return VideoVAETrainee(cast(VideoVAE, parts["video_vae"]), self)
 
     def discriminators(self) -> Discriminators | None:
-        options = self.settings.video_vae.adversary
-        if not options.weight:
-            return None
-        config = PatchDiscriminatorConfig(dims=3, in_channels=3, channels=options.channels)
-        return Discriminators(PatchDiscriminator(config), "hinge", options)
+        return patch_discriminators(self.settings.video_vae.adversary, dims=3, channels=3)
 
     def check(self, dataset: Dataset, files: dict[str, Path]) -> None:
         perceptual = self.settings.video_vae.perceptual

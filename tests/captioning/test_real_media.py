@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.caption import word_errors
 from captioning.transcribe import SAMPLE_RATE, normalise
 from data_prep.media import decode_audio
 
@@ -14,16 +15,6 @@ LTX2_LINE = "That's it. Dad's lost it and we've lost it. Stop being so dramatic,
 
 def heard(captioner, name: str, seconds: float) -> dict:
     return captioner.transcriber([decode_audio(str(MEDIA / name), 0.0, seconds, SAMPLE_RATE, 1)[0]])[0]
-
-
-def word_errors(wanted: list[str], found: list[str]) -> int:
-    """Levenshtein distance over words."""
-    row = list(range(len(found) + 1))
-    for i, word in enumerate(wanted, 1):
-        diagonal, row[0] = row[0], i
-        for j, other in enumerate(found, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
-    return row[-1]
 
 
 def test_the_line_of_a_generated_clip(captioner):

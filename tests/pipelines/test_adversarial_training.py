@@ -1,7 +1,6 @@
 """Real training runs against discriminators: Ray Train, two DeepSpeed engines, two worker processes."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +11,8 @@ from pipelines.training.engine import train
 from pipelines.training.loop import METRICS, read_metrics
 from tests.pipelines.curated_set import write_curated_set
 from tests.pipelines.killing import train_until_killed
+from tests.pipelines.training_runs import exact
 
-TIMES = ("samples_per_s", "tokens_per_s", "tflop_per_s", "steps_per_s", "loader_wait", "checkpoint_s")
 START = 2
 ADVERSARY = {"weight": 0.5, "start_step": START, "channels": 16, "lr": 1e-3}
 TASKS = {
@@ -39,11 +38,6 @@ def settings(task: str, data: str, **changes) -> TrainSettings:
         **TASKS[task],
     }
     return TrainSettings.model_validate(base | changes)
-
-
-def exact(output: Path) -> list[dict]:
-    """What a step's arithmetic gives; the rest of a record is about time."""
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(output / METRICS)]
 
 
 def test_an_adversary_joins_at_its_step_and_stays_out_of_the_weights(ray_session, data, tmp_path):

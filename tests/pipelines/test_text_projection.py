@@ -1,6 +1,7 @@
 """Task text-projection: captions encoded online, W and the connectors learnt through the diffusion loss."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ from data_prep.batch_plan import MicroBatch
 from data_prep.loader import CaptionedBatch
 from model.text_encoder import GemmaTextEncoder
 from pipelines.settings import TrainSettings
-from pipelines.training.engine import train
 from pipelines.training.text_projection import TextProjectionTask, TextProjectionTrainee
 from tests.pipelines.encoded_set import write_encoded_set
-from tests.pipelines.training_runs import changed, learn, state
+from tests.pipelines.training_runs import changed, learn, mistake, state
 from tests.tiny_gemma import write_gemma
 
 CAPTIONS = ("a ball bounces", "a", "someone speaks and a ball bounces and someone speaks", "")
@@ -99,25 +99,18 @@ def test_a_frozen_transformer_stays_to_the_bit_and_w_still_learns(encoded, gemma
     assert set(trainee.components()) == {"text_conditioner"}
 
 
-def mistake(tmp_path: Path, chosen: TrainSettings) -> str:
-    with pytest.raises(ValueError, match=r".") as caught:
-        train("text-projection", chosen, tmp_path / "output")
-    assert not (tmp_path / "output").exists()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def test_mistakes_are_named_before_a_worker_starts(encoded, gemma, tmp_path):
-    assert "text_projection.text_encoder '/nowhere'" in mistake(tmp_path, settings(encoded, Path("/nowhere")))
-    assert "unknown package" in mistake(tmp_path, settings(encoded, gemma, text_encoder="package:gemma9"))
+    refused = partial(mistake, "text-projection", output=tmp_path / "output")
+    assert "text_projection.text_encoder '/nowhere'" in refused(settings(encoded, Path("/nowhere")))
+    assert "unknown package" in refused(settings(encoded, gemma, text_encoder="package:gemma9"))
     narrow = write_gemma(tmp_path / "narrow", hidden_size=64, layers=2)
-    said = mistake(tmp_path, settings(encoded, narrow))
+    said = refused(settings(encoded, narrow))
     assert "gives 3 states of width 64; the projection W takes 19 of width 640" in said
-    assert "init_from gives no transformer" in mistake(tmp_path, settings(encoded, gemma, train_transformer=False))
+    assert "init_from gives no transformer" in refused(settings(encoded, gemma, train_transformer=False))
     frozen = settings(encoded, gemma, frozen=["transformer.nothing"])
-    assert "frozen pattern 'transformer.nothing' fits no parameter" in mistake(tmp_path, frozen)
+    assert "frozen pattern 'transformer.nothing' fits no parameter" in refused(frozen)
     older = write_encoded_set(tmp_path / "older", caption=False)
-    said = mistake(tmp_path, settings(older, gemma))
+    said = refused(settings(older, gemma))
     assert "sample clip0 holds no caption" in said
     assert "encode the set again" in said
 

@@ -13,9 +13,7 @@ from pipelines.training.engine import train
 from pipelines.training.loop import METRICS, read_metrics
 from tests.pipelines.encoded_set import BUCKET, write_conditioner, write_encoded_set
 from tests.pipelines.killing import train_until_killed
-
-# What a step's arithmetic gives; the rest of a record is about time.
-EXACT = ("loss", "loss/video", "loss/audio", "grad_norm", "lr", "skipped_steps")
+from tests.pipelines.training_runs import exact
 
 
 def settings(data: Path, conditioner: Path, **changes) -> TrainSettings:
@@ -47,10 +45,6 @@ def uninterrupted(ray_session, data, conditioner, tmp_path_factory):
     seen = []
     summary = train("dit", settings(data, conditioner), output, progress=lambda *step: seen.append(step))
     return output, summary, seen
-
-
-def exact(output: Path) -> list[dict]:
-    return [{"step": r["step"], **{key: r.get(key) for key in EXACT}} for r in read_metrics(output / METRICS)]
 
 
 def test_a_run_leaves_a_model_and_its_record(uninterrupted, data, conditioner):

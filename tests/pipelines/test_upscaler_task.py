@@ -1,6 +1,7 @@
 """Task upscaler: pairs of latents of one crop, a frozen VAE, and an upscaler that learns to make one of the other."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ from model import weights
 from model.upscaler import UpscalerConfig
 from pipelines.settings import TrainSettings
 from pipelines.training.clips import PixelBatch
-from pipelines.training.engine import train
 from pipelines.training.upscaler import SCALES, UpscalerTask, UpscalerTrainee, scaled_down
 from tests.pipelines.curated_set import write_curated_set
-from tests.pipelines.training_runs import changed, learn, state
+from tests.pipelines.training_runs import changed, learn, mistake, state
 
 CPU = torch.device("cpu")
 # scale → frames and size of the smallest crop, frames and size of its low version
@@ -109,16 +109,9 @@ def test_the_loss_falls_and_the_vae_stays_to_the_bit(curated, vae):
     assert all(name.startswith("upscaler.") for name in before)
 
 
-def mistake(tmp_path: Path, chosen: TrainSettings) -> str:
-    with pytest.raises(ValueError, match=r".") as caught:
-        train("upscaler", chosen, tmp_path / "output")
-    assert not (tmp_path / "output").exists()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def test_mistakes_are_named_before_a_worker_starts(curated, vae, tmp_path):
-    assert "init_from gives no video_vae" in mistake(tmp_path, settings(curated))
+    refused = partial(mistake, "upscaler", output=tmp_path / "output")
+    assert "init_from gives no video_vae" in refused(settings(curated))
     for scale, section, said in (
         ("x2", {"crop_size": 96}, "crop_size is 96; for scale x2 it must be a multiple of 64"),
         ("x1.5", {"crop_size": 128}, "128; for scale x1.5 it must be a multiple of 96"),
@@ -126,13 +119,13 @@ def test_mistakes_are_named_before_a_worker_starts(curated, vae, tmp_path):
         ("temporal-x2", {"crop_frames": 25}, "25; for scale temporal-x2 it must be 1 + a multiple of 16"),
         ("temporal-x2", {"crop_size": 80}, "80; for scale temporal-x2 it must be a multiple of 32"),
     ):
-        assert said in mistake(tmp_path, settings(curated, vae, scale=scale, **section))
-    assert "add a smaller bucket" in mistake(tmp_path, settings(curated, vae, crop_size=256))
+        assert said in refused(settings(curated, vae, scale=scale, **section))
+    assert "add a smaller bucket" in refused(settings(curated, vae, crop_size=256))
     weights.save(model.build("tiny", components=["upscaler"]), tmp_path / "x2")
-    assert "of another scale" in mistake(tmp_path, settings(curated, vae, tmp_path / "x2", scale="x1.5"))
+    assert "of another scale" in refused(settings(curated, vae, tmp_path / "x2", scale="x1.5"))
     other = UpscalerConfig(in_channels=16, mid_channels=32, num_blocks_per_stage=1)
     weights.save(model.build_component(other), tmp_path / "narrow")
-    said = mistake(tmp_path, settings(curated, vae, tmp_path / "narrow"))
+    said = refused(settings(curated, vae, tmp_path / "narrow"))
     assert "upscaler.in_channels is 16, video_vae.latent_channels is 32" in said
 
 

@@ -3,20 +3,31 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
+from pipelines.settings import TrainSettings
+from pipelines.training.engine import train
 from pipelines.training.loop import METRICS, read_metrics
 from pipelines.training.task import Trainee
 
+# What of a record is about time; the rest is what the steps' arithmetic gives.
+TIMES = frozenset({"samples_per_s", "tokens_per_s", "tflop_per_s", "steps_per_s", "loader_wait", "checkpoint_s"})
+
 
 def exact(output: Path) -> list[dict[str, float]]:
-    """What the steps' arithmetic gives; the rest of a record is about time."""
-    named = ("step", "grad_norm", "lr", "skipped_steps", "psnr_db")
-    return [
-        {key: value for key, value in record.items() if key in named or key.startswith("loss")}
-        for record in read_metrics(output / METRICS)
-    ]
+    """What the steps' arithmetic gave."""
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(output / METRICS)]
+
+
+def mistake(task: str, chosen: TrainSettings, output: Path) -> str:
+    """The one line that a run is refused with, before anything is written."""
+    with pytest.raises(ValueError, match=r".") as caught:
+        train(task, chosen, output)
+    assert not output.exists()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def learn(trainee: Trainee, batch: Any, steps: int) -> list[float]:
