@@ -11,7 +11,7 @@ from data_prep.active_speaker import FPS, LEAST_VOICE, SIZE, load_scorer, speake
 from data_prep.clip import Clip
 from data_prep.loudness import loudness
 from data_prep.media import decode_video, span
-from data_prep.near_duplicates import sound_hash
+from data_prep.near_duplicates import sound_hash, to_text
 from data_prep.picture_quality import PICTURES, PictureQuality
 from data_prep.settings import Settings
 from data_prep.sound import RATE, onset_times
@@ -27,7 +27,7 @@ class AppraisalSettings(Settings):
     av_agreement: bool = Field(default=False, description="onsets against motion; decodes every kept clip")
     active_speaker: str = Field(default="", description="lip-sync scorer, module:factory; '': off")
     active_speaker_weights: str = Field(default="", description="path that the factory is given")
-    picture_quality: str = Field(default="", description="open_clip model for text overlay and looks; '': off")
+    picture_quality: str = Field(default="", description="open_clip model: text, looks, doubles; '': off")
     picture_quality_weights: str = Field(default="", description="its .safetensors file")
 
 
@@ -71,5 +71,8 @@ class Appraiser:
         if self.clip_model is not None:
             frames, _ = decode_video(clip.media, in_s, out_s, max_frames=PICTURES)
             if len(frames):
-                scores |= self.clip_model.scores(list(frames))
+                seen, embedding = self.clip_model(list(frames))
+                scores |= seen
+                if not self.clip_model.untrained:
+                    clip.info["picture_embedding"] = to_text(embedding)
         clip.scores |= scores

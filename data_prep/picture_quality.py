@@ -1,8 +1,8 @@
-"""What a CLIP model says of a clip's picture, zero-shot: text over it, and how good it looks.
+"""What a CLIP model says of a clip's picture, zero-shot: text over it, how good it looks; and its embedding.
 
 Each score is the probability of the first of two sentences over the second, the mean of some pictures. The weights are
 a `.safetensors` file of a model that open_clip knows by name. A file whose metadata says `untrained` (tests, trials)
-gives scores whose names say so too.
+gives scores whose names say so too, and no embedding that near duplicates are looked for with.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,8 +35,13 @@ class PictureQuality:
             raise ValueError(f"picture_quality_weights {weights!r}: no such file; give the .safetensors of {model}")
         self.network, self.transform, self.sentences, self.prefix = _load(model, str(path.absolute()))
 
-    def scores(self, frames: Sequence[np.ndarray]) -> dict[str, float]:
-        """Of (H, W, 3) uint8 RGB pictures of one clip: each of `PROMPTS`, a probability."""
+    @property
+    def untrained(self) -> bool:
+        return bool(self.prefix)
+
+    def __call__(self, frames: Sequence[np.ndarray]) -> tuple[dict[str, float], np.ndarray]:
+        """Of (H, W, 3) uint8 RGB pictures of one clip: each of `PROMPTS`, a probability; and their mean embedding, (D,)
+        of length 1."""
         import torch
         from PIL import Image
 
@@ -45,7 +50,9 @@ class PictureQuality:
             seen = self.network.encode_image(batch, normalize=True)
             logits = self.network.logit_scale.exp() * seen @ self.sentences.T
         pairs = logits.float().reshape(len(frames), len(PROMPTS), 2).softmax(dim=2)[:, :, 0].mean(dim=0)
-        return {self.prefix + name: float(value) for name, value in zip(PROMPTS, pairs, strict=True)}
+        scores = {self.prefix + name: float(value) for name, value in zip(PROMPTS, pairs, strict=True)}
+        mean = seen.float().mean(dim=0)
+        return scores, (mean / mean.norm()).numpy()
 
 
 @cache

@@ -15,29 +15,29 @@ NAME = "captions.html"
 ROWS = {"picture": "picture", "transcript": "words", "voice": "voice", "tags": "events", "sound": "level"}
 
 
-def captioned(row: dict) -> bool:
-    """Whether a row of the manifest has a caption with its evidence."""
-    return bool(row["caption"].get("evidence"))
+def captioned(caption: dict) -> bool:
+    """Whether a clip's caption brings its evidence."""
+    return bool(caption.get("evidence"))
 
 
-def removed_counts(rows: list[dict]) -> Counter[str]:
-    """What was kept out of the captions: "speech: log_probability" by window, "claim: sound" by sentence and kind."""
-    counts = Counter[str]()
-    for caption in (row["caption"] for row in rows if captioned(row)):
-        for reason, windows in caption["transcript"]["removed"].items():
-            counts[f"speech: {reason}"] += windows
-        for item in caption["removed"]:
-            counts.update(f"claim: {kind}" for kind in _kinds(item))
+def removed_kinds(caption: dict) -> Counter[str]:
+    """What was kept out of a caption: "speech: log_probability" by window, "claim: sound" by sentence and kind."""
+    counts = Counter({f"speech: {reason}": n for reason, n in caption["transcript"]["removed"].items()})
+    counts.update(f"claim: {kind}" for item in caption["removed"] for kind in _kinds(item))
     return counts
 
 
-def render(rows: list[dict], shown: list[tuple[dict, Example]], folder: str, index: str) -> bytes:
-    """The page of all captioned `rows`, of which `shown` are there to look at."""
+def render(shown: list[tuple[dict, Example]], removed: Counter[str], total: int, folder: str, index: str) -> bytes:
+    """The page of `total` captioned clips, of which those of these rows are there to look at.
+
+    Args:
+        removed: the sum of their `removed_kinds`.
+    """
     return pages.render(
         "captions.html",
         clips=[_clip(row, example) for row, example in shown],
-        removed=removed_counts(rows).most_common(),
-        total=sum(map(captioned, rows)),
+        removed=removed.most_common(),
+        total=total,
         rows=list(ROWS.items()),
         folder=folder,
         index=index,

@@ -8,47 +8,25 @@ shows each caption beside its evidence (`captions`).
 
 import io
 import json
-import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
-from data_prep import storage
-from data_prep.index import read_manifest
+from data_prep import near_duplicates, storage
+from data_prep.index import each_manifest
 from pipelines import captions, pages
 from pipelines.commit import SETTINGS, SUMMARY
 from pipelines.examples import Drawing, Example, spread
+from pipelines.tally import EXAMPLES, SCORES, Kind, Tally, tally
 
 NAME = "report.html"
 PAGES = "report"
 
 # Examples on the first page: of kept clips, and of each reason for which clips were not kept; and on a verdict's own.
-KEPT_EXAMPLES, OTHER_EXAMPLES, PAGE_EXAMPLES = 9, 3, 12
-BINS = 24
-
-# Score → (what it is, its unit, the policy's thresholds on it).
-SCORES: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "silence_ratio": ("silent share of the clip", "", ("silence_max",)),
-    "active_s": ("time with sound", "s", ("active_min_s",)),
-    "loudness_lufs": ("integrated loudness of kept clips", "LUFS", ()),
-    "stationarity": ("share of energy that is always there", "", ("stationary_min",)),
-    "tone_ratio": ("share of energy in unceasing lines", "", ("tone_min",)),
-    "salient_ratio": ("share of time in which something rises from it", "", ("salient_min",)),
-    "prominent_s": ("time in which something rises by 10 dB", "s", ("prominent_min_s",)),
-    "uneven_db": ("distance of the spectrum from a power law", "dB", ("uneven_min_db",)),
-    "wander": ("unsteadiness, 1 = Gaussian noise", "", ("wander_min",)),
-    "bandwidth_hz": ("bandwidth", "Hz", ("bandwidth_min_hz",)),
-    "clipped_ratio": ("share of samples at full scale", "", ("clipped_max",)),
-    "voice_ratio": ("share of time with a voice", "", ("voice_min",)),
-    "tag_event": ("strongest sound event", "", ("event_min",)),
-    "tag_music": ("music", "", ("music_min",)),
-    "tag_noise": ("noise", "", ("noise_tag_min",)),
-}
+KEPT_EXAMPLES, OTHER_EXAMPLES, PAGE_EXAMPLES = 9, 3, EXAMPLES
 
 
 @dataclass(frozen=True)
@@ -58,7 +36,7 @@ class Report:
     Attributes:
         path: the first page.
         pages: names of the others inside the set.
-        removed: what was kept out of the captions, times by kind (see `captions.removed_counts`).
+        removed: what was kept out of the captions, times by kind (see `captions.removed_kinds`).
         samples: one kept clip's files (name, bytes) for the tracking run: its film, contact sheet, spectrogram.
     """
 
@@ -97,31 +75,28 @@ class Step:
 
 def write_report(root: str | Path) -> Report:
     """Write the pages from the committed segments and `summary.json`; `<root>/report.html` last."""
-    rows = read_manifest(root).to_pylist()
-    for row in rows:
-        row["scores"], row["info"], row["caption"] = (
-            dict(row["scores"]),
-            json.loads(row["info"]),
-            json.loads(row["caption"]),
-        )
+    doubles = near_duplicates.read(root)
+    pairs = sorted(doubles.items())[: PAGE_EXAMPLES // 2]
+    counted = tally(each_manifest(root), [clip_id for pair in pairs for clip_id in pair])
     summary = json.loads(storage.read(storage.at(root, SUMMARY)))
-    sections = _sections(root, rows)
+    sections = _sections(root, counted, pairs, len(doubles))
     folder = str(root).rstrip("/").rsplit("/", 1)[-1]
     for section in sections:
         page = pages.render("examples.html", section=section, folder=folder, index=NAME)
         storage.put(storage.at(root, PAGES, section.page), page)
     named = [section.page for section in sections]
-    if any(map(captions.captioned, rows)):
-        shown = [pair for section in sections for pair in section.pairs if captions.captioned(pair[0])]
-        storage.put(storage.at(root, PAGES, captions.NAME), captions.render(rows, shown, folder, NAME))
+    if counted.captioned:
+        shown = [pair for section in sections for pair in section.pairs if captions.captioned(pair[0]["caption"])]
+        page = captions.render(shown, counted.removed, counted.captioned, folder, NAME)
+        storage.put(storage.at(root, PAGES, captions.NAME), page)
         named.append(captions.NAME)
     page = pages.render(
         "report.html",
         summary=summary,
-        funnel=funnel(rows),
-        classes=_counted(rows, lambda row: row["sound_class"] or "not judged"),
-        languages=_counted([row for row in rows if _language(row)], _language),
-        histograms=_histograms(rows, _policy(root)),
+        funnel=funnel(counted),
+        classes=_ranked(counted.classes),
+        languages=_ranked(counted.languages),
+        histograms=_histograms(counted, _policy(root)),
         sections=sections,
         settings=storage.read(storage.at(root, SETTINGS)).decode(),
         folder=folder,
@@ -131,22 +106,17 @@ def write_report(root: str | Path) -> Report:
     path = storage.at(root, NAME)
     storage.put(path, page)
     samples = next((e.files() for s in sections if s.title == "Kept" for e in s.examples if e.video), [])
-    return Report(path, named, samples, captions.removed_counts(rows))
+    return Report(path, named, samples, counted.removed)
 
 
-def funnel(rows: list[dict]) -> list[Step]:
+def funnel(counted: Tally) -> list[Step]:
     """Where clips ended, most frequent reason first within a verdict; the counts sum to the clips considered."""
-    counts, hours = Counter[tuple[str, str]](), defaultdict[tuple[str, str], float](float)
-    for row in rows:
-        key = row["verdict"], row["reason"]
-        counts[key] += 1
-        hours[key] += _hours(row)
     order = {"kept": 0, "dropped": 1, "failed": 2}
-    ranked = sorted(counts, key=lambda key: (order[key[0]], -counts[key], key[1]))
-    total = max(1, len(rows))
+    ranked = sorted(counted.clips, key=lambda key: (order[key[0]], -counted.clips[key], key[1]))
+    total = max(1, counted.clips.total())
     return [
-        Step(_words(key[1]) or "kept", key[0], _page(*key), counts[key], hours[key], counts[key] / total)
-        for key in ranked
+        Step(_words(key[1]) or "kept", key[0], _page(*key), clips, counted.hours[key], clips / total)
+        for key, clips in ((key, counted.clips[key]) for key in ranked)
     ]
 
 
@@ -181,22 +151,9 @@ def _second(item: tuple[str, int]) -> tuple[int, str]:
     return -item[1], item[0]
 
 
-def _counted(rows: list[dict], kind: Callable[[dict], str]) -> list[dict]:
-    """Clips by kind, with kept clips and kept hours; the most frequent first."""
-    found: dict[str, dict] = {}
-    for row in rows:
-        name = kind(row)
-        at = found.setdefault(name, {"name": name, "clips": 0, "kept": 0, "hours": 0.0})
-        at["clips"] += 1
-        if row["verdict"] == "kept":
-            at["kept"] += 1
-            at["hours"] += _hours(row)
-    return sorted(found.values(), key=lambda at: (-at["kept"], -at["clips"], at["name"]))
-
-
-def _language(row: dict) -> str:
-    """The language that was heard, "" where nothing was transcribed or said."""
-    return row["caption"].get("transcript", {}).get("language", "")
+def _ranked(kinds: Mapping[str, Kind]) -> list[tuple[str, Kind]]:
+    """The most frequent first."""
+    return sorted(kinds.items(), key=lambda item: (-item[1].kept, -item[1].clips, item[0]))
 
 
 def _policy(root: str | Path) -> dict[str, Any]:
@@ -212,69 +169,55 @@ def _policy(root: str | Path) -> dict[str, Any]:
     return {}
 
 
-def _histograms(rows: list[dict], policy: Mapping[str, Any]) -> list[dict]:
+def _histograms(counted: Tally, policy: Mapping[str, Any]) -> list[dict]:
     """A stacked histogram per score that was measured: kept below, not kept above, thresholds as lines."""
     drawn = []
-    for name, (meaning, unit, thresholds) in SCORES.items():
-        measured = [(row["scores"][name], row["verdict"] == "kept") for row in rows if name in row["scores"]]
-        measured = [(value, kept) for value, kept in measured if math.isfinite(value)]
-        if not measured:
+    for name, axis in SCORES.items():
+        if name not in counted.histograms:
             continue
-        values = np.array([value for value, _ in measured])
-        kept = np.array([is_kept for _, is_kept in measured])
-        lines = [(key, float(policy[key])) for key in thresholds if key in policy]
-        low, high = min([values.min(), *(at for _, at in lines)]), max([values.max(), *(at for _, at in lines)])
-        if low >= 0 and high <= 1:
-            low, high = 0.0, 1.0
-        if high == low:
-            low, high = low - 0.5, high + 0.5
-        edges = np.linspace(low, high, BINS + 1)
-        below, _ = np.histogram(values[kept], edges)
-        above, _ = np.histogram(values[~kept], edges)
+        above, below = counted.histograms[name]
         top = max(1, int((below + above).max()))
+        lines = [(key, float(policy[key])) for key in axis.thresholds if key in policy]
         drawn.append(
             {
                 "name": name,
-                "meaning": meaning,
-                "unit": unit,
-                "low": f"{low:.3g}" if abs(low) < 1000 else f"{low:.0f}",
-                "high": f"{high:.3g}" if abs(high) < 1000 else f"{high:.0f}",
+                "axis": axis,
                 "top": top,
                 "bars": [
                     (n, 60 * b / top, 60 * (a + b) / top) for n, (b, a) in enumerate(zip(below, above, strict=True))
                 ],
-                # Labels of several thresholds stand below each other.
+                # Labels of several thresholds stand below each other; one beyond the axis stands at its end.
                 "lines": [
-                    (key, f"{at:g}", 240 * (at - low) / (high - low), 10 * row) for row, (key, at) in enumerate(lines)
+                    (key, f"{at:g}", 240 * min(max((at - axis.low) / (axis.high - axis.low), 0.0), 1.0), 10 * row)
+                    for row, (key, at) in enumerate(lines)
                 ],
-                "count": len(measured),
+                "count": int((below + above).sum()),
             }
         )
     return drawn
 
 
-def _sections(root: str | Path, rows: list[dict]) -> list[Section]:
-    """Kept clips first, then each reason."""
-    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
-    for row in rows:
-        groups[row["verdict"], row["reason"]].append(row)
+def _sections(root: str | Path, counted: Tally, doubles: list[tuple[str, str]], total: int) -> list[Section]:
+    """Kept clips first, then each reason, then near duplicates beside what they are doubles of."""
     sections = []
     with Drawing(root) as drawing:
         for verdict, first in (("kept", KEPT_EXAMPLES), ("dropped", OTHER_EXAMPLES), ("failed", OTHER_EXAMPLES)):
-            for (_, reason), found in sorted((key, v) for key, v in groups.items() if key[0] == verdict):
+            for _, reason in sorted(key for key in counted.clips if key[0] == verdict):
                 title = "Kept" if verdict == "kept" else f"{verdict.capitalize()}: {_words(reason)}"
-                pairs = [(row, drawing.example(row)) for row in spread(found, PAGE_EXAMPLES)]
-                sections.append(Section(title, _page(verdict, reason), len(found), first, pairs))
+                rows = spread(counted.rows(verdict, reason), PAGE_EXAMPLES)
+                pairs = [(row, drawing.example(row)) for row in rows]
+                clips = counted.clips[verdict, reason]
+                sections.append(Section(title, _page(verdict, reason), clips, first, pairs))
+        if doubles:
+            title = "Near duplicates, each before what it is a double of"
+            rows = [counted.chosen[clip_id] for pair in doubles for clip_id in pair]
+            pairs = [(row, drawing.example(row)) for row in rows]
+            sections.append(Section(title, "near_duplicates.html", 2 * total, 2, pairs))
     return sections
 
 
 def _page(verdict: str, reason: str) -> str:
     return f"{verdict}-{reason}.html" if reason else f"{verdict}.html"
-
-
-def _hours(row: dict) -> float:
-    length = row["end_s"] - row["start_s"]
-    return length / 3600 if math.isfinite(length) else 0.0
 
 
 def _words(reason: str) -> str:

@@ -107,10 +107,14 @@ def test_an_untrained_clip_model_scores_pictures_and_says_so(tmp_path):
     weights = tmp_path / "tiny.safetensors"
     save_file(open_clip.create_model("tiny-clip").state_dict(), weights, metadata={"untrained": "true"})
     frames = list(np.random.default_rng(0).integers(0, 255, (3, 48, 64, 3), dtype=np.uint8))
-    found = PictureQuality("tiny-clip", str(weights)).scores(frames)
+    untrained = PictureQuality("tiny-clip", str(weights))
+    found, embedding = untrained(frames)
     assert set(found) == {f"untrained_{name}" for name in PROMPTS}
     assert all(0 < value < 1 for value in found.values())
     save_file(open_clip.create_model("tiny-clip").state_dict(), tmp_path / "as_trained.safetensors")
-    assert set(PictureQuality("tiny-clip", str(tmp_path / "as_trained.safetensors")).scores(frames)) == set(PROMPTS)
+    assert (embedding.shape, np.linalg.norm(embedding)) == ((32,), pytest.approx(1))
+    trained = PictureQuality("tiny-clip", str(tmp_path / "as_trained.safetensors"))
+    assert set(trained(frames)[0]) == set(PROMPTS)
+    assert (untrained.untrained, trained.untrained) == (True, False)
     with pytest.raises(ValueError, match="knows no such model"):
         PictureQuality("no-such-model", str(Path(weights)))

@@ -11,7 +11,7 @@ from data_prep.container import choose_streams, open_media
 from data_prep.glimpses import Glimpses
 from data_prep.media import decode_audio
 from data_prep.mp4 import write_mp4
-from data_prep.near_duplicates import find, picture_hash, picture_hashes, sound_hash
+from data_prep.near_duplicates import find, from_text, picture_hash, picture_hashes, sound_hash, to_text
 
 RATE = 24000
 HASHES = st.integers(0, 2**64 - 1)
@@ -105,6 +105,24 @@ def test_what_stays_is_no_double(clips):
     assert not doubles & {row["duplicate_of"] for row in found}
     assert find([row for row in rows if row["clip_id"] not in doubles]) == []
     assert find(list(reversed(rows))) == found
+
+
+def test_an_embedding_finds_the_picture_that_its_hash_has_lost():
+    rng = np.random.default_rng(0)
+    vectors = [vector / np.linalg.norm(vector) for vector in rng.standard_normal((200, 64)).astype(np.float32)]
+    rows = [
+        {"clip_id": f"{n:03}", "seconds": 3.0, "pixels": 1, "pictures": [int(rng.integers(2**63))], "sound": 7,
+         "embedding": from_text(to_text(vector))}
+        for n, vector in enumerate(vectors)
+    ]  # fmt: skip
+    cropped = {**rows[42], "clip_id": "cropped", "pictures": [int(rng.integers(2**63))]}
+    cropped["embedding"] = 0.99 * vectors[42] + 0.02 * vectors[7]
+    (double,) = find([*rows, cropped])
+    assert (double["clip_id"], double["duplicate_of"]) == ("cropped", "042")
+    assert double["picture_bits"] > near_duplicates.PICTURE_BITS
+    assert double["picture_cosine"] == pytest.approx(0.99, abs=0.01)
+    assert find([*rows, {**cropped, "sound": 2**63 - 1}]) == []
+    assert find([*rows, {**cropped, "embedding": None}]) == []
 
 
 def test_doubles_are_dropped_by_what_reads_the_set():

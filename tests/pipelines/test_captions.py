@@ -31,7 +31,7 @@ ROW = {"caption": CAPTION, "sound_class": "speech"}
 
 def _page() -> str:
     example = Example(title="a & b.mp4", uri="x", span="0.0 – 4.0 s", sound_class="speech")
-    return captions.render([ROW, {**ROW, "caption": {}}], [(ROW, example)], "set", "report.html").decode()
+    return captions.render([(ROW, example)], captions.removed_kinds(CAPTION), 1, "set", "report.html").decode()
 
 
 def test_each_sentence_is_linked_to_where_its_evidence_lies() -> None:
@@ -56,8 +56,8 @@ def test_what_is_quoted_is_escaped_and_the_page_needs_no_network() -> None:
 
 
 def test_what_was_taken_out_is_counted_by_kind() -> None:
-    counts = captions.removed_counts([ROW, ROW, {**ROW, "caption": {}}])
-    assert counts == Counter({"speech: log_probability": 4, "claim: sound": 2, "claim: forbidden": 2})
+    counts = captions.removed_kinds(CAPTION)
+    assert counts == Counter({"speech: log_probability": 2, "claim: sound": 1, "claim: forbidden": 1})
     page = _page()
     assert '<td>claim: forbidden</td><td class="n">1</td>' in page
     assert 'data-removed="forbidden sound"' in page

@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 from data_prep.clip import Clip, Segment, Tag
-from data_prep.index import read_manifest
+from data_prep.index import each_manifest
 from data_prep.mp4 import write_mp4
 from pipelines import examples
 from pipelines.commit import claim, commit_segments, finish
 from pipelines.report import KEPT_EXAMPLES, OTHER_EXAMPLES, PAGE_EXAMPLES, funnel, funnel_figure, write_report
+from pipelines.tally import tally
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,22 @@ def test_languages_are_counted_where_clips_are_transcribed(film: Path, tmp_path:
     assert "<td>de</td>" in page
 
 
+def test_near_duplicates_are_shown_beside_what_they_are_doubles_of(film: Path, tmp_path: Path) -> None:
+    claim(tmp_path, {"caption": {}}, ["x"])
+    segments = [_segment(name, film) for name in ("first", "second")]
+    for segment in segments:
+        segment.clips[0].info |= {"picture_hashes": ["00ff00ff00ff00ff"], "sound_hash": "0f0f0f0f0f0f0f0f"}
+    commit_segments(tmp_path, segments, [{}, {}])
+    assert finish(tmp_path, "caption", {}, 1.0)["near_duplicates"] == 1
+    made = write_report(tmp_path)
+    assert made.pages[-1] == "near_duplicates.html"
+    page = (tmp_path / "report" / "near_duplicates.html").read_text()
+    assert page.count("<video") == 2
+    assert "2 of 1 clips" not in page
+    index = Path(made.path).read_text()
+    assert "near duplicates among the kept" in index
+
+
 def test_a_source_that_hangs_its_decoder_costs_its_preview_only(
     film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +141,7 @@ def test_a_kept_clip_is_handed_to_the_tracking_run(root: Path, film: Path) -> No
 
 
 def test_the_funnel_sums_to_the_clips_considered(root: Path) -> None:
-    steps = funnel(read_manifest(root).to_pylist())
+    steps = funnel(tally(each_manifest(root)))
     found = [(step.name, step.verdict, step.clips) for step in steps]
     assert found == [("kept", "kept", 12), ("silence", "dropped", 13), ("read", "failed", 12)]
     assert [step.hours * 3600 for step in steps] == pytest.approx([12, 14, 12])
