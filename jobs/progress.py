@@ -16,7 +16,7 @@ EVERY_S = 30.0  # between two lines of one stage where the output is no terminal
 
 
 class Display:
-    """Call it as `display(stage, done, total)`; a stage is new when its name is."""
+    """Call it as `display(stage, done, total, note)`; a stage is new when its name is."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
@@ -28,6 +28,7 @@ class Display:
             TimeElapsedColumn(),
             TextColumn("left"),
             Remaining(),
+            TextColumn("{task.fields[note]}", style="dim"),
             console=self.console,
         )
         self._tasks: dict[str, TaskID] = {}
@@ -43,17 +44,17 @@ class Display:
         if self._moving:
             self._bars.stop()
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
         new = stage not in self._began
         self._began.setdefault(stage, now)
         if self._moving:
             if new:
-                self._tasks[stage] = self._bars.add_task(stage, total=total or None)
-            self._bars.update(self._tasks[stage], completed=done, total=total or None)
+                self._tasks[stage] = self._bars.add_task(stage, total=total or None, note=note)
+            self._bars.update(self._tasks[stage], completed=done, total=total or None, note=note)
         elif new or done == total or now - self._said.get(stage, 0.0) >= EVERY_S:
             self._said[stage] = now
-            self.console.print(f"  {stage:<34} {done}/{total}  {now - self._began[stage]:.0f} s")
+            self.console.print(f"  {stage:<34} {done}/{total}  {now - self._began[stage]:.0f} s  {note}".rstrip())
 
     def say(self, text: str) -> None:
         """A line of its own, above the moving ones."""

@@ -33,6 +33,7 @@ from data_prep.ledger import Entry
 from data_prep.shards import MANIFEST_SCHEMA, Committed, read_committed, read_segment
 from pipelines.cluster import Attempts
 from pipelines.commit import Summary, commit_segments
+from pipelines.meters import Meters
 
 Callables = Callable[[list[Segment]], list[Segment]]
 
@@ -153,6 +154,7 @@ class StageWorker:
         self.attempts = Attempts(f"{run}:{stage.name}")
         self.revived = ray.get_runtime_context().was_current_actor_reconstructed
         self.doubles = near_duplicates.read(read_from) if read_from else {}
+        self.meters = Meters()
         self.error: Exception | None = None
         try:
             self.call = stage.build()
@@ -182,22 +184,34 @@ class StageWorker:
         for segment in segments:
             self.attempts.begin(segment.segment_id, deaths)
         if self.read_from:
-            with _timed("read", seconds):
+            with self._timed("read", seconds):
                 read = [read_segment(self.read_from, segment.segment_id) for segment in segments]
                 segments = [near_duplicates.without(segment, self.doubles) for segment in read]
         if deaths >= _DEATHS:
             (segment,) = segments
             segments = [_failed(segment, QUARANTINE, f"its worker died {_DEATHS} times in {self.stage.name}")]
         else:
-            with _timed(self.stage.name, seconds):
+            with self._timed(self.stage.name, seconds):
                 segments = apply(self.stage.name, self.call, segments)
         if self.commit_to:
-            rows = _summary_rows(commit_segments(self.commit_to, segments, seconds))
+            summaries = commit_segments(self.commit_to, segments, seconds)
+            self.meters.committed(segments, (one.seconds for one in summaries))
+            rows = _summary_rows(summaries)
         else:
             rows = to_rows(segments, seconds)
         for segment in segments:
             self.attempts.end(segment.segment_id)
         return rows
+
+    @contextmanager
+    def _timed(self, name: str, seconds: list[dict[str, float]]) -> Iterator[None]:
+        """Adds the block's time to each row's account under `name`, in equal parts, and to the meters."""
+        start = time.perf_counter()
+        yield
+        took = time.perf_counter() - start
+        self.meters.through(name, len(seconds), took)
+        for spent in seconds:
+            spent[name] = spent.get(name, 0.0) + took / len(seconds)
 
 
 def _summary_rows(summaries: list[Summary]) -> pa.Table:
@@ -220,16 +234,6 @@ def _summaries(table: pa.Table) -> Iterator[Summary]:
     for row, manifest in zip(rows, manifests, strict=True):
         committed = Committed(Entry(**json.loads(row["entry"])), pa.Table.from_struct_array(manifest.values))
         yield Summary(committed, dict(row["seconds"]))
-
-
-@contextmanager
-def _timed(name: str, seconds: list[dict[str, float]]) -> Iterator[None]:
-    """Adds the block's time to each row's account under `name`, in equal parts."""
-    start = time.perf_counter()
-    yield
-    each = (time.perf_counter() - start) / len(seconds)
-    for spent in seconds:
-        spent[name] = spent.get(name, 0.0) + each
 
 
 class BrokenStage(Exception):

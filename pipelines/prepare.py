@@ -38,7 +38,7 @@ from pipelines.tracking import Run, TrackingSettings, start_run
 
 log = logging.getLogger("kinotone.prepare")
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int, str], None]
 
 STAGES: dict[str, type[Settings]] = {"curate": CurateSettings, "caption": CaptionSettings, "encode": EncodeSettings}
 # `curate --rejudge`: reads a curated set as the later stages do, and makes another.
@@ -71,7 +71,7 @@ def run_prepare(
         inputs: sources for a slice that begins with `curate`; else the folder of one committed set.
         output: the set that is made.
         settings: of each stage, by its name; defaults where it has none.
-        progress: called with the verb, segments committed, and segments in all.
+        progress: called with the verb, segments committed, segments in all, and how fast it goes.
 
     Raises:
         ValueError: the user's mistake, as one line with its mend: an input, a setting, weights, or an output that
@@ -92,7 +92,7 @@ def run_prepare(
     if "encode" in chosen and left:
         _warn_of_untrained(chosen["encode"])
     show = partial(progress or (lambda *_: None), verb)
-    show(total - len(left), total)
+    show(total - len(left), total, "")
     summary = read_summary(root)
     if not left and summary is not None and storage.exists(storage.at(root, report.NAME)):
         return summary
@@ -107,7 +107,7 @@ def run_prepare(
         with ray_running() if left else nullcontext():
             while left:
                 for done in flow.take(left):
-                    show(total - len(left) + done, total)
+                    show(total - len(left) + done, total, flow.rates())
                 left, total = next(waves, ([], total))
         summary = finish(root, verb, flow.seconds, time.monotonic() - began)
         made = report.write_report(root)
@@ -155,7 +155,7 @@ class _Flow:
         ]
         self.seconds: Counter[str] = Counter()
         self.segments = self.considered = self.kept = 0
-        self.tracked = time.monotonic()
+        self.began = self.tracked = time.monotonic()
 
     def take(self, left: list[Segment]) -> Iterator[int]:
         """Take segments through; gives how many of them are committed."""
@@ -176,6 +176,12 @@ class _Flow:
                 clips = {"clips/considered": self.considered, "clips/kept": self.kept}
                 self.run.metrics({"segments": self.segments, **clips, **spent}, self.segments)
             yield count
+
+    def rates(self) -> str:
+        """Throughput so far, and what a segment cost in each stage: the stage to look at is the dearest."""
+        clips_s = self.considered / max(time.monotonic() - self.began, 1e-9)
+        costs = (f"{name} {spent / self.segments:.2g} s" for name, spent in self.seconds.items())
+        return f"{clips_s:.3g} clips/s; a segment: {', '.join(costs)}"
 
 
 def _tracked_beside(root: str) -> Path:

@@ -1,6 +1,7 @@
 """The verbs on real files: what is committed is not done again, and a killed run is completed to the same bytes."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -45,10 +46,11 @@ def test_missing_weights_are_named_before_anything_starts(tmp_path: Path) -> Non
 
 def test_a_finished_output_is_left_alone_and_new_sources_are_added(ray_session: None, tmp_path: Path) -> None:
     source, output = films(tmp_path / "films", 3), tmp_path / "out"
-    seen: list[tuple[str, int, int]] = []
+    seen: list[tuple[str, int, int, str]] = []
     summary = run_prepare(("curate",), [str(source)], output, CURATE, progress=lambda *at: seen.append(at))
-    assert seen[0] == ("curate", 0, 4)
-    assert seen[-1] == ("curate", 4, 4)
+    assert seen[0] == ("curate", 0, 4, "")
+    assert seen[-1][:3] == ("curate", 4, 4)
+    assert re.fullmatch(r"[\d.e+]+ clips/s; a segment: curate [\d.e-]+ s, commit [\d.e-]+ s", seen[-1][3])
     assert summary["considered"] == summary["kept"] + sum(summary["dropped"].values()) + sum(summary["failed"].values())
     assert (summary["segments"], summary["failed"]) == (4, {"read": 1})
     assert summary["dropped"]["silence"] >= 1
