@@ -32,6 +32,10 @@ Media = str | Path | bytes | InputContainer
 # Finding out what a file holds decodes pictures, up to 20 of H.264: without deblocking. It binds no later decoder.
 _OPTIONS = {"skip_loop_filter": "all"}
 
+# Looking at packets and sound alone decodes no picture, where the headers tell what the streams are.
+_GLANCE = {"skip_frame": "all", "probesize": str(64 << 10)}
+_MATROSKA, _MP4 = b"\x1a\x45\xdf\xa3", b"ftyp"  # the latter after four bytes
+
 # The ids of open containers of which something was read: they no longer stand at their start.
 _READ: set[int] = set()
 
@@ -62,19 +66,33 @@ def open_media(media: Media) -> Iterator[InputContainer]:
 
 
 @contextmanager
-def _opened(media: str | Path | bytes) -> Iterator[InputContainer]:
+def open_for_sound(uri: str) -> Iterator[InputContainer]:
+    """As `open_media`, for who reads packets and decodes sound: no picture can be decoded from it.
+
+    A kind of file whose headers describe its streams is opened without a look at its pictures, in a fifth of the time.
+    """
+    with storage.open_read(uri.removeprefix("file://")) as file:
+        begins = file.read(8)
+    headed = begins.startswith(_MATROSKA) or begins.endswith(_MP4)
+    with _opened(uri, _GLANCE if headed else _OPTIONS) as container:
+        _READ.discard(id(container))
+        yield container
+
+
+@contextmanager
+def _opened(media: str | Path | bytes, options: dict[str, str] = _OPTIONS) -> Iterator[InputContainer]:
     if isinstance(media, bytes):
-        with av.open(io.BytesIO(media), "r", metadata_errors="ignore", options=_OPTIONS) as container:
+        with av.open(io.BytesIO(media), "r", metadata_errors="ignore", options=options) as container:
             yield container
     elif storage.is_remote(str(media)):
         with (
             storage.open_read(str(media)) as file,
-            av.open(file, "r", metadata_errors="ignore", options=_OPTIONS) as container,
+            av.open(file, "r", metadata_errors="ignore", options=options) as container,
         ):
             yield container
     else:
         path = str(media).removeprefix("file://")
-        with av.open(path, "r", metadata_errors="ignore", options=_OPTIONS, timeout=30.0) as container:
+        with av.open(path, "r", metadata_errors="ignore", options=options, timeout=30.0) as container:
             yield container
 
 

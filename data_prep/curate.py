@@ -22,7 +22,7 @@ from pydantic import Field
 from data_prep import scenes, sound, storage
 from data_prep.appraisal import AppraisalSettings, Appraiser
 from data_prep.clip import Clip, Segment, Tag, stable_id
-from data_prep.container import choose_streams, open_media
+from data_prep.container import Streams, choose_streams, open_for_sound, open_media
 from data_prep.cutting import cut
 from data_prep.glimpses import Glimpses
 from data_prep.guarded import beat
@@ -85,7 +85,7 @@ class Curator:
                 divided = divide(segment, self.settings.segment_s)
                 if len(divided) > 1 or segment.parts > 1:
                     return divided
-            opened = stack.enter_context(open_media(segment.uri))
+            opened = stack.enter_context(open_for_sound(segment.uri))
             # A span is `segment_s` long unless timestamps lie; then work and memory end here.
             end_s = min(segment.end_s, segment.start_s + LIAR * self.settings.segment_s)
             track = scenes.read_track(opened, segment.start_s, end_s)
@@ -100,7 +100,7 @@ class Curator:
             heard = read_sound(opened, float(track.times[0]), track.end, sound.RATE, 2)
             if heard is not None and heard.errors and not heard.samples.size:
                 raise ValueError(f"none of {heard.packets} packets of sound can be decoded")
-            work = _Work(self, segment, opened, track, heard)
+            work = _Work(self, segment, stack, track, heard)
             whole = work.clip(float(track.times[0]), track.end)
             judged = work.judge_cheaply(whole)
             if judged.verdict == "dropped":
@@ -142,11 +142,10 @@ class _Work:
     """A segment in work: its packets, its sound, and what was measured of it."""
 
     def __init__(
-        self, curator: Curator, segment: Segment, opened: InputContainer, track: scenes.Track, heard: Sound | None
+        self, curator: Curator, segment: Segment, stack: ExitStack, track: scenes.Track, heard: Sound | None
     ) -> None:
         self.settings, self.tagger, self.appraise = curator.settings, curator.tagger, curator.appraise
-        self.segment, self.opened, self.track, self.heard = segment, opened, track, heard
-        self.streams = choose_streams(opened)
+        self.segment, self.track, self.heard, self._stack = segment, track, heard, stack
         self.measured: dict[str, _Measured] = {}
 
     def clip(self, start_s: float, end_s: float) -> Clip:
@@ -293,6 +292,15 @@ class _Work:
         track, half = self.track, self.track.step / 2
         inside = track.key & (track.times >= clip.start_s - half) & (track.times < clip.end_s - half)
         return picture_hashes(self.glimpses, track.times[inside].tolist(), half)
+
+    @cached_property
+    def opened(self) -> InputContainer:
+        """The source, for its pictures."""
+        return self._stack.enter_context(open_media(self.segment.uri))
+
+    @cached_property
+    def streams(self) -> Streams:
+        return choose_streams(self.opened)
 
     @cached_property
     def glimpses(self) -> Glimpses:

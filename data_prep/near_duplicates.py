@@ -167,8 +167,8 @@ def _same(one: dict, other: dict) -> dict | None:
     fewer, more = sorted((one["pictures"], other["pictures"]), key=len)
     nearest = sorted(min((a ^ b).bit_count() for b in more) for a in fewer)
     middle = nearest[len(nearest) // 2]  # more than half of the pictures are as near as this
-    vectors = one.get("embedding"), other.get("embedding")
-    cosine = None if any(vector is None for vector in vectors) else float(np.dot(*vectors))
+    mine, its = one.get("embedding"), other.get("embedding")
+    cosine = None if mine is None or its is None else float(np.dot(mine, its))
     if middle > PICTURE_BITS and (cosine is None or cosine < COSINE):
         return None
     return {
@@ -197,7 +197,7 @@ class _Cells:
             from sklearn.cluster import MiniBatchKMeans  # takes a second, and only where a CLIP model was given
 
             self.vectors = np.stack(list(known.values()))
-            means = MiniBatchKMeans(round(len(known) ** 0.5), random_state=0, n_init=1)
+            means = MiniBatchKMeans(round(len(known) ** 0.5), random_state=0)
             self.cells = means.fit_predict(self.vectors)
 
     def stays(self, number: int) -> None:

@@ -16,7 +16,7 @@ pauses, for minutes; the address and keys of an S3 server are taken from the env
 
 import io
 import os
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -82,19 +82,22 @@ def whole(path: str | Path) -> Iterator[BinaryIO]:
         yield held
         put(path, held.getvalue())
         return
-    path = local(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    half = Path(name)
+    folder, name = os.path.split(str(local(path)))
+    half = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as out:
+        file = open(half, "xb")  # noqa: SIM115 (closed below; the folder nearly always stands)
+    except FileNotFoundError:
+        os.makedirs(folder, exist_ok=True)
+        file = open(half, "xb")  # noqa: SIM115
+    try:
+        with file as out:
             yield out
             out.flush()
             os.fsync(out.fileno())
-        half.chmod(0o644)
-        half.replace(path)
-    finally:
-        half.unlink(missing_ok=True)
+        os.replace(half, local(path))
+    except BaseException:
+        os.unlink(half)
+        raise
 
 
 def put(path: str | Path, data: bytes) -> None:

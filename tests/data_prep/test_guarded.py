@@ -45,7 +45,7 @@ def test_one_child_serves_many_segments(guarded):
 def test_what_ends_its_child_twice_is_quarantined(guarded, log, name, how):
     began = time.monotonic()
     before, poison, after = guarded(_segments("a", name, "b"))
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60  # two stalls of 2 s, and starts of children on a busy machine
     (clip,) = poison.clips
     assert (clip.verdict, clip.reason) == ("failed", "quarantine")
     assert clip.error.startswith("its decoder died 2 times: ")

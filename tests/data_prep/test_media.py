@@ -8,8 +8,9 @@ import av
 import numpy as np
 import pytest
 
-from data_prep.container import choose_streams, last_timestamp, open_media
+from data_prep.container import choose_streams, last_timestamp, open_for_sound, open_media
 from data_prep.media import INF, decode_audio, decode_video, frame_times, read_sound, resample
+from data_prep.scenes import read_track
 from data_prep.timeline import runs
 from tests.data_prep.marked_media import lag_s, noise_sound, number_of, numbered_frame, write
 
@@ -196,3 +197,29 @@ def test_an_open_container_is_read_again_from_its_start(tmp_path, kind):
     # Only a fresh container leaves out what an encoder puts before its first sample.
     for other in (again, decode_audio(path, 0.0, 2.0, 16000, 1)):
         assert abs(lag_s(sound[0], other[0], 16000)) < 1e-4
+
+
+def _heard(path: Path, opening) -> tuple:
+    """Packets of the picture, streams and sound of a file that is opened this way; or what is raised."""
+    try:
+        with opening(str(path)) as container:
+            track = read_track(container, 0.0, INF)
+            heard = read_sound(container, 0.0, INF, 32000, 2)
+            shown = None if track is None else (track.times.tolist(), track.key.tolist(), track.sizes.tolist())
+            sound = None if heard is None else (heard.samples.tobytes(), heard.first_s, heard.last_s, heard.errors)
+            return shown, sound, choose_streams(container).record
+    except (av.FFmpegError, OSError) as error:
+        return (type(error),)
+
+
+def test_opening_for_sound_alone_hears_the_same(marked):
+    path, _ = marked
+    assert _heard(path, open_for_sound) == _heard(path, open_media)
+
+
+@needs_clips
+def test_opening_for_sound_alone_hears_the_same_in_real_and_broken_files():
+    files = [path for name in ("clips", "broken") for path in sorted((SHARED / "media" / name).iterdir())]
+    assert len(files) > 26
+    for path in files:
+        assert _heard(path, open_for_sound) == _heard(path, open_media), path.name
