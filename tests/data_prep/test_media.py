@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.error import FFmpegError
 
 from data_prep.container import choose_streams, last_timestamp, open_for_sound, open_media
 from data_prep.media import INF, decode_audio, decode_video, frame_times, read_sound, resample
@@ -208,7 +209,7 @@ def _heard(path: Path, opening) -> tuple:
             shown = None if track is None else (track.times.tolist(), track.key.tolist(), track.sizes.tolist())
             sound = None if heard is None else (heard.samples.tobytes(), heard.first_s, heard.last_s, heard.errors)
             return shown, sound, choose_streams(container).record
-    except (av.FFmpegError, OSError) as error:
+    except (FFmpegError, OSError) as error:
         return (type(error),)
 
 
