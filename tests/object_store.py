@@ -1,14 +1,18 @@
-"""An S3 server in a process of its own (moto), behind a proxy that fails as real ones do."""
+"""Servers of object stores in processes of their own: S3 (moto) behind a proxy that fails as real ones do, and Google
+Cloud Storage (gcp-storage-emulator) behind one that holds to conditions, which the emulator does not.
+"""
 
 import contextlib
 import http.client
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,32 +73,63 @@ def _free_port() -> int:
 def s3_server(faults: Faults) -> Iterator[Server]:
     """A server with the bucket "sets"."""
     port = _free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), _handler(port, faults))
-    proxy.daemon_threads = True
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
-    try:
-        for _ in range(300):
-            with contextlib.suppress(OSError), contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as one:
-                one.request("PUT", "/sets", headers={"Host": "127.0.0.1"})
-                if one.getresponse().status == 200:
-                    break
-            time.sleep(0.1)
-        else:
-            raise AssertionError("moto did not start")
+    command = ["-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with _running(command, port, _handler(port, faults)) as proxy_port:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as one:
+            one.request("PUT", "/sets", headers={"Host": "127.0.0.1"})
+            assert one.getresponse().status == 200
         environment = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.server_address[1]}",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy_port}",
             "AWS_ACCESS_KEY_ID": "testing",
             "AWS_SECRET_ACCESS_KEY": "testing",
             "AWS_DEFAULT_REGION": "us-east-1",
             "NO_PROXY": ",".join(filter(None, ["127.0.0.1", os.environ.get("NO_PROXY")])),
         }
         yield Server(environment, port)
+
+
+@contextmanager
+def gs_server() -> Iterator[Server]:
+    """A server of Google's kind with the bucket "sets"."""
+    port = _free_port()
+    command = ["-m", "gcp_storage_emulator", "start", "-H", "127.0.0.1", "--port", str(port)]
+    with _running(
+        [*command, "--in-memory", "--default-bucket", "sets"], port, _handler(port, Faults({}))
+    ) as proxy_port:
+        yield Server({"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{proxy_port}"}, port)
+
+
+@contextmanager
+def _running(command: list[str], port: int, handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    """A server that listens on `port`, and a proxy before it; gives the proxy's port."""
+    server = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    proxy.daemon_threads = True
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError(f"{command[1]} did not start")
+        yield proxy.server_address[1]
     finally:
         proxy.shutdown()
         server.kill()
         server.wait()
+
+
+def _taken(port: int, path: str, body: bytes) -> bool:
+    """Whether an upload that is to be made only where nothing is finds something there."""
+    asked = urllib.parse.urlsplit(path)
+    if "ifGenerationMatch=0" not in asked.query:
+        return False
+    (name,) = re.findall(rb'"name": "([^"]+)"', body)
+    bucket = asked.path.split("/b/")[1].split("/")[0]
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as one:
+        one.request("GET", f"/storage/v1/b/{bucket}/o/{urllib.parse.quote(name, safe='')}")
+        return one.getresponse().status == 200
 
 
 def _handler(port: int, faults: Faults) -> type[BaseHTTPRequestHandler]:
@@ -103,6 +138,9 @@ def _handler(port: int, faults: Faults) -> type[BaseHTTPRequestHandler]:
 
         def _pass(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if _taken(port, self.path, body):
+                self._answer(412, {"Content-Type": "application/json"}, b'{"error": {"code": 412}}')
+                return
             fault = faults.pick()
             if fault == "error":
                 self._answer(500, {"Content-Type": "application/xml"}, _ERROR)

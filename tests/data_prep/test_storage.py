@@ -15,7 +15,7 @@ from data_prep.ledger import Ledger
 from data_prep.shards import read_segment, write_segment
 from data_prep.sources import list_sources
 from tests.data_prep.marked_media import noise_sound, numbered_frame, write
-from tests.object_store import Faults, s3_server
+from tests.object_store import Faults, gs_server, s3_server
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,20 @@ def store(faults: Faults):
     storage.file_system.cache_clear()
 
 
-@pytest.fixture(params=["disk", "s3"])
+@pytest.fixture(scope="module")
+def google():
+    """The root of a set on a server of Google's kind."""
+    with pytest.MonkeyPatch.context() as patch, gs_server() as server:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        storage.file_system.cache_clear()
+        yield "gs://sets/data"
+    storage.file_system.cache_clear()
+
+
+@pytest.fixture(params=["disk", "store", "google"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path) if request.param == "disk" else f"{request.getfixturevalue('store')}/{tmp_path.name}"
+    return str(tmp_path) if request.param == "disk" else f"{request.getfixturevalue(request.param)}/{tmp_path.name}"
 
 
 def test_files_are_written_read_and_listed(root):
