@@ -111,6 +111,12 @@ def _combined(buckets: list[str] | pa.Array | pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays(buckets.chunks) if isinstance(buckets, pa.ChunkedArray) else buckets
 
 
+def _counted(number: int) -> str:
+    """The numbers that divide it, in words."""
+    *few, most = (str(n) for n in range(1, number + 1) if number % n == 0)
+    return f"{', '.join(few)} or {most}" if few else most
+
+
 def _steps(samples: int, slots: int) -> int:
     return -(-samples // slots)
 
@@ -140,7 +146,7 @@ def plan(
     if settings.micro_batches % world:
         raise ValueError(
             f"batch.micro_batches is {settings.micro_batches}, which {world} workers cannot share equally; "
-            f"make it a multiple of {world}"
+            f"make it a multiple of {world}, or take {_counted(settings.micro_batches)} workers"
         )
     # Arrow's dictionary: a hash table over 10 million names is 20 times as fast as numpy's sort of them.
     encoded = _combined(buckets).dictionary_encode()

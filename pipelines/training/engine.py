@@ -28,7 +28,7 @@ from pipelines.cluster import ray_running
 from pipelines.model_folder import model_folder
 from pipelines.settings import TrainSettings
 from pipelines.tracking import Run, TrackingSettings, start_run
-from pipelines.training import checkpoint
+from pipelines.training import checkpoint, universal
 from pipelines.training.loop import METRICS, Job, read_metrics, run_worker
 from pipelines.training.task import Dataset, Task
 
@@ -38,6 +38,7 @@ Progress = Callable[[str, int, int], None]
 
 # What may change between the runs that share an output; anything else would make the curve two runs' in one.
 _MAY_CHANGE = frozenset({"steps", "log_every", "checkpoint", "cache_mb"})
+_WORKERS_MAY_CHANGE = frozenset({"count", "cpus", "recompute", "max_failures"})
 
 
 def tasks() -> dict[str, type[Task]]:
@@ -149,15 +150,13 @@ def _same_run(task: str, settings: TrainSettings, output: Path, steps_per_epoch:
         return
     held = yaml.safe_load(path.read_text())
     asked = {"task": task, **settings.model_dump(mode="json")}
+    for name in _WORKERS_MAY_CHANGE:
+        held["workers"][name] = asked["workers"][name]
     for key, value in asked.items():
         if key not in _MAY_CHANGE and held.get(key) != value:
             where = _difference(held.get(key), value, key)
             raise ValueError(f"{output} holds a run with another {where}; choose another output, or remove it")
     step, said = found
-    if said["world"] != settings.workers.count:
-        raise ValueError(
-            f"{output} holds checkpoints of {said['world']} workers; set train.workers.count to {said['world']}"
-        )
     if said["steps_per_epoch"] != steps_per_epoch:
         raise ValueError(
             f"{settings.input} has changed since {output} was begun ({said['steps_per_epoch']} steps an epoch then, "
@@ -186,6 +185,7 @@ def _fit(job: Job, task: str, output: Path) -> None:
     try:
         with ray_running(workers.count * workers.cpus):
             _check_resources(job)
+            _convert(job, task)
             trainer = TorchTrainer(
                 run_worker,
                 train_loop_config={"job": job},
@@ -214,6 +214,20 @@ def _fit(job: Job, task: str, output: Path) -> None:
     found = checkpoint.latest(output / "checkpoints")
     if interrupted or found is None or found[0] < job.settings.steps:
         raise KeyboardInterrupt
+
+
+def _convert(job: Job, task: str) -> None:
+    """Where the newest checkpoint is another number of workers', bring it into the form that any number can load."""
+    import ray
+
+    workers, root = job.settings.workers, job.output / "checkpoints"
+    found = checkpoint.latest(root)
+    if found is None or found[1]["world"] == workers.count:
+        return
+    step, world = found[0], found[1]["world"]
+    log.warning("train %s: goes on from step %d with %d workers instead of %d", task, step, workers.count, world)
+    # On a worker's node, for the driver's may be a small one.
+    ray.get(ray.remote(num_cpus=workers.cpus)(universal.convert).remote(root, step, workers.cpus))
 
 
 def _resources(settings: TrainSettings) -> dict[str, float]:

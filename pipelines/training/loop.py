@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from data_prep import batch_plan
 from data_prep.loader import Prefetch
 from pipelines.settings import OptimizerSettings, TrainSettings
-from pipelines.training import checkpoint
+from pipelines.training import checkpoint, universal
 from pipelines.training.adversary import Adversary, own_optimizer
 from pipelines.training.ema import MovingAverage
-from pipelines.training.partitions import fill, local_partitions, set_weights, specs, stream_state
+from pipelines.training.partitions import fill, local_partitions, set_weights, spans, specs, stream_state
 from pipelines.training.schedule import learning_rate
 from pipelines.training.task import Dataset, Mean, Task, Trainee
 
@@ -113,7 +113,18 @@ class _Run:
         self.job, self.settings, self.task, self.dataset, self.plan = job, job.settings, task, dataset, plan
         self.rank, self.world, self.device = rank, world, device
         self.root = job.output / "checkpoints"
-        start = partial(start_engine, stage=task.stage, settings=self.settings, world=world, device=device)
+        # Rank 0's word: a shared file system may show the ranks different moments.
+        seen = [checkpoint.latest(self.root) if rank == 0 else None]
+        dist.broadcast_object_list(seen)
+        self.start, written_by = (0, world) if seen[0] is None else (seen[0][0], seen[0][1]["world"])
+        start = partial(
+            start_engine,
+            stage=task.stage,
+            settings=self.settings,
+            world=world,
+            device=device,
+            load_universal=written_by != world,
+        )
         self.engine = start(trainee, self.settings.optimizer, precision=self.settings.workers.precision)
         self.trainee: Trainee = self.engine.module
         torch.manual_seed(self.settings.seed)
@@ -125,32 +136,40 @@ class _Run:
             self.adversary = Adversary(engine, optimizer, self.settings.steps)
         self.means = Means(device)
         self.skipped = 0
-        self.start = self._resume()
+        self.engines = {"": self.engine}
+        if self.adversary is not None:
+            self.engines["discriminators"] = self.adversary.engine
+        self._resume(written_by)
+        about = {"task": task.name, "steps_per_epoch": plan.steps_per_epoch}
+        self.checkpoints = checkpoint.Writer(self.root, self.engines, about, self.settings.checkpoint.keep)
 
-    def _resume(self) -> int:
-        found = checkpoint.latest(self.root)
-        state = None if found is None else checkpoint.load(self.engine, self._beside(), self.root, found[0])
+    def _resume(self, written_by: int) -> None:
+        """Take the state of `self.start`, which so many ranks wrote."""
+        states: list[dict[str, Any]] = []
+        if self.start and written_by == self.world:
+            states = checkpoint.load(self.engines, self.root, self.start)
+        elif self.start:
+            states = universal.load(self.engines, self.root, self.start, written_by)
         # After the load: it puts other tensors in the place of those that the optimizer updated before.
-        self.average = MovingAverage(local_partitions(self.trainee), self.settings.optimizer.ema_decay)
-        if found is None or state is None:
-            return 0
-        self.average.load(state["average"])
-        self.means.load(state["means"])
-        self.skipped = state["skipped"]
+        self.average = MovingAverage(
+            local_partitions(self.trainee), spans(self.trainee), self.settings.optimizer.ema_decay
+        )
+        if not states:
+            return
+        self.average.load(state["average"] for state in states)
+        self.means.load([state["means"] for state in states], among=1 if written_by == self.world else self.world)
+        # No draw of a run is of the generators' own, so it does not matter that further ranks begin with used states.
+        checkpoint.set_random_state(states[self.rank % len(states)]["random"])
+        self.skipped = states[0]["skipped"]
         if self.adversary is not None:
             self.adversary.skipped = self.adversary.engine.skipped_steps
-        return found[0]
-
-    def _beside(self) -> dict[str, Any]:
-        """The engines beside the main one, by name."""
-        return {} if self.adversary is None else {"discriminators": self.adversary.engine}
 
     def _save(self, step: int) -> float:
-        """Seconds that it took."""
+        """Seconds that the loop stood still for it."""
         began = time.perf_counter()
-        state = {"average": self.average.state(), "means": self.means.state(), "skipped": self.skipped}
-        about = {"task": self.task.name, "steps_per_epoch": self.plan.steps_per_epoch}
-        checkpoint.save(self.engine, self._beside(), self.root, step, state, about, self.settings.checkpoint.keep)
+        buffers = {name: dict(engine.module.named_buffers()) for name, engine in self.engines.items()}
+        state = {"average": self.average.state(), "buffers": buffers}
+        self.checkpoints.save(step, {**state, "means": self.means.state(), "skipped": self.skipped})
         return time.perf_counter() - began
 
     def train(self) -> None:
@@ -162,6 +181,7 @@ class _Run:
         since = time.perf_counter()
         with Prefetch(self._micro_batch, start=self.start * accumulation, depth=2 * accumulation) as batches:
             for step in range(self.start, steps):
+                self.checkpoints.check()
                 bucket, weights = self._whole(step)
                 for group in self.engine.optimizer.param_groups:
                     group["lr"] = learning_rate(self.settings.optimizer, step, steps)
@@ -198,6 +218,7 @@ class _Run:
                         "steps_per_s": every / seconds,
                         "loader_wait": (batches.waited_s - waited_before) / seconds,
                         "checkpoint_s": saving_s,
+                        "checkpoint_write_s": self.checkpoints.write_s,
                     }
                     if log is not None:
                         log.write(done, record)
@@ -205,6 +226,7 @@ class _Run:
                     since = now
                 if done % self.settings.checkpoint.every_steps == 0 or done == steps:
                     saving_s += self._save(done)
+        self.checkpoints.wait()
 
     def _after_step(self) -> None:
         skipped = self.engine.skipped_steps
@@ -261,6 +283,7 @@ def start_engine(
     settings: TrainSettings,
     world: int,
     device: torch.device,
+    load_universal: bool,
 ) -> Any:
     """A module under DeepSpeed, with AdamW."""
     deepspeed = _import_deepspeed(device)
@@ -277,6 +300,7 @@ def start_engine(
         fused=True,
     )
     config = deepspeed_config(settings, stage, precision, world, device)
+    config["checkpoint"] = {"load_universal": load_universal}
     engine, *_ = deepspeed.initialize(model=module.to(device), optimizer=optimizer, config=config)
     return engine
 
@@ -296,6 +320,7 @@ def deepspeed_config(
 
 
 def _import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, without what of it a run does not use."""
     hidden = "mlflow" not in sys.modules
     if hidden:
         sys.modules["mlflow"] = None  # type: ignore[assignment]
@@ -352,8 +377,11 @@ class Means:
     def state(self) -> dict[str, list[Tensor]]:
         return {name: list(pair) for name, pair in self._sums.items()}
 
-    def load(self, state: dict[str, list[Tensor]]) -> None:
-        self._sums = {name: (pair[0].to(self.device), pair[1].to(self.device)) for name, pair in state.items()}
+    def load(self, states: list[dict[str, list[Tensor]]], among: int) -> None:
+        """Take an equal share of what ranks had, for each of as many ranks as take from the same states."""
+        for name in states[0]:
+            total, count = (torch.stack([state[name][i] for state in states]).sum(0) / among for i in (0, 1))
+            self._sums[name] = (total.to(self.device), count.to(self.device))
 
 
 class _Log:

@@ -34,6 +34,19 @@ def local_partitions(module: nn.Module) -> dict[str, Tensor]:
     return parts
 
 
+def spans(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """Parameter name → where this rank's part begins in the flat parameter, and the elements of the whole parameter."""
+    found = {}
+    for name, part in local_partitions(module).items():
+        parameter = module.get_parameter(name)
+        if hasattr(parameter, "ds_id"):
+            rank = dist.get_rank(parameter.ds_process_group)  # type: ignore[attr-defined]
+            found[name] = (rank * part.numel(), parameter.ds_numel)  # type: ignore[attr-defined]
+        else:
+            found[name] = (parameter._hp_mapping.lp_fragment_address.start, parameter.numel())  # type: ignore[attr-defined]
+    return found
+
+
 def whole(name: str, parameter: nn.Parameter, parts: dict[str, Tensor]) -> Tensor:
     """A parameter in fp32 out of all ranks' parts; every rank calls it for the same parameters in the same order."""
     if hasattr(parameter, "ds_id"):

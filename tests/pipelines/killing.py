@@ -39,17 +39,22 @@ train(sys.argv[1], TrainSettings.model_validate_json(pathlib.Path(sys.argv[2]).r
 """
 
 
-def train_until_killed(task: str, settings: TrainSettings, output: Path, steps: int) -> None:
-    """A training run that logs each step; SIGKILL of driver and workers when `steps` are logged."""
+def start_training(task: str, settings: TrainSettings, output: Path) -> subprocess.Popen:
+    """A training run in a session of its own."""
     chosen = output.with_name(f"{output.name}-settings.json")
     chosen.write_text(settings.model_dump_json())
-    driver = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-c", _TRAIN, task, str(chosen), str(output)],
         cwd=ROOT,
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+def train_until_killed(task: str, settings: TrainSettings, output: Path, steps: int) -> None:
+    """A training run that logs each step; SIGKILL of driver and workers when `steps` are logged."""
+    driver = start_training(task, settings, output)
     try:
         deadline = time.monotonic() + 500
         while len(read_metrics(output / METRICS)) < steps:
@@ -60,6 +65,37 @@ def train_until_killed(task: str, settings: TrainSettings, output: Path, steps: 
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
     _wait_until_still(output)
+
+
+def strike_training(process: subprocess.Popen, kind: str, output: Path, step: int, rng: random.Random) -> bool:
+    """SIGKILL a worker, all workers or the driver of a run that logs each step, a moment after `step` was logged.
+
+    False: the run ended before.
+    """
+    while len(read_metrics(output / METRICS)) < step:
+        if process.poll() is not None:
+            return False
+        time.sleep(0.02)
+    time.sleep(rng.uniform(0.0, 0.3))
+    if process.poll() is not None:
+        return False
+    if kind == "driver":
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        return True
+    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if _trains(child)]
+    for worker in workers if kind == "workers" else [rng.choice(workers)]:
+        worker.kill()
+    for worker in workers:
+        worker.wait(60)  # Ray ends the others of a group that has lost one
+    return True
+
+
+def _trains(process: psutil.Process) -> bool:
+    try:
+        return "ray::RayTrainWorker" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def _wait_until_still(output: Path) -> None:

@@ -1,6 +1,7 @@
 """Real training runs: Ray Train, DeepSpeed, two worker processes, the tiny preset."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -107,6 +108,35 @@ def test_a_run_that_is_killed_goes_on_to_the_bit(uninterrupted, data, conditione
     for part in ("transformer", "text_conditioner"):
         ours, theirs = (folder / "weights" / f"{part}.safetensors" for folder in (output, reference))
         assert ours.read_bytes() == theirs.read_bytes()
+
+
+def cut_back(reference: Path, output: Path, step: int) -> None:
+    """A copy of a finished run as it was when the checkpoint of `step` was its newest."""
+    shutil.copytree(reference, output)
+    (output / "summary.json").unlink()
+    shutil.rmtree(output / "weights")
+    for path in (output / "checkpoints").glob("step-*"):
+        if path.name > f"step-{step:08d}":
+            shutil.rmtree(path)
+
+
+def test_a_run_goes_on_with_another_number_of_workers(uninterrupted, data, conditioner, tmp_path):
+    """One worker takes the checkpoint that two wrote: by the universal format, the average divided anew."""
+    reference, _, _ = uninterrupted
+    output = tmp_path / "run"
+    cut_back(reference, output, 6)
+    train("dit", settings(data, conditioner, workers={"count": 1}), output)
+    assert [record["step"] for record in read_metrics(output / METRICS)] == list(range(1, 9))
+    for ours, theirs in zip(exact(output), exact(reference), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+        assert ours["epoch"] == theirs["epoch"]
+    averages = [model.weights.load(run / "weights").state_dict() for run in (output, reference)]
+    for name, value in averages[0].items():
+        assert torch.allclose(value, averages[1][name], rtol=1e-4, atol=1e-6), name
+    written = json.loads((output / "checkpoints" / "step-00000008" / "COMMITTED.json").read_text())
+    assert written["world"] == 1
+    assert not list((output / "checkpoints").glob("*universal*"))
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def test_a_repeat_of_weight_zero_changes_nothing():
 
 def test_the_moving_average_is_the_formula():
     weights = {"w": torch.zeros(3)}
-    average = MovingAverage(weights, 0.5)
+    average = MovingAverage(weights, {"w": (0, 3)}, 0.5)
     expected = torch.zeros(3)
     for n in range(20):
         weights["w"] += n
@@ -69,8 +69,8 @@ def test_the_moving_average_is_the_formula():
         decay = min(0.5, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * weights["w"]
     assert torch.allclose(average.average["w"], expected)
-    again = MovingAverage(weights, 0.5)
-    again.load(average.state())
+    again = MovingAverage(weights, {"w": (0, 3)}, 0.5)
+    again.load([average.state()])
     assert torch.equal(again.average["w"], average.average["w"])
     assert again.updates == 20
 

@@ -13,7 +13,8 @@ from pipelines.training.loop import METRICS, read_metrics
 from pipelines.training.task import Trainee
 
 # What of a record is about time; the rest is what the steps' arithmetic gives.
-TIMES = frozenset({"samples_per_s", "tokens_per_s", "tflop_per_s", "steps_per_s", "loader_wait", "checkpoint_s"})
+RATES = frozenset({"samples_per_s", "tokens_per_s", "tflop_per_s", "steps_per_s"})
+TIMES = RATES | {"loader_wait", "checkpoint_s", "checkpoint_write_s"}
 
 
 def exact(output: Path) -> list[dict[str, float]]:

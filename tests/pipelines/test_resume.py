@@ -1,0 +1,141 @@
+"""A run never loses its place: whatever dies, and with however many workers it goes on."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+import model
+from pipelines.settings import TrainSettings
+from pipelines.training import engine
+from pipelines.training.engine import train
+from pipelines.training.loop import METRICS, read_metrics
+from tests.pipelines import recorded
+from tests.pipelines.curated_set import write_curated_set
+from tests.pipelines.encoded_set import BUCKET, write_conditioner, write_encoded_set
+from tests.pipelines.killing import end_family, start_training, strike_training
+from tests.pipelines.training_runs import exact
+
+ONE = {"tokens": BUCKET.video_tokens + BUCKET.audio_tokens}
+ADVERSARY = {"weight": 0.5, "start_step": 2, "channels": 16, "lr": 1e-3}
+
+
+def dit_settings(data: Path, conditioner: Path, **changes) -> TrainSettings:
+    base = {
+        "input": str(data),
+        "init_from": [str(conditioner)],
+        "log_every": 1,
+        "batch": {**ONE, "micro_batches": 4},
+        "optimizer": {"lr": 2e-3, "warmup_steps": 2, "schedule": "constant", "ema_decay": 0.9},
+        "checkpoint": {"every_steps": 10, "keep": 2},
+    }
+    return TrainSettings.model_validate(base | changes)
+
+
+@pytest.fixture(scope="module")
+def conditioner(tmp_path_factory) -> Path:
+    return write_conditioner(tmp_path_factory.mktemp("start") / "weights")
+
+
+def same_averages(output: Path, reference: Path) -> None:
+    """The exported weights, which are the moving average's."""
+    ours, theirs = (model.weights.load(folder / "weights").state_dict() for folder in (output, reference))
+    for name, value in ours.items():
+        assert torch.allclose(value, theirs[name], rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.slow
+def test_two_workers_then_one_then_four(ray_session, conditioner, tmp_path, monkeypatch):
+    """ZeRO-3. Ten samples in steps of four: three steps an epoch, the last of which is filled up with repeats."""
+    monkeypatch.setattr(engine, "tasks", lambda: {"dit": recorded.RecordedDiT})
+    folders = {name: tmp_path / name for name in ("reference", "changing")}
+    data = {name: write_encoded_set(folder / "data", samples=10) for name, folder in folders.items()}
+    train("dit", dit_settings(data["reference"], conditioner, steps=52), folders["reference"] / "run")
+    output = folders["changing"] / "run"
+    # Changes at steps 10 and 31: in the middle of an epoch.
+    for steps, count in ((10, 2), (31, 1), (52, 4)):
+        chosen = dit_settings(data["changing"], conditioner, steps=steps, workers={"count": count})
+        train("dit", chosen, output)
+    ours, theirs = exact(output), exact(folders["reference"] / "run")
+    assert [record["step"] for record in ours] == list(range(1, 53))
+    worst = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(ours, theirs, strict=True))
+    print(f"greatest relative difference of a loss: {worst:.1e}")
+    assert worst <= 1e-3
+    same_averages(output, folders["reference"] / "run")
+    every = sorted(f"clip{n}" for n in range(10))
+    for epoch in range(17):
+        steps = range(3 * epoch, 3 * epoch + 3)
+        assert recorded.seen(data["changing"], steps) == recorded.seen(data["reference"], steps) == every
+    three = dit_settings(data["changing"], conditioner, steps=60, workers={"count": 3})
+    with pytest.raises(ValueError, match="3 workers cannot share equally; make it .*, or take 1, 2 or 4 workers"):
+        train("dit", three, output)
+
+
+@pytest.mark.slow
+def test_two_workers_then_one_then_four_with_an_adversary(ray_session, tmp_path):
+    """ZeRO-1 and two engines; spectral norms estimate in buffers."""
+    data = write_curated_set(tmp_path / "data", [(192, 128)] * 4)
+    base = {
+        "input": data,
+        "log_every": 1,
+        "batch": {"max_samples": 1, "micro_batches": 4},
+        "optimizer": {"lr": 1e-3, "warmup_steps": 2, "schedule": "constant", "ema_decay": 0.9},
+        "checkpoint": {"every_steps": 4},
+        "audio_vae": {"crop_latents": 9, "adversary": ADVERSARY},
+    }
+    train("audio-vae", TrainSettings.model_validate({**base, "steps": 14}), tmp_path / "reference")
+    for steps, count in ((5, 2), (9, 1), (14, 4)):
+        chosen = TrainSettings.model_validate({**base, "steps": steps, "workers": {"count": count}})
+        train("audio-vae", chosen, tmp_path / "run")
+    ours, theirs = exact(tmp_path / "run"), exact(tmp_path / "reference")
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+        assert a.get("discriminator/loss") == pytest.approx(b.get("discriminator/loss"), rel=1e-3)
+    same_averages(tmp_path / "run", tmp_path / "reference")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_encoded_set(tmp_path_factory.mktemp("kills") / "encoded", samples=10)
+
+
+@pytest.fixture(scope="module")
+def whole(ray_session, data, conditioner, tmp_path_factory) -> Path:
+    """The uninterrupted run of 200 steps."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    train("dit", long_settings(data, conditioner), output)
+    return output
+
+
+def long_settings(data: Path, conditioner: Path) -> TrainSettings:
+    workers = {"count": 2, "max_failures": 2}
+    return dit_settings(data, conditioner, steps=200, batch={**ONE, "micro_batches": 2}, workers=workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "kills"), [("worker", 4), ("workers", 3), ("driver", 3)])
+def test_a_kill_at_a_random_moment_changes_no_bit(kind, kills, whole, data, conditioner, tmp_path):
+    """The death of a worker or of all is met by Ray's failure policy, and by the same call when that has had enough;
+    the driver's by the same call."""
+    output, chosen = tmp_path / "run", long_settings(data, conditioner)
+    rng = random.Random(f"{kind} 0")
+    moments = sorted(rng.sample(range(3, 190), kills))
+    struck = 0
+    while not (output / "summary.json").exists():
+        process = start_training("dit", chosen, output)
+        try:
+            while struck < kills and strike_training(process, kind, output, moments[struck], rng):
+                struck += 1
+                print(f"{kind}: killed at step {len(read_metrics(output / METRICS))}")
+                if kind == "driver":
+                    break
+            process.wait(500)
+        finally:
+            end_family(process.pid)
+    assert struck == kills
+    assert exact(output) == exact(whole)
+    for part in ("transformer", "text_conditioner"):
+        ours, theirs = (folder / "weights" / f"{part}.safetensors" for folder in (output, whole))
+        assert ours.read_bytes() == theirs.read_bytes()
