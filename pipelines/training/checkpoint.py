@@ -22,6 +22,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,8 @@ class Writer:
     def __init__(self, root: Path, engines: Mapping[str, Any], about: Mapping[str, Any], keep: int) -> None:
         self._root, self._engines, self._about, self._keep = root, engines, about, keep
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
-        self._group = dist.new_group(backend="gloo")
+        # A slow disk is waited for; a rank that has died is known at once by its closed connection.
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(hours=6))
         self._buffers: dict[tuple, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None

@@ -48,7 +48,9 @@ def convert(root: Path, step: int, processes: int) -> None:
     target = folder(root, step)
     if committed(target) is not None:
         return
-    # What is left of a conversion whose process may still be writing keeps a name of its own.
+    for left in root.glob(f".{target.name}-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    # A name of its own: the process of a conversion that was cut off may still be writing.
     half = root / f".{target.name}-{time.time_ns()}"
     done = subprocess.run(
         [sys.executable, "-m", __name__, str(checkpoint.folder(root, step)), str(half), str(processes)],

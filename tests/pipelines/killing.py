@@ -77,17 +77,18 @@ def strike_training(process: subprocess.Popen, kind: str, output: Path, step: in
             return False
         time.sleep(0.02)
     time.sleep(rng.uniform(0.0, 0.3))
-    if process.poll() is not None:
-        return False
+    workers: list[psutil.Process] = []
+    while not workers:
+        if process.poll() is not None:
+            return False
+        workers = [child for child in psutil.Process(process.pid).children(recursive=True) if _trains(child)]
     if kind == "driver":
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        return True
-    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if _trains(child)]
-    for worker in workers if kind == "workers" else [rng.choice(workers)]:
-        worker.kill()
-    for worker in workers:
-        worker.wait(60)  # Ray ends the others of a group that has lost one
+        struck = [psutil.Process(process.pid)]
+    else:
+        struck = workers if kind == "workers" else [rng.choice(workers)]
+    for each in struck:
+        each.kill()
+    psutil.wait_procs(struck, timeout=60)
     return True
 
 

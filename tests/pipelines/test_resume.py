@@ -68,7 +68,7 @@ def test_two_workers_then_one_then_four(ray_session, conditioner, tmp_path, monk
         steps = range(3 * epoch, 3 * epoch + 3)
         assert recorded.seen(data["changing"], steps) == recorded.seen(data["reference"], steps) == every
     three = dit_settings(data["changing"], conditioner, steps=60, workers={"count": 3})
-    with pytest.raises(ValueError, match="3 workers cannot share equally; make it .*, or take 1, 2 or 4 workers"):
+    with pytest.raises(ValueError, match=r"3 workers cannot share equally; make it .*, or take 1, 2 or 4 workers"):
         train("dit", three, output)
 
 
