@@ -9,6 +9,7 @@ After a save the ranks take no step until it is whole; with steps beside it the 
 """
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import tempfile
@@ -18,7 +19,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from pipelines.settings import TrainSettings
@@ -80,7 +80,13 @@ def main() -> None:
     parser.add_argument("--folder", default=None, help="where the checkpoints are written; default: a temporary folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as root:
-        mp.spawn(work, (options, root), nprocs=WORLD)
+        ranks = [
+            multiprocessing.get_context("spawn").Process(target=work, args=(n, options, root)) for n in range(WORLD)
+        ]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join()
 
 
 if __name__ == "__main__":

@@ -163,6 +163,39 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(ray_session, conditio
     assert json.loads((output / "summary.json").read_text()) == summary
 
 
+def master_weights(path: Path, rank: int, world: int) -> dict[str, torch.Tensor]:
+    """A rank's fp32 parts as DeepSpeed saved them under ZeRO-3, in double precision."""
+    shapes, flats = (
+        torch.load(path / f"zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt", weights_only=False)
+        for kind in ("model", "optim")
+    )
+    parts = {}
+    groups = flats["optimizer_state_dict"]["fp32_flat_groups"]
+    for names, flat in zip(shapes["param_shapes"], groups, strict=True):
+        sizes = [-(-shape.numel() // world) for shape in names.values()]
+        parts |= zip(names, flat.double().split(sizes), strict=True)
+    return parts
+
+
+@pytest.mark.slow
+def test_the_average_is_that_of_the_saved_weights_in_double_precision(ray_session, data, conditioner, tmp_path):
+    """ZeRO-3 on two ranks, and every step a checkpoint: the average of each is the formula on the weights of all."""
+    chosen = settings(data, conditioner, checkpoint={"every_steps": 1, "keep": 8})
+    train("dit", chosen, tmp_path / "run")
+    for rank in (0, 1):
+        expected: dict[str, torch.Tensor] = {}
+        for step in range(1, 9):
+            path = checkpoint.folder(tmp_path / "run" / "checkpoints", step)
+            average = checkpoint.rank_state(path, rank)["average"]["average"]
+            decay = min(0.9, step / (9 + step))
+            weights = master_weights(path, rank, 2)
+            assert set(weights) == set(average)
+            for name, weight in weights.items():
+                before = expected.get(name)
+                expected[name] = average[name].double() if before is None else decay * before + (1 - decay) * weight
+                assert torch.allclose(average[name].double(), expected[name], rtol=1e-5, atol=1e-7), (step, name)
+
+
 def plain_losses(chosen: TrainSettings, steps: int) -> list[float]:
     """The losses of one process without DeepSpeed: torch's AdamW, clipping and accumulation over the same plan."""
     task = DiTTask(chosen.model_copy(update={"workers": chosen.workers.model_copy(update={"zero_stage": 1})}))
