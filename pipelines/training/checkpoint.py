@@ -130,7 +130,10 @@ class Writer:
             engine.checkpoint_engine = _Copying(theirs, files, self._buffers, name)
             try:
                 place = path / name
-                engine.save_checkpoint(str(place.parent), tag=place.name, save_latest=False)
+                # What is frozen is a given file's, or of the seed: a run that goes on builds it again.
+                engine.save_checkpoint(
+                    str(place.parent), tag=place.name, save_latest=False, exclude_frozen_parameters=True
+                )
             finally:
                 engine.checkpoint_engine = theirs
         own = {**state, "step": step, "random": random_state()}
@@ -233,7 +236,7 @@ def load(engines: Mapping[str, Any], root: Path, step: int) -> list[dict[str, An
     path = folder(root, step)
     for name, engine in engines.items():
         place = path / name
-        loaded, _ = engine.load_checkpoint(str(place.parent), tag=place.name)
+        loaded, _ = engine.load_checkpoint(str(place.parent), tag=place.name, load_module_strict=False)
         assert loaded is not None, f"DeepSpeed did not load {place}"
     return [rank_state(path, dist.get_rank())]
 

@@ -28,7 +28,7 @@ class Engine:
         self.weights = torch.zeros(size)
         self.checkpoint_engine: Any = None
 
-    def save_checkpoint(self, root: str, tag: str, save_latest: bool) -> None:
+    def save_checkpoint(self, root: str, tag: str, save_latest: bool, exclude_frozen_parameters: bool) -> None:
         (Path(root) / tag).mkdir(parents=True, exist_ok=True)
         self.checkpoint_engine.save({"weights": self.weights, "steps": 3}, f"{root}/{tag}/shard.pt")
 
