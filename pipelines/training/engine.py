@@ -225,7 +225,7 @@ def _convert(job: Job, task: str) -> None:
     if found is None or found[1]["world"] == workers.count:
         return
     step, world = found[0], found[1]["world"]
-    log.warning("train %s: goes on from step %d with %d workers instead of %d", task, step, workers.count, world)
+    log.warning("train %s: goes on from step %d with workers.count %d, before %d", task, step, workers.count, world)
     # On a worker's node, for the driver's may be a small one.
     ray.get(ray.remote(num_cpus=workers.cpus)(universal.convert).remote(root, step, workers.cpus))
 
