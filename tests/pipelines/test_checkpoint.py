@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from pipelines.training import checkpoint
 from pipelines.training.ema import MovingAverage
+from pipelines.training.loop import Means
 
 ROOT = Path(__file__).parents[2]
 
@@ -170,6 +171,23 @@ def test_a_checkpoint_cut_short_anywhere_is_not_found(alone, tmp_path):
             assert found(tmp_path) is None, (file.name, size)
         file.write_bytes(whole)
         assert found(tmp_path) == 1
+
+
+def test_sums_since_the_last_record_are_shared_out_to_other_ranks(alone):
+    ranks = [Means(torch.device("cpu")) for _ in range(2)]
+    for n, means in enumerate(ranks):
+        means.add({"loss": (torch.tensor(3.0 + n), torch.tensor(2.0)), "bins": (torch.ones(2), torch.tensor([n, 1.0]))})
+    for world in (1, 3):
+        others = [Means(torch.device("cpu")) for _ in range(world)]
+        for means in others:
+            means.load([rank.state() for rank in ranks], among=world)
+        for name, expected in (("loss", (7.0, 4.0)), ("bins", ([2.0, 2.0], [1.0, 2.0]))):
+            sums = [torch.stack([means.state()[name][i] for means in others]).sum(0) for i in (0, 1)]
+            for got, value in zip(sums, expected, strict=True):
+                assert torch.allclose(got, torch.tensor(value, dtype=torch.float64))
+    alone_again = Means(torch.device("cpu"))
+    alone_again.load([rank.state() for rank in ranks], among=1)
+    assert alone_again.take() == {"loss": 1.75, "bins/0": 2.0, "bins/1": 1.0}
 
 
 def zero3_cut(size: int, world: int) -> list[tuple[int, int]]:
