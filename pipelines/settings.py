@@ -106,10 +106,25 @@ class DiffusionSettings(Settings):
     sigma_bins: int = Field(default=4, description="equal bins of sigma over which the losses are logged", ge=1)
 
 
+class LoRASettings(Settings):
+    """Low-rank adapters (LoRA) on given weights that stay as they are."""
+
+    rank: int = Field(default=0, description="rank of the adapters; 0: none, the weights themselves are trained", ge=0)
+    alpha: int = Field(default=32, description="the adapters are scaled by alpha / rank", ge=1)
+    targets: tuple[str, ...] = Field(
+        default=("to_q", "to_k", "to_v", "to_out.0"),
+        description="linear layers that get one, by the end of their names, with wildcards, e.g. 'audio_ff.net.*'",
+        min_length=1,
+    )
+
+
 class DiTSettings(DiffusionSettings):
     """The transformer, on the text features that encode stored."""
 
-    train_connectors: bool = Field(default=True, description="train the text connectors with the transformer")
+    train_connectors: bool = Field(
+        default=True, description="train the text connectors with the transformer; not under lora"
+    )
+    lora: LoRASettings = LoRASettings()
 
 
 class TextProjectionSettings(DiffusionSettings):

@@ -70,7 +70,8 @@ def save(
     if rank == 0 and path.exists():
         _remove(path)  # a half-written one of a run that was cut off
     dist.barrier()
-    engine.save_checkpoint(str(root), tag=path.name, save_latest=False)
+    # What is frozen is a given file's, or of the seed: a run that goes on builds it again.
+    engine.save_checkpoint(str(root), tag=path.name, save_latest=False, exclude_frozen_parameters=True)
     for name, other in beside.items():
         other.save_checkpoint(str(path), tag=name, save_latest=False)
     torch.save(state | {"step": step, "random": random_state()}, path / f"rank-{rank:05d}.pt")
@@ -97,7 +98,7 @@ def load(engine: Any, beside: Mapping[str, Any], root: Path, step: int) -> dict[
     """Bring the engines to the checkpoint of `step` and return this rank's own state; every rank calls it."""
     path = folder(root, step)
     for place, each in {path: engine, **{path / name: other for name, other in beside.items()}}.items():
-        loaded, _ = each.load_checkpoint(str(place.parent), tag=place.name)
+        loaded, _ = each.load_checkpoint(str(place.parent), tag=place.name, load_module_strict=False)
         assert loaded is not None, f"DeepSpeed did not load {place}"
     state = torch.load(path / f"rank-{dist.get_rank():05d}.pt", map_location="cpu", weights_only=True)
     set_random_state(state["random"])

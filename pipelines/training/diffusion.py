@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from data_prep.buckets import parse_key
 from data_prep.loader import EncodedSamples, LatentBatch
 from model import build_component, weights
-from model.flops import transformer_flops
+from model.flops import training_flops
 from model.flow import TrainingSigma, add_noise, velocity_target
 from model.modality import Modality, audio_positions, patchify_audio, patchify_video, video_positions
 from model.text_conditioner import TextConditioner
@@ -48,9 +48,11 @@ class DiffusionTrainee(Trainee):
 
     Attributes:
         context_tokens: text tokens that the transformer attended to in the last forward.
+        trained_share: part of the transformer's parameters that is trained.
     """
 
     context_tokens: int
+    trained_share: float
 
     def __init__(self, parts: dict[str, nn.Module], task: "DiffusionTask") -> None:
         super().__init__()
@@ -59,7 +61,8 @@ class DiffusionTrainee(Trainee):
         self.text_conditioner = cast(TextConditioner, parts["text_conditioner"])
         self._options, self._seed = task.options, task.settings.seed
         self._sigma = TrainingSigma(coupling=task.options.sigma)
-        freeze(self, task.frozen)
+        task.mark_trained(self)
+        self.trained_share = _trained_share(self.transformer)
 
     @abstractmethod
     def text(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,6 +184,12 @@ def freeze(module: nn.Module, patterns: tuple[str, ...]) -> None:
         raise ValueError(f"frozen patterns {', '.join(patterns)} leave nothing to train")
 
 
+def _trained_share(module: nn.Module) -> float:
+    # A partitioned parameter says how many values it has as a whole.
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in module.parameters()]
+    return sum(size for size, trained in sizes if trained) / sum(size for size, _ in sizes)
+
+
 class DiffusionTask(Task):
     """A task that trains with the diffusion loss on an encoded set.
 
@@ -210,14 +219,21 @@ class DiffusionTask(Task):
                     f"the latents of {self.settings.input} were made by another {component} than {files[component]}; "
                     f"encode again with these weights, or give those that encode used"
                 )
-        if self.options.frozen:
-            # On shapes alone: the mistake is found before a worker builds anything.
-            parts = {name: build_component(self.config(name, files), device="meta") for name in self.uses}
-            freeze(nn.ModuleDict(parts), self.frozen)
+        # On shapes alone: a mistake is found before a worker builds anything.
+        parts = {name: build_component(self.config(name, files), device="meta") for name in self.uses}
+        self.mark_trained(nn.ModuleDict(parts))
+
+    def mark_trained(self, module: nn.Module) -> None:
+        """Leave gradients to what is trained of a module that has the parts by their names.
+
+        Raises:
+            ValueError: a pattern of the settings fits nothing.
+        """
+        freeze(module, self.frozen)
 
     def flops(self, trainee: Trainee, batch: LatentBatch) -> float:
         """Of the transformer; the connectors' few are not counted."""
         own = cast(DiffusionTrainee, trainee)
         size, _, f, h, w = batch.video_latent.shape
         config, audio = own.transformer.config, batch.audio_latent.shape[2]
-        return 3 * transformer_flops(config, f * h * w, audio, own.context_tokens, size).total
+        return training_flops(config, f * h * w, audio, own.context_tokens, size, own.trained_share)

@@ -23,6 +23,7 @@ import yaml
 
 from data_prep import batch_plan, storage
 from model import COMPONENTS
+from model.lora import adapter_path
 from model.stored import open_parts
 from pipelines.cluster import ray_running
 from pipelines.model_folder import model_folder
@@ -315,7 +316,7 @@ def _copy_given(files: dict[str, Path], folder: Path) -> None:
         target = folder / f"{name}.safetensors"
         if target.exists():
             continue
-        if path.name == target.name:
+        if path.name == target.name and not adapter_path(path).is_file():
             with storage.whole(target) as out, path.open("rb") as source:
                 shutil.copyfileobj(source, out)
         else:

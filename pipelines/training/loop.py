@@ -30,7 +30,7 @@ from pipelines.settings import OptimizerSettings, TrainSettings
 from pipelines.training import checkpoint
 from pipelines.training.adversary import Adversary, own_optimizer
 from pipelines.training.ema import MovingAverage
-from pipelines.training.partitions import fill, local_partitions, set_weights, specs, stream_state
+from pipelines.training.partitions import fill, local_partitions, set_weights
 from pipelines.training.schedule import learning_rate
 from pipelines.training.task import Dataset, Mean, Task, Trainee
 
@@ -235,21 +235,8 @@ class _Run:
         self.engine.eval()
         with torch.no_grad():
             self.task.finish(self.trainee, self.dataset, self.rank, self.world)
-            self._export()
-
-    def _export(self) -> None:
-        """Rank 0 writes each parameter as it is gathered; no rank holds more than one whole at a time."""
-        from model import weights
-
-        for name, part in self.trainee.components().items():
-            tensors = stream_state(part)
-            if self.rank == 0:
-                stored = weights.Part(name, part.config, specs(part), lambda tensors=tensors: tensors)
-                weights.save_parts([stored], self.job.output / "weights")
-            else:
-                for _ in tensors:
-                    pass
-        dist.barrier()
+            self.trainee.save(self.job.output / "weights", self.rank, self.job.files)
+            dist.barrier()
 
 
 def start_engine(

@@ -8,7 +8,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pyarrow as pa
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from data_prep.batch_plan import MicroBatch
 from model import preset, weights
 from pipelines.settings import TrainSettings
+from pipelines.training.partitions import specs, stream_state
 
 if TYPE_CHECKING:
     from pipelines.training.adversary import Discriminators
@@ -57,6 +58,22 @@ class Trainee(nn.Module, ABC):
     @abstractmethod
     def components(self) -> dict[str, nn.Module]:
         """The model's components that are trained, by their names in a model folder."""
+
+    def save(self, folder: Path, rank: int, files: dict[str, Path]) -> None:
+        """Write what was trained to a model folder; every rank calls it. Rank 0 writes each parameter as it is
+        gathered, so that no rank holds more than one whole.
+
+        Args:
+            files: component → the file that it started from.
+        """
+        for name, part in self.components().items():
+            tensors = stream_state(part)
+            if rank == 0:
+                stored = weights.Part(name, cast(Any, part.config), specs(part), lambda tensors=tensors: tensors)
+                weights.save_parts([stored], folder)
+            else:
+                for _ in tensors:
+                    pass
 
 
 class Task(ABC):
