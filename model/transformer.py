@@ -300,9 +300,12 @@ class DualStreamTransformer(nn.Module):
         self.checkpoint_every = every
 
     def compile_blocks(self, **options: Any) -> None:
-        """torch.compile each block in place (one graph serves all); keys of the state dict stay."""
+        """torch.compile each block's forward in place (one graph serves all); keys of the state dict stay.
+
+        Hooks run outside of the graph: DeepSpeed's gather the block's parameters before it.
+        """
         for block in self.transformer_blocks:
-            block.compile(**options)
+            cast(Any, block).forward = torch.compile(block.forward, **options)
 
     def forward(
         self,

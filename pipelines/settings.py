@@ -54,6 +54,10 @@ class WorkerSettings(Settings):
         description="transformer blocks run again in backward, to save memory: 0 none, 1 all, n every n-th",
         ge=0,
     )
+    compile: bool = Field(default=False, description="torch.compile the transformer's blocks; minutes at the start")
+    persistence_threshold: int = Field(
+        default=100_000, description="ZeRO-3: parameters of at most so many values stay whole on every rank", ge=0
+    )
     max_failures: int = Field(default=0, description="times that lost workers are started again", ge=0)
 
 

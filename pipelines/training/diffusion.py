@@ -23,7 +23,7 @@ from model.flops import training_flops
 from model.flow import TrainingSigma, add_noise, velocity_target
 from model.modality import Modality, audio_positions, patchify_audio, patchify_video, video_positions
 from model.text_conditioner import TextConditioner
-from model.transformer import DualStreamTransformer
+from model.transformer import DualStreamBlock, DualStreamTransformer
 from pipelines.settings import DiffusionSettings
 from pipelines.training.conditioning import draw_given
 from pipelines.training.task import Dataset, Mean, Task, Trainee, generator, noise_like
@@ -51,6 +51,7 @@ class DiffusionTrainee(Trainee):
         trained_share: part of the transformer's parameters that is trained.
     """
 
+    fetched_whole = (DualStreamBlock,)
     context_tokens: int
     trained_share: float
 
@@ -62,6 +63,8 @@ class DiffusionTrainee(Trainee):
         self._options, self._seed = task.options, task.settings.seed
         self._sigma = TrainingSigma(coupling=task.options.sigma)
         task.mark_trained(self)
+        if task.settings.workers.compile:
+            self.transformer.compile_blocks()
         self.trained_share = _trained_share(self.transformer)
 
     @abstractmethod

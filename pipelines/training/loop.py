@@ -57,6 +57,8 @@ def run_worker(config: dict[str, Job]) -> None:
     settings = job.settings
     torch.set_num_threads(settings.workers.cpus)
     device = torch.device("cuda", torch.cuda.current_device()) if settings.workers.gpu else torch.device("cpu")
+    if settings.workers.compile:
+        os.environ["TORCHDYNAMO_DISABLE"] = "0"
     torch.manual_seed(settings.seed)
 
     task = job.task(settings)
@@ -263,6 +265,10 @@ def start_engine(
         eps=options.eps,
         fused=True,
     )
+    if stage == 3 and isinstance(module, Trainee):
+        for part in module.modules():
+            if isinstance(part, module.fetched_whole):
+                deepspeed.utils.set_z3_leaf_module(part, True)
     config = deepspeed_config(settings, stage, precision, world, device)
     engine, *_ = deepspeed.initialize(model=module.to(device), optimizer=optimizer, config=config)
     return engine
@@ -275,7 +281,11 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": settings.batch.micro_batches // world,
         "gradient_clipping": settings.optimizer.clip_norm,
-        "zero_optimization": {"stage": stage, "overlap_comm": device.type == "cuda"},
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": device.type == "cuda",
+            "stage3_param_persistence_threshold": settings.workers.persistence_threshold,
+        },
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": precision == "bf16"},
         "steps_per_print": sys.maxsize,

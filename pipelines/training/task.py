@@ -45,7 +45,13 @@ class Dataset(ABC):
 
 
 class Trainee(nn.Module, ABC):
-    """The module that DeepSpeed wraps: forward gives the loss, so that every parameter is used inside it."""
+    """The module that DeepSpeed wraps: forward gives the loss, so that every parameter is used inside it.
+
+    Attributes:
+        fetched_whole: classes of modules whose parameters ZeRO-3 gathers all together, not layer by layer.
+    """
+
+    fetched_whole: ClassVar[tuple[type[nn.Module], ...]] = ()
 
     @abstractmethod
     def forward(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Mean]]:

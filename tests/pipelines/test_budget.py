@@ -105,6 +105,15 @@ def test_batches_that_do_not_divide_and_buckets_over_the_budget_are_refused() ->
         budget(settings(tokens=4000), [BUCKET], Cluster(8, 8))
 
 
+@pytest.mark.parametrize("recipe", ["ltx2-finetune", "ltx2-lora", "small"])
+def test_the_recipes_of_eight_gpus_fit_them(recipe: str) -> None:
+    chosen = load_recipe(recipe)
+    asked = chosen.for_task("dit")
+    assert asked.workers.count == 8
+    found = budget(asked, chosen.encode.buckets, Cluster(1, 8))
+    assert found.total <= found.available
+
+
 @pytest.mark.slow
 def test_the_recipe_of_the_published_sizes_fits_eight_nodes(capsys: pytest.CaptureFixture[str]) -> None:
     assert load_recipe("ltx2-19b").for_task("dit").workers.count == 64
