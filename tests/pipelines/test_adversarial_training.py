@@ -88,14 +88,30 @@ def test_a_run_that_is_killed_goes_on_to_the_bit(ray_session, data, tmp_path, ta
 @pytest.mark.slow
 @pytest.mark.parametrize("task", list(TASKS))
 def test_stages_of_zero_and_numbers_of_workers_train_alike(ray_session, data, tmp_path, task):
-    train(task, settings(task, data), tmp_path / "reference")
+    """Under an optimizer that does not magnify rounding. AdamW moves a weight by its rate whatever the size of its
+    gradient, and so turns the sign of a rounding error into a whole step: there two runs part by a tenth within seven
+    steps if their first weights differ by 1e-7 (see docs/training.md). With ε far above the gradients a step is in
+    proportion to the gradient, and runs stay together; a loss or a gradient that is counted wrongly does not.
+    """
+    smooth = {"lr": 1e-2, "warmup_steps": 0, "schedule": "constant", "ema_decay": 0.9, "eps": 1.0}
+    section = task.replace("-", "_")
+    own = TASKS[task][section]
+    own = {section: own | {"adversary": own["adversary"] | {"lr": 3e-2}}}
+    train(task, settings(task, data, optimizer=smooth, **own), tmp_path / "reference")
     reference = exact(tmp_path / "reference")
-    for name, workers in {"zero 3": {"zero_stage": 3}, "one worker": {"count": 1}}.items():
-        train(task, settings(task, data, workers=workers), tmp_path / name)
+    before, after = reference[START - 1], reference[-1]
+    assert abs(after["loss"] / before["loss"] - 1) > 1e-2
+    assert abs(after["discriminator/loss"] / reference[START]["discriminator/loss"] - 1) > 1e-2
+    worst = {}
+    for name, workers in {"zero 3": {"zero_stage": 3}, "zero 2": {"zero_stage": 2}, "one worker": {"count": 1}}.items():
+        train(task, settings(task, data, optimizer=smooth, workers=workers, **own), tmp_path / name)
         for ours, theirs in zip(exact(tmp_path / name), reference, strict=True):
             assert set(ours) == set(theirs)
             for key, value in theirs.items():
-                assert ours[key] == pytest.approx(value, rel=5e-3, abs=1e-4), (name, ours["step"], key)
+                d = abs(ours[key] - value) / max(abs(value), 1e-3); worst[key] = max(worst.get(key, (0,)), (d, name, ours["step"]))
+    for r in reference: print({k: round(v, 5) for k, v in r.items()})
+    print(task, worst)
+    assert 0
 
 
 @pytest.mark.slow
