@@ -63,6 +63,8 @@ class DiffusionTrainee(Trainee):
         self._options, self._seed = task.options, task.settings.seed
         self._sigma = TrainingSigma(coupling=task.options.sigma)
         task.mark_trained(self)
+        for entrance in (self.transformer.patchify_proj, self.transformer.audio_patchify_proj):
+            entrance.register_forward_hook(_require_gradient)
         if task.settings.workers.compile:
             self.transformer.compile_blocks()
         self.trained_share = _trained_share(self.transformer)
@@ -185,6 +187,12 @@ def freeze(module: nn.Module, patterns: tuple[str, ...]) -> None:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise ValueError(f"frozen patterns {', '.join(patterns)} leave nothing to train")
+
+
+def _require_gradient(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """For the first block: DeepSpeed takes the gradients of a block that is gathered whole when those of its inputs are
+    there. Where nothing before the block is trained it would take them before they are computed."""
+    return output if output.requires_grad or not torch.is_grad_enabled() else output.requires_grad_()
 
 
 def _trained_share(module: nn.Module) -> float:
