@@ -6,7 +6,8 @@ stage divides them, and under ZeRO-3 the weights and gradients of the one block 
 tensors (`model.activations`; those of the text connectors are not counted, and of frozen weights too many, for their
 inputs need not be saved); operations are `model.flops`, three times the forward's, less the gradients of what is
 frozen; time is operations at a stated MFU, or the weights' traffic where that takes longer: ZeRO-3 gathers the weights
-twice and reduces the gradients once per micro-batch, 6 bytes per trained parameter, 4 per frozen one.
+twice and reduces the gradients once per micro-batch, 6 bytes per trained parameter, 4 per frozen one. Ranks that share
+a sample's tokens share its activations; what they trade in attention is not in the traffic.
 """
 
 from collections.abc import Iterator, Sequence
@@ -142,12 +143,18 @@ def budget(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster)
     config, zero_stage = preset(settings.preset), DiTTask(settings).stage
     parameters = _parameters(settings.preset, settings.dit)
     trained, frozen = parameters.trained, parameters.frozen
-    per_gpu, rest = divmod(settings.batch.micro_batches, cluster.gpus)
-    if rest:
-        near = cluster.gpus * max(1, round(settings.batch.micro_batches / cluster.gpus))
+    ranks = settings.workers.sequence_parallel
+    replicas, apart = divmod(cluster.gpus, ranks)
+    if apart:
         raise ValueError(
-            f"train.batch.micro_batches {settings.batch.micro_batches} does not divide among {cluster.gpus} GPUs; "
-            f"make it {near}"
+            f"{cluster.gpus} GPUs are no multiple of train.workers.sequence_parallel {ranks}; make it a divisor"
+        )
+    per_gpu, rest = divmod(settings.batch.micro_batches, replicas)
+    if rest:
+        near = replicas * max(1, round(settings.batch.micro_batches / replicas))
+        among = f"{replicas} GPUs" if ranks == 1 else f"{replicas} groups of {ranks} GPUs"
+        raise ValueError(
+            f"train.batch.micro_batches {settings.batch.micro_batches} does not divide among {among}; make it {near}"
         )
     memory_gib, peak_tflops = GPUS[cluster.gpu]
     weight = 2 if settings.workers.precision == "bf16" else 4
@@ -178,7 +185,7 @@ def budget(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster)
             bucket,
             samples,
             samples * tokens,
-            held.peak(parameters.blocks, settings.workers.recompute),
+            -(-held.peak(parameters.blocks, settings.workers.recompute) // ranks),
             flops,
             flops / cluster.gpus / (peak_tflops * 1e12 * cluster.mfu),
             traffic / (cluster.bandwidth * 1e9),
@@ -206,6 +213,10 @@ def remedies(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluste
     largest = max(bucket.video_tokens + bucket.audio_tokens for bucket in buckets)
     if settings.batch.tokens // largest > 1 and _fits(_with(settings, "batch", tokens=largest), buckets, cluster):
         yield f"--train.batch.tokens {largest}"
+    for ranks in (n for n in (2, 4, 8) if settings.workers.sequence_parallel == 1 and cluster.gpus % n == 0):
+        if _fits(_with(settings, "workers", sequence_parallel=ranks), buckets, cluster):
+            yield f"--train.workers.sequence-parallel {ranks}"
+            break
     if DiTTask(settings).stage < 3 and _fits(_with(settings, "workers", zero_stage=3), buckets, cluster):
         yield "--train.workers.zero-stage 3"
     for factor in (2, 4, 8):

@@ -10,6 +10,7 @@ A stream's own σ, which the other stream sees, is that of its noisiest token: 0
 
 from abc import abstractmethod
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from model.text_conditioner import TextConditioner
 from model.transformer import DualStreamBlock, DualStreamTransformer
 from pipelines.settings import DiffusionSettings
 from pipelines.training.conditioning import draw_given
+from pipelines.training.sequence_parallel import SequenceGroup
 from pipelines.training.task import Dataset, Mean, Task, Trainee, generator, noise_like
 
 
@@ -48,12 +50,10 @@ class DiffusionTrainee(Trainee):
 
     Attributes:
         context_tokens: text tokens that the transformer attended to in the last forward.
-        trained_share: part of the transformer's parameters that is trained.
     """
 
     fetched_whole = (DualStreamBlock,)
     context_tokens: int
-    trained_share: float
 
     def __init__(self, parts: dict[str, nn.Module], task: "DiffusionTask") -> None:
         super().__init__()
@@ -63,11 +63,19 @@ class DiffusionTrainee(Trainee):
         self._options, self._seed = task.options, task.settings.seed
         self._sigma = TrainingSigma(coupling=task.options.sigma)
         task.mark_trained(self)
-        for entrance in (self.transformer.patchify_proj, self.transformer.audio_patchify_proj):
-            entrance.register_forward_hook(_require_gradient)
+        ranks = task.settings.workers.sequence_parallel
+        self._shared = SequenceGroup(ranks) if ranks > 1 else None
+        if self._shared is not None:
+            self.transformer.set_attention(self._shared.attention)
         if task.settings.workers.compile:
             self.transformer.compile_blocks()
-        self.trained_share = _trained_share(self.transformer)
+
+    @cached_property
+    def trained_share(self) -> float:
+        """Part of the transformer's parameters that is trained."""
+        # A partitioned parameter says how many values it has as a whole.
+        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in self.transformer.parameters()]
+        return sum(size for size, trained in sizes if trained) / sum(size for size, _ in sizes)
 
     @abstractmethod
     def text(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,13 +114,15 @@ class DiffusionTrainee(Trainee):
                 context=context[name],
                 context_mask=context_mask,
             )
+        if self._shared is not None:
+            streams = {name: self._shared.part(name, stream) for name, stream in streams.items()}
         predicted: dict[str, Tensor] = {}
         predicted["video"], predicted["audio"] = self.transformer(streams["video"], streams["audio"], skip_cross_modal)
         real = (batch.weights > 0).float()
         loss = torch.zeros((), device=device)
         means: dict[str, Mean] = {}
         for name, weight in (("video", o.video_weight), ("audio", o.audio_weight)):
-            error = token_error(predicted[name], velocity_target(x0[name], noise[name]), given.get(name))
+            error = self._error(predicted[name], velocity_target(x0[name], noise[name]), given.get(name))
             loss = loss + weight * (batch.weights * error).mean()
             # A stream that is given whole has no loss to be logged.
             counted = real * (~given[name]).any(1) if name in given else real
@@ -126,6 +136,15 @@ class DiffusionTrainee(Trainee):
         video, audio = means["loss/video"], means["loss/audio"]
         means["loss"] = (o.video_weight * video[0] + o.audio_weight * audio[0], real.sum())
         return loss, means
+
+    def _error(self, predicted: Tensor, target: Tensor, given: Tensor | None) -> Tensor:
+        """(B,): `token_error`, or this rank's part of it, so many times as ranks share a sample."""
+        if self._shared is None:
+            return token_error(predicted, target, given)
+        if given is None:
+            given = torch.zeros(target.shape[:2], dtype=torch.bool, device=target.device)
+        own, part = self._shared.own(target), self._shared.own(given)
+        return self._shared.size * token_error(predicted, own, part, made=(~given).sum(1))
 
     def _draw(
         self, batch: LatentBatch, step: int, video_tokens: int, audio_tokens: int
@@ -159,17 +178,18 @@ class DiffusionTrainee(Trainee):
         return found
 
 
-def token_error(predicted: Tensor, target: Tensor, given: Tensor | None) -> Tensor:
+def token_error(predicted: Tensor, target: Tensor, given: Tensor | None, made: Tensor | None = None) -> Tensor:
     """(B,): mean squared error of (B, T, C) over the tokens that are not given; 0 where all are.
 
     Args:
         given: bool (B, T), or None for no token.
+        made: (B,), how many tokens of each sample are not given, where the T here are not all.
     """
     squared = (predicted.float() - target.float()).square()
     if given is None:
         return squared.mean((1, 2))
-    made = squared.mean(2).masked_fill(given, 0.0)
-    return made.sum(1) / (~given).sum(1).clamp(min=1)
+    total = squared.mean(2).masked_fill(given, 0.0).sum(1)
+    return total / ((~given).sum(1) if made is None else made).clamp(min=1)
 
 
 def freeze(module: nn.Module, patterns: tuple[str, ...]) -> None:
@@ -189,18 +209,6 @@ def freeze(module: nn.Module, patterns: tuple[str, ...]) -> None:
         raise ValueError(f"frozen patterns {', '.join(patterns)} leave nothing to train")
 
 
-def _require_gradient(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """For the first block: DeepSpeed takes the gradients of a block that is gathered whole when those of its inputs are
-    there. Where nothing before the block is trained it would take them before they are computed."""
-    return output if output.requires_grad or not torch.is_grad_enabled() else output.requires_grad_()
-
-
-def _trained_share(module: nn.Module) -> float:
-    # A partitioned parameter says how many values it has as a whole.
-    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in module.parameters()]
-    return sum(size for size, trained in sizes if trained) / sum(size for size, _ in sizes)
-
-
 class DiffusionTask(Task):
     """A task that trains with the diffusion loss on an encoded set.
 
@@ -210,6 +218,7 @@ class DiffusionTask(Task):
     """
 
     zero_stage = 3
+    shares_samples = True
     uses = ("transformer", "text_conditioner")
     options: DiffusionSettings
     frozen: tuple[str, ...]
@@ -223,6 +232,12 @@ class DiffusionTask(Task):
                 f"the latents of {self.settings.input} have {channels} channels, the transformer takes "
                 f"{transformer.in_channels}; encode with the video VAE of preset {self.settings.preset}"
             )
+        ranks = self.settings.workers.sequence_parallel
+        for heads in (transformer.num_attention_heads, transformer.audio_num_attention_heads):
+            if heads % ranks:
+                raise ValueError(
+                    f"train.workers.sequence_parallel {ranks} does not divide {heads} attention heads; choose a divisor"
+                )
         for component in ("video_vae", "audio_vae"):
             known = about.get(component)
             if known and component in files and weights.fingerprint(files[component], component) != known:

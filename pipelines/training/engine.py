@@ -88,7 +88,9 @@ def train(
     files = given_parts(settings.init_from)
     dataset = chosen.dataset()
     workers = settings.workers
-    plan = batch_plan.plan(dataset.buckets, dataset.tokens, settings.batch, seed=settings.seed, world=workers.count)
+    if workers.sequence_parallel > 1 and not chosen.shares_samples:
+        raise ValueError(f"train {task}: train.workers.sequence_parallel is for dit and text-projection; set it to 1")
+    plan = batch_plan.plan(dataset.buckets, dataset.tokens, settings.batch, seed=settings.seed, world=workers.replicas)
     chosen.check(dataset, files)
     _same_run(task, settings, output, plan.steps_per_epoch)
 

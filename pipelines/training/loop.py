@@ -63,14 +63,16 @@ def run_worker(config: dict[str, Job]) -> None:
 
     task = job.task(settings)
     dataset = task.dataset()
-    plan = batch_plan.plan(dataset.buckets, dataset.tokens, settings.batch, seed=settings.seed, world=world)
-    trainee = task.build(components(job, task, world, device))
+    plan = batch_plan.plan(
+        dataset.buckets, dataset.tokens, settings.batch, seed=settings.seed, world=settings.workers.replicas
+    )
+    trainee = task.build(components(job, task, device))
     run = _Run(job, task, dataset, plan, trainee, rank, world, device)
     run.train()
     run.finish()
 
 
-def components(job: Job, task: Task, world: int, device: torch.device) -> dict[str, nn.Module]:
+def components(job: Job, task: Task, device: torch.device) -> dict[str, nn.Module]:
     """The task's components: out of the files given, else freshly initialised under the run's seed.
 
     Those of a task made for ZeRO-3 are partitioned parameter by parameter as they are built and filled, so that no rank
@@ -88,15 +90,15 @@ def components(job: Job, task: Task, world: int, device: torch.device) -> dict[s
         config = task.config(name, job.files)
         # Seeded by name, so that a part's start does not depend on which others are built.
         torch.manual_seed(job.settings.seed + sum(name.encode()))
-        with _partitioning(job.settings, world, device) if partitioned else nullcontext():
+        with _partitioning(job.settings, device) if partitioned else nullcontext():
             parts[name] = model.build_component(config)
         if given is not None:
             fill(parts[name], model.weights.stream(given, name))
     return parts
 
 
-def _partitioning(settings: TrainSettings, world: int, device: torch.device) -> AbstractContextManager[Any]:
-    config = deepspeed_config(settings, 3, settings.workers.precision, world, device)
+def _partitioning(settings: TrainSettings, device: torch.device) -> AbstractContextManager[Any]:
+    config = deepspeed_config(settings, 3, settings.workers.precision, device)
     return _import_deepspeed(device).zero.Init(config_dict_or_path=config)
 
 
@@ -115,7 +117,7 @@ class _Run:
         self.job, self.settings, self.task, self.dataset, self.plan = job, job.settings, task, dataset, plan
         self.rank, self.world, self.device = rank, world, device
         self.root = job.output / "checkpoints"
-        start = partial(start_engine, stage=task.stage, settings=self.settings, world=world, device=device)
+        start = partial(start_engine, stage=task.stage, settings=self.settings, device=device)
         self.engine = start(trainee, self.settings.optimizer, precision=self.settings.workers.precision)
         self.trainee: Trainee = self.engine.module
         torch.manual_seed(self.settings.seed)
@@ -158,7 +160,7 @@ class _Run:
     def train(self) -> None:
         steps, every = self.settings.steps, self.settings.log_every
         log = _Log(self.job.output / METRICS, self.start) if self.rank == 0 else None
-        accumulation = self.settings.batch.micro_batches // self.world
+        accumulation = self.settings.micro_batches_each
         samples = tokens = 0
         flops = saving_s = waited_before = 0.0
         since = time.perf_counter()
@@ -174,7 +176,7 @@ class _Run:
                     loss, means = self.engine(batch, step, *opposed)
                     self.engine.backward(loss)
                     self.means.add(means)
-                    flops += self.task.flops(self.trainee, batch) * self.world
+                    flops += self.task.flops(self.trainee, batch) * self.settings.workers.replicas
                     self.engine.step()
                     if adversary is not None:
                         self.means.add(adversary.learn())
@@ -218,8 +220,9 @@ class _Run:
 
     def _micro_batch(self, number: int) -> Any:
         """This rank's `number`-th micro-batch of the run."""
-        step, index = divmod(number, self.settings.batch.micro_batches // self.world)
-        batch = self.dataset.batch(self.plan.step(step).ranks[self.rank][index], step)
+        step, index = divmod(number, self.settings.micro_batches_each)
+        replica = self.rank // self.settings.workers.sequence_parallel
+        batch = self.dataset.batch(self.plan.step(step).ranks[replica][index], step)
         if self.device.type == "cuda":
             batch = batch.pin_memory()
         return batch
@@ -248,7 +251,6 @@ def start_engine(
     stage: int,
     precision: str,
     settings: TrainSettings,
-    world: int,
     device: torch.device,
 ) -> Any:
     """A module under DeepSpeed, with AdamW."""
@@ -269,17 +271,24 @@ def start_engine(
         for part in module.modules():
             if isinstance(part, module.fetched_whole):
                 deepspeed.utils.set_z3_leaf_module(part, True)
-    config = deepspeed_config(settings, stage, precision, world, device)
+                part.register_forward_pre_hook(_require_gradients)
+    config = deepspeed_config(settings, stage, precision, device)
     engine, *_ = deepspeed.initialize(model=module.to(device), optimizer=optimizer, config=config)
     return engine
 
 
-def deepspeed_config(
-    settings: TrainSettings, stage: int, precision: str, world: int, device: torch.device
-) -> dict[str, Any]:
+def _require_gradients(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """DeepSpeed takes the gradients of a module that is gathered whole when those of its inputs are there. Where
+    nothing before the module is trained (adapters, frozen parts), these must be asked for, or it takes none."""
+    for x in inputs:
+        if isinstance(x, Tensor) and x.is_floating_point() and torch.is_grad_enabled():
+            x.requires_grad_()
+
+
+def deepspeed_config(settings: TrainSettings, stage: int, precision: str, device: torch.device) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": settings.batch.micro_batches // world,
+        "gradient_accumulation_steps": settings.micro_batches_each,
         "gradient_clipping": settings.optimizer.clip_norm,
         "zero_optimization": {
             "stage": stage,

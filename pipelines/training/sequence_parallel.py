@@ -35,7 +35,7 @@ class SequenceGroup:
         self._tokens: dict[str, int] = {}
 
     def part(self, stream: str, modality: Modality) -> Modality:
-        """The tokens of a stream ("video", "audio") that are this rank's. All attention until the next call is theirs."""
+        """The tokens of a stream ("video", "audio") that are this rank's; `attention` is then for this many."""
         self._tokens[stream] = modality.latent.shape[1]
         own = modality.timesteps.shape[1] > 1
         return replace(

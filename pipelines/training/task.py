@@ -88,11 +88,13 @@ class Task(ABC):
     Attributes:
         name: as it is typed.
         zero_stage: DeepSpeed ZeRO stage unless the settings say otherwise.
+        shares_samples: whether several workers can work on one sample (`workers.sequence_parallel`).
         uses: components that the task needs; what no model folder gives starts from random weights.
     """
 
     name: ClassVar[str]
     zero_stage: ClassVar[int] = 1
+    shares_samples: ClassVar[bool] = False
     uses: tuple[str, ...]
 
     def __init__(self, settings: TrainSettings) -> None:

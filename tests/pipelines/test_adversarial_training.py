@@ -85,33 +85,60 @@ def test_a_run_that_is_killed_goes_on_to_the_bit(ray_session, data, tmp_path, ta
         assert (ours / file.name).read_bytes() == file.read_bytes()
 
 
+def smooth(task: str) -> dict:
+    """Settings of an optimizer that does not magnify rounding.
+
+    AdamW moves a weight by its rate whatever the size of its gradient, and so makes a whole step of the sign of a
+    rounding error: two runs whose first weights differ by 1e-7 part by a tenth within seven steps (docs/training.md).
+    With ε far above the gradients a step is in proportion to the gradient, and runs stay together, but for a loss or a
+    gradient that is counted wrongly.
+    """
+    section = task.replace("-", "_")
+    own = TASKS[task][section]
+    # The vocoder's error of logarithms is the steepest.
+    optimizer = {"lr": 1e-3 if task == "vocoder" else 1e-2, "warmup_steps": 0, "schedule": "constant", "eps": 1.0}
+    return {"optimizer": optimizer, section: own | {"adversary": own["adversary"] | {"lr": 3e-2}}}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", list(TASKS))
 def test_stages_of_zero_and_numbers_of_workers_train_alike(ray_session, data, tmp_path, task):
-    """Under an optimizer that does not magnify rounding. AdamW moves a weight by its rate whatever the size of its
-    gradient, and so turns the sign of a rounding error into a whole step: there two runs part by a tenth within seven
-    steps if their first weights differ by 1e-7 (see docs/training.md). With ε far above the gradients a step is in
-    proportion to the gradient, and runs stay together; a loss or a gradient that is counted wrongly does not.
-    """
-    smooth = {"lr": 1e-2, "warmup_steps": 0, "schedule": "constant", "ema_decay": 0.9, "eps": 1.0}
-    section = task.replace("-", "_")
-    own = TASKS[task][section]
-    own = {section: own | {"adversary": own["adversary"] | {"lr": 3e-2}}}
-    train(task, settings(task, data, optimizer=smooth, **own), tmp_path / "reference")
+    train(task, settings(task, data, **smooth(task)), tmp_path / "reference")
     reference = exact(tmp_path / "reference")
-    before, after = reference[START - 1], reference[-1]
-    assert abs(after["loss"] / before["loss"] - 1) > 1e-2
-    assert abs(after["discriminator/loss"] / reference[START]["discriminator/loss"] - 1) > 1e-2
-    worst = {}
+    # Both sides learn: what is compared depends on the steps before.
+    for key, since in (("loss", 0), ("discriminator/loss", START)):
+        assert abs(reference[-1][key] / reference[since][key] - 1) > 1e-2
     for name, workers in {"zero 3": {"zero_stage": 3}, "zero 2": {"zero_stage": 2}, "one worker": {"count": 1}}.items():
-        train(task, settings(task, data, optimizer=smooth, workers=workers, **own), tmp_path / name)
+        train(task, settings(task, data, workers=workers, **smooth(task)), tmp_path / name)
         for ours, theirs in zip(exact(tmp_path / name), reference, strict=True):
             assert set(ours) == set(theirs)
             for key, value in theirs.items():
-                d = abs(ours[key] - value) / max(abs(value), 1e-3); worst[key] = max(worst.get(key, (0,)), (d, name, ours["step"]))
-    for r in reference: print({k: round(v, 5) for k, v in r.items()})
-    print(task, worst)
-    assert 0
+                within = 1e-3 if "norm" in key or key == "adaptive_weight" else 3e-4
+                assert ours[key] == pytest.approx(value, rel=within, abs=1e-6), (name, ours["step"], key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", list(TASKS))
+def test_bfloat16_trains_against_an_adversary(ray_session, data, tmp_path, task):
+    """Weights and gradients of the generator in bfloat16 on two ranks: near the float32 run, and both sides learn."""
+    seen = []
+    for precision in ("fp32", "bf16"):
+        chosen = settings(task, data, steps=5, workers={"precision": precision}, **smooth(task))
+        train(task, chosen, tmp_path / precision)
+        seen.append(exact(tmp_path / precision))
+    assert seen[1] != seen[0]
+    for ours, theirs in zip(seen[1], seen[0], strict=True):
+        assert set(ours) == set(theirs)
+        assert ours["skipped_steps"] == 0
+        for key in ("loss", "discriminator/loss"):
+            if key in theirs:
+                assert ours[key] == pytest.approx(theirs[key], rel=0.02), (ours["step"], key)
+    print(
+        task,
+        [(k, [(a[k], b[k]) for a, b in zip(*seen) if k in a]) for k in ("loss", "grad_norm", "discriminator/loss")],
+    )
+    trained = model.weights.load(tmp_path / "bf16" / "weights")
+    assert all(torch.isfinite(p).all() for p in trained.parameters())
 
 
 @pytest.mark.slow

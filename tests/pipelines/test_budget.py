@@ -98,6 +98,20 @@ def test_adapters_have_an_optimizer_and_frozen_weights_have_none() -> None:
     assert found.total <= found.available
 
 
+def test_ranks_that_share_samples_share_their_activations() -> None:
+    long = Bucket(frames=241, height=1088, width=1920)
+    tokens = long.video_tokens + long.audio_tokens
+    alone, shared = settings(tokens=tokens), settings(tokens=tokens, sequence_parallel=4, count=64)
+    cluster = Cluster(8, 8)
+    one, four = (budget(asked, [long], cluster) for asked in (alone, shared))
+    assert one.memory["activations"] == pytest.approx(4 * four.memory["activations"], rel=1e-6)
+    assert one.buckets[0].compute_s == four.buckets[0].compute_s
+    assert 4 * one.buckets[0].communication_s == four.buckets[0].communication_s
+    assert "--train.workers.sequence-parallel 4" in list(remedies(alone, [long], Cluster(1, 8)))
+    with pytest.raises(ValueError, match="64 GPUs are no multiple of train.workers.sequence_parallel 3"):
+        budget(settings(tokens=tokens, sequence_parallel=3, count=3), [long], cluster)
+
+
 def test_batches_that_do_not_divide_and_buckets_over_the_budget_are_refused() -> None:
     with pytest.raises(ValueError, match="micro_batches 64 does not divide among 24 GPUs; make it 72"):
         budget(settings(), [BUCKET], Cluster(3, 8))
@@ -105,6 +119,7 @@ def test_batches_that_do_not_divide_and_buckets_over_the_budget_are_refused() ->
         budget(settings(tokens=4000), [BUCKET], Cluster(8, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["ltx2-finetune", "ltx2-lora", "small"])
 def test_the_recipes_of_eight_gpus_fit_them(recipe: str) -> None:
     chosen = load_recipe(recipe)
