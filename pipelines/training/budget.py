@@ -112,9 +112,9 @@ class _Parameters:
 
 
 @lru_cache
-def _parameters(name: str, options: DiTSettings) -> _Parameters:
-    """Of the preset as task `dit` trains it, found by building it on shapes alone."""
-    task = DiTTask(TrainSettings(preset=name, dit=options))
+def _parameters(name: str, options: str) -> _Parameters:
+    """Of the preset as task `dit` trains it by these settings (JSON), found by building it on shapes alone."""
+    task = DiTTask(TrainSettings(preset=name, dit=DiTSettings.model_validate_json(options)))
     parts = model.build(name, device="meta", components=task.uses).parts
     trainee = task.build(parts)
     blocks = trainee.transformer.transformer_blocks
@@ -141,7 +141,7 @@ def budget(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster)
         ValueError: the recipe's micro-batches do not divide among the GPUs, or a bucket exceeds the token budget.
     """
     config, zero_stage = preset(settings.preset), DiTTask(settings).stage
-    parameters = _parameters(settings.preset, settings.dit)
+    parameters = _parameters(settings.preset, settings.dit.model_dump_json())
     trained, frozen = parameters.trained, parameters.frozen
     ranks = settings.workers.sequence_parallel
     replicas, apart = divmod(cluster.gpus, ranks)

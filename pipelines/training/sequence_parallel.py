@@ -11,7 +11,7 @@ sample's loss is spread over n, so each rank's part of it counts n times.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -59,9 +59,12 @@ class SequenceGroup:
     ) -> Tensor:
         assert mask is None, "a mask over a stream's tokens is not split"
         asking, asked = (_sizes(self._tokens[stream], self.size) for stream in (queries, keys))
-        q = _ToHeads.apply(q_bthd, asking, self.rank, self._group)
-        k, v = (_ToHeads.apply(x, asked, self.rank, self._group) for x in (k_bshd, v_bshd))
-        return _ToTokens.apply(attend(q, k, v), asking, self.rank, self._group)
+        q = self._traded(q_bthd, _to_heads, _to_tokens, asking)
+        k, v = (self._traded(x, _to_heads, _to_tokens, asked) for x in (k_bshd, v_bshd))
+        return self._traded(attend(q, k, v), _to_tokens, _to_heads, asking)
+
+    def _traded(self, x: Tensor, there: Callable[..., Tensor], back: Callable[..., Tensor], sizes: list[int]) -> Tensor:
+        return cast(Tensor, _Trade.apply(x, there, back, sizes, self.rank, self._group))
 
 
 def _sizes(tokens: int, parts: int) -> list[int]:
@@ -73,17 +76,17 @@ def _to_heads(x_bthd: Tensor, sizes: list[int], rank: int, group: Any) -> Tensor
     """(B, own tokens, H, d) → (B, all tokens, H/n, d)."""
     batch, _, heads, width = x_bthd.shape
     shapes = [(batch, size, heads // len(sizes), width) for size in sizes]
-    return torch.cat(_trade(x_bthd.chunk(len(sizes), dim=2), shapes, group), dim=1)
+    return torch.cat(_exchange(x_bthd.chunk(len(sizes), dim=2), shapes, group), dim=1)
 
 
 def _to_tokens(x_bthd: Tensor, sizes: list[int], rank: int, group: Any) -> Tensor:
     """(B, all tokens, H/n, d) → (B, own tokens, H, d)."""
     batch, _, heads, width = x_bthd.shape
     shapes = [(batch, sizes[rank], heads, width)] * len(sizes)
-    return torch.cat(_trade(x_bthd.split(sizes, dim=1), shapes, group), dim=2)
+    return torch.cat(_exchange(x_bthd.split(sizes, dim=1), shapes, group), dim=2)
 
 
-def _trade(parts: tuple[Tensor, ...], shapes: list[tuple[int, ...]], group: Any) -> list[Tensor]:
+def _exchange(parts: tuple[Tensor, ...], shapes: list[tuple[int, ...]], group: Any) -> list[Tensor]:
     """Part i to rank i of the group; what they send, of these shapes."""
     sent = torch.cat([part.reshape(-1) for part in parts])
     counts = [torch.Size(shape).numel() for shape in shapes]
@@ -92,23 +95,14 @@ def _trade(parts: tuple[Tensor, ...], shapes: list[tuple[int, ...]], group: Any)
     return [piece.view(shape) for piece, shape in zip(got.split(counts), shapes, strict=True)]
 
 
-class _ToHeads(torch.autograd.Function):
+class _Trade(torch.autograd.Function):
+    """`there`, whose gradient goes `back`: what is sent and what is received are the same values in another order."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *place: Any) -> Tensor:
-        ctx.place = place
-        return _to_heads(x, *place)
+    def forward(ctx: Any, x: Tensor, there: Callable[..., Tensor], back: Callable[..., Tensor], *place: Any) -> Tensor:
+        ctx.back, ctx.place = back, place
+        return there(x, *place)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _to_tokens(gradients[0], *ctx.place), None, None, None
-
-
-class _ToTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *place: Any) -> Tensor:
-        ctx.place = place
-        return _to_tokens(x, *place)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _to_heads(gradients[0], *ctx.place), None, None, None
+        return ctx.back(gradients[0], *ctx.place), *[None] * (2 + len(ctx.place))

@@ -133,10 +133,6 @@ def test_bfloat16_trains_against_an_adversary(ray_session, data, tmp_path, task)
         for key in ("loss", "discriminator/loss"):
             if key in theirs:
                 assert ours[key] == pytest.approx(theirs[key], rel=0.02), (ours["step"], key)
-    print(
-        task,
-        [(k, [(a[k], b[k]) for a, b in zip(*seen) if k in a]) for k in ("loss", "grad_norm", "discriminator/loss")],
-    )
     trained = model.weights.load(tmp_path / "bf16" / "weights")
     assert all(torch.isfinite(p).all() for p in trained.parameters())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 import model
 from model.modality import Modality, audio_positions, video_positions
@@ -43,7 +43,7 @@ def _forward(group: SequenceGroup | None) -> tuple[dict[str, torch.Tensor], dict
     transformer.set_activation_checkpointing(2)
     skip = torch.tensor([False, True])
     found = dict(zip(("video", "audio"), transformer(video, audio, skip), strict=True))
-    sum(x.square().sum() for x in found.values()).backward()
+    torch.stack([x.square().sum() for x in found.values()]).sum().backward()
     gradients = {name: p.grad for name, p in transformer.named_parameters() if p.grad is not None}
     return {name: x.detach() for name, x in found.items()}, gradients
 
@@ -60,7 +60,7 @@ def test_two_ranks_predict_and_learn_as_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_work, (port, str(tmp_path)), nprocs=2)
+    spawn(_work, (port, str(tmp_path)), nprocs=2)
     predictions, gradients = _forward(None)
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for name, whole in predictions.items():
