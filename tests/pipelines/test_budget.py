@@ -108,7 +108,7 @@ def test_ranks_that_share_samples_share_their_activations() -> None:
     assert one.buckets[0].compute_s == four.buckets[0].compute_s
     assert 4 * one.buckets[0].communication_s == four.buckets[0].communication_s
     assert "--train.workers.sequence-parallel 4" in list(remedies(alone, [long], Cluster(1, 8)))
-    with pytest.raises(ValueError, match="64 GPUs are no multiple of .*sequence_parallel 3"):
+    with pytest.raises(ValueError, match=r"64 GPUs are no multiple of .*sequence_parallel 3"):
         budget(settings(tokens=tokens, sequence_parallel=3, count=3), [long], cluster)
 
 

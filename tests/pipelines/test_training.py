@@ -141,20 +141,17 @@ def test_stages_of_zero_workers_and_recomputation_train_alike(uninterrupted, ray
             assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3), name
 
 
-class LayeredTrainee(DiTTrainee):
-    fetched_whole = ()
-
-
-class LayeredTask(DiTTask):
-    """ZeRO-3 gathers its parameters layer by layer."""
-
-    def build(self, parts: dict[str, nn.Module]) -> DiTTrainee:
-        return LayeredTrainee(parts, self)
-
-
 @pytest.mark.slow
 def test_blocks_gathered_whole_train_as_layer_by_layer(ray_session, data, conditioner, tmp_path, monkeypatch):
     """No parameter is small enough to stay whole on every rank, as it would be at this size."""
+
+    class Layered(DiTTrainee):
+        fetched_whole = ()
+
+    class LayeredTask(DiTTask):
+        def build(self, parts: dict[str, nn.Module]) -> DiTTrainee:
+            return Layered(parts, self)
+
     gathered = {"persistence_threshold": 0}
     others = {"whole": gathered, "recomputed": gathered | {"recompute": 1}, "small ones stay": {}}
     with monkeypatch.context() as patched:
