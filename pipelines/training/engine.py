@@ -92,7 +92,8 @@ def train(
         raise ValueError(f"train {task}: train.workers.sequence_parallel is for dit and text-projection; set it to 1")
     plan = batch_plan.plan(dataset.buckets, dataset.tokens, settings.batch, seed=settings.seed, world=workers.replicas)
     chosen.check(dataset, files)
-    _same_run(task, settings, output, plan.steps_per_epoch)
+    given = {name: open_parts(path, components=[name])[0].identity() for name, path in files.items()}
+    _same_run(task, settings, output, plan.steps_per_epoch, given)
 
     summary_path = output / "summary.json"
     if summary_path.exists():
@@ -104,7 +105,8 @@ def train(
 
     output.mkdir(parents=True, exist_ok=True)
     with storage.whole(output / "settings.yaml") as out:
-        out.write(yaml.safe_dump({"task": task, **settings.model_dump(mode="json")}, sort_keys=False).encode())
+        about = {"task": task, **settings.model_dump(mode="json"), "given": given}
+        out.write(yaml.safe_dump(about, sort_keys=False).encode())
     for reason, count in dataset.skipped.items():
         log.warning("train %s: %d clips are not used: %s", task, count, reason)
 
@@ -144,8 +146,8 @@ def _needs(task: str) -> str:
     return "an encoded set (kinotone encode)" if encoded else "a curated set (kinotone curate)"
 
 
-def _same_run(task: str, settings: TrainSettings, output: Path, steps_per_epoch: int) -> None:
-    """ValueError where `output` holds another run than the one asked for."""
+def _same_run(task: str, settings: TrainSettings, output: Path, steps_per_epoch: int, given: dict[str, str]) -> None:
+    """ValueError where `output` holds another run than the one asked for. given: component → identity of its file."""
     path = output / "settings.yaml"
     found = checkpoint.latest(output / "checkpoints")
     if found is None or not path.exists():
@@ -156,6 +158,12 @@ def _same_run(task: str, settings: TrainSettings, output: Path, steps_per_epoch:
         if key not in _MAY_CHANGE and held.get(key) != value:
             where = _difference(held.get(key), value, key)
             raise ValueError(f"{output} holds a run with another {where}; choose another output, or remove it")
+    # A checkpoint has no frozen weights: they are read from their file again.
+    for name, identity in held.get("given", given).items():
+        if given.get(name) != identity:
+            raise ValueError(
+                f"the {name} of train.init_from is not what {output} was begun with; give that, or another output"
+            )
     step, said = found
     if said["world"] != settings.workers.count:
         raise ValueError(

@@ -191,6 +191,12 @@ def test_a_run_leaves_an_adapter_beside_the_given_weights(ray_session, data, giv
     assert 16 * trained < held < 16 * trained + 2_000_000
     assert held < 4 * sum(value.numel() for value in before.values())
 
+    kept = (given / "transformer.safetensors").read_bytes()
+    weights.save(random_model(model.preset("tiny"), seed=6).transformer, given)
+    with pytest.raises(ValueError, match=r"the transformer of train\.init_from is not what .* was begun with"):
+        train("dit", settings(data, given, steps=8), output)
+    (given / "transformer.safetensors").write_bytes(kept)
+
 
 @pytest.mark.slow
 def test_stages_and_numbers_of_workers_train_alike_and_resume_to_the_bit(ray_session, data, given, tmp_path):
