@@ -63,16 +63,15 @@ def run_worker(config: dict[str, Job]) -> None:
 
     task = job.task(settings)
     dataset = task.dataset()
-    plan = batch_plan.plan(
-        dataset.buckets, dataset.tokens, settings.batch, seed=settings.seed, world=settings.workers.replicas
-    )
-    trainee = task.build(components(job, task, device))
+    replicas = settings.workers.replicas
+    plan = batch_plan.plan(dataset.buckets, dataset.tokens, settings.batch, seed=settings.seed, world=replicas)
+    trainee = task.build(components(job, task, replicas, device))
     run = _Run(job, task, dataset, plan, trainee, rank, world, device)
     run.train()
     run.finish()
 
 
-def components(job: Job, task: Task, device: torch.device) -> dict[str, nn.Module]:
+def components(job: Job, task: Task, replicas: int, device: torch.device) -> dict[str, nn.Module]:
     """The task's components: out of the files given, else freshly initialised under the run's seed.
 
     Those of a task made for ZeRO-3 are partitioned parameter by parameter as they are built and filled, so that no rank
@@ -90,15 +89,15 @@ def components(job: Job, task: Task, device: torch.device) -> dict[str, nn.Modul
         config = task.config(name, job.files)
         # Seeded by name, so that a part's start does not depend on which others are built.
         torch.manual_seed(job.settings.seed + sum(name.encode()))
-        with _partitioning(job.settings, device) if partitioned else nullcontext():
+        with _partitioning(job.settings, replicas, device) if partitioned else nullcontext():
             parts[name] = model.build_component(config)
         if given is not None:
             fill(parts[name], model.weights.stream(given, name))
     return parts
 
 
-def _partitioning(settings: TrainSettings, device: torch.device) -> AbstractContextManager[Any]:
-    config = deepspeed_config(settings, 3, settings.workers.precision, device)
+def _partitioning(settings: TrainSettings, replicas: int, device: torch.device) -> AbstractContextManager[Any]:
+    config = deepspeed_config(settings, 3, settings.workers.precision, replicas, device)
     return _import_deepspeed(device).zero.Init(config_dict_or_path=config)
 
 
@@ -117,7 +116,8 @@ class _Run:
         self.job, self.settings, self.task, self.dataset, self.plan = job, job.settings, task, dataset, plan
         self.rank, self.world, self.device = rank, world, device
         self.root = job.output / "checkpoints"
-        start = partial(start_engine, stage=task.stage, settings=self.settings, device=device)
+        replicas = self.settings.workers.replicas
+        start = partial(start_engine, stage=task.stage, settings=self.settings, replicas=replicas, device=device)
         self.engine = start(trainee, self.settings.optimizer, precision=self.settings.workers.precision)
         self.trainee: Trainee = self.engine.module
         torch.manual_seed(self.settings.seed)
@@ -251,6 +251,7 @@ def start_engine(
     stage: int,
     precision: str,
     settings: TrainSettings,
+    replicas: int,
     device: torch.device,
 ) -> Any:
     """A module under DeepSpeed, with AdamW."""
@@ -272,7 +273,7 @@ def start_engine(
             if isinstance(part, module.fetched_whole):
                 deepspeed.utils.set_z3_leaf_module(part, True)
                 part.register_forward_pre_hook(_require_gradients)
-    config = deepspeed_config(settings, stage, precision, device)
+    config = deepspeed_config(settings, stage, precision, replicas, device)
     engine, *_ = deepspeed.initialize(model=module.to(device), optimizer=optimizer, config=config)
     return engine
 
@@ -285,10 +286,12 @@ def _require_gradients(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             x.requires_grad_()
 
 
-def deepspeed_config(settings: TrainSettings, stage: int, precision: str, device: torch.device) -> dict[str, Any]:
+def deepspeed_config(
+    settings: TrainSettings, stage: int, precision: str, replicas: int, device: torch.device
+) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": settings.micro_batches_each,
+        "gradient_accumulation_steps": settings.batch.micro_batches // replicas,
         "gradient_clipping": settings.optimizer.clip_norm,
         "zero_optimization": {
             "stage": stage,
