@@ -7,6 +7,8 @@ Queries and keys are RMS-normed with a weight over the whole inner width before 
 FlashAttention-3 is used where it is installed, the device is an NVIDIA GPU, the type is 16-bit and there is no mask.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -50,6 +52,9 @@ class QKNorm(nn.RMSNorm):
 class Attention(nn.Module):
     """Attention of `query_dim` tokens over `context_dim` tokens (default: themselves).
 
+    Attributes:
+        attend: the kernel, called as `attend` is; another one may share the tokens among processes.
+
     Args:
         gated: per-head output gates 2·sigmoid(Linear(x)), 1 at initialisation (2.3).
         zero_out: start the output projection at zero, for a residual branch that no AdaLN gate closes.
@@ -70,6 +75,7 @@ class Attention(nn.Module):
         inner = heads * head_dim
         context_dim = context_dim or query_dim
         self.heads = heads
+        self.attend: Callable[..., Tensor] = attend
         self.q_norm = QKNorm(heads, head_dim, eps)
         self.k_norm = QKNorm(heads, head_dim, eps)
         self.to_q = Linear(query_dim, inner)
@@ -104,7 +110,7 @@ class Attention(nn.Module):
         else:
             q = self.q_norm(self.to_q(x_btd), rope)
             k = self.k_norm(self.to_k(source), rope if context_rope is None else context_rope)
-            out = attend(q, k, v, mask)
+            out = self.attend(q, k, v, mask)
             if isinstance(pass_value, Tensor):
                 out = torch.where(pass_value[:, None, None, None], v, out)
         if self.to_gate_logits is not None:

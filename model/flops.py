@@ -1,7 +1,8 @@
 """Floating-point operations of a forward of the transformer, per stream, equal to torch's `FlopCounterMode`.
 
 A multiply-add counts as two. Counted are matrix products and attention; norms, activations and RoPE are not.
-Backward is twice the forward: each product has two of the same size for its gradients.
+Backward is twice the forward: each product has two of the same size for its gradients. A product with a weight that is
+not trained has only the one for its input.
 """
 
 from dataclasses import dataclass
@@ -58,6 +59,21 @@ def transformer_flops(
     return StreamFlops(video, audio, batch * (c.num_layers * (a2v + v2a) + modulation))
 
 
+def training_flops(
+    config: TransformerConfig, video_tokens: int, audio_tokens: int, text_tokens: int, batch: int, trained: float = 1.0
+) -> float:
+    """FLOPs of one forward and backward, of which the gradients of the part `trained` of the weights."""
+    total = transformer_flops(config, video_tokens, audio_tokens, text_tokens, batch).total
+    video_scores = _scores(video_tokens, video_tokens + text_tokens, config.width)
+    audio_scores = _scores(audio_tokens, audio_tokens + text_tokens + 2 * video_tokens, config.audio_width)  # with A↔V
+    scores = batch * config.num_layers * (video_scores + audio_scores)
+    return 3 * total - (1 - trained) * (total - scores)
+
+
+def _scores(queries: int, keys: int, inner: int) -> int:
+    return 2 * (2 * queries * keys * inner)
+
+
 def _linear(rows: int, wide_in: int, wide_out: int) -> int:
     return 2 * rows * wide_in * wide_out
 
@@ -67,7 +83,7 @@ def _attention(
 ) -> int:
     gates = _linear(queries, query_dim, heads) if c.apply_gated_attention else 0
     projections = 2 * _linear(queries, query_dim, inner) + 2 * _linear(keys, context_dim, inner)
-    return projections + gates + 2 * (2 * queries * keys * inner)
+    return projections + gates + _scores(queries, keys, inner)
 
 
 def _adaln(rows: int, width: int, coefficient: int) -> int:

@@ -1,6 +1,7 @@
 """Weights on disk, in any of the three layouts, seen as parts: a configuration and where each of our tensors lies.
 
-kinotone   <dir>/{component}.safetensors, or one such file; the metadata hold `component` and `config`.
+kinotone   <dir>/{component}.safetensors, or one such file; the metadata hold `component` and `config`. An adapter
+           beside the transformer (`model.lora`) is merged into it.
 ltx        the published single file, whole or in shards; the upscaler's own file beside it.
 diffusers  <dir>/{transformer, connectors, vae, audio_vae, vocoder, latent_upsampler}/, or one such folder.
 
@@ -10,7 +11,7 @@ Opening reads headers alone. It is strict: every tensor that a part has must be 
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from model import diffusers_config, ltx_config
 from model.key_maps import COMPONENTS, DIFFUSERS_FOLDERS, diffusers_names, ltx_component, ltx_names, release_of
+from model.lora import Adapter, adapter_path
 from model.ltx2 import CONFIG_CLASSES, build_component
 from model.weight_files import Fingerprint, Header, Spec, read_header, read_tensors, shards_of, specs_of
 
@@ -39,12 +41,21 @@ class StoredPart:
     layout: Layout
     _places: dict[Path, dict[str, str]] = field(repr=False)  # file → {its key: our key}
     _fingerprint: str | None = None
+    adapter: Adapter | None = None  # merged into what is streamed
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
         """(our key, CPU tensor) one at a time, in the files' order."""
         for path, names in self._places.items():
             for key, tensor in read_tensors(path, names):
-                yield names[key], tensor
+                ours = names[key]
+                yield ours, tensor if self.adapter is None else self.adapter.merged(ours, tensor)
+
+    def identity(self) -> str:
+        """What tells it from other weights at no cost: its fingerprint where one is stored, else its files' sizes."""
+        if self._fingerprint is not None:
+            return self._fingerprint
+        files = [*self._places, *([self.adapter.path] if self.adapter else [])]
+        return ", ".join(f"{file.name} {file.stat().st_size}" for file in files)
 
     def fingerprint(self) -> str:
         """As stored; computed from the tensors where the file has none."""
@@ -153,7 +164,11 @@ def _open_kinotone(path: Path, wanted: set[str] | None) -> Iterator[StoredPart]:
             continue
         config = read_config(name, _json(header, "config", file), str(file))
         places = {file: {key: key for key in header.specs}}
-        yield _check(name, config, places, header.specs, "kinotone", header.metadata.get("fingerprint"))
+        part = _check(name, config, places, header.specs, "kinotone", header.metadata.get("fingerprint"))
+        if name == "transformer" and (beside := adapter_path(file)).is_file():
+            adapter = Adapter.open(beside, part.specs, part.fingerprint)
+            part = replace(part, adapter=adapter, _fingerprint=None)
+        yield part
 
 
 # ---- the published single file

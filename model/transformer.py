@@ -17,7 +17,7 @@ prediction is 0; all else is truncated normal (see `model/layers.py`).
 State-dict keys are those of the published checkpoints without the prefix `model.diffusion_model.`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -299,10 +299,26 @@ class DualStreamTransformer(nn.Module):
             raise ValueError(f"checkpoint every {every} blocks: choose 0 (none), 1 (all) or n (every n-th)")
         self.checkpoint_every = every
 
+    def set_attention(self, kernel: Callable[[str, str], Callable[..., Tensor]]) -> None:
+        """Another kernel for the attention between the streams' own tokens; text attention keeps its own.
+
+        Args:
+            kernel: called with the streams ("video", "audio") of queries and of keys; gives what is called as
+                `model.attention.attend`.
+        """
+        for block in cast(Iterable[DualStreamBlock], self.transformer_blocks):
+            block.attn1.attend = kernel("video", "video")
+            block.audio_attn1.attend = kernel("audio", "audio")
+            block.audio_to_video_attn.attend = kernel("video", "audio")
+            block.video_to_audio_attn.attend = kernel("audio", "video")
+
     def compile_blocks(self, **options: Any) -> None:
-        """torch.compile each block in place (one graph serves all); keys of the state dict stay."""
+        """torch.compile each block's forward in place (one graph serves all); keys of the state dict stay.
+
+        Hooks run outside of the graph: DeepSpeed's gather the block's parameters before it.
+        """
         for block in self.transformer_blocks:
-            block.compile(**options)
+            cast(Any, block).forward = torch.compile(block.forward, **options)
 
     def forward(
         self,

@@ -54,7 +54,29 @@ class WorkerSettings(Settings):
         description="transformer blocks run again in backward, to save memory: 0 none, 1 all, n every n-th",
         ge=0,
     )
+    sequence_parallel: int = Field(
+        default=1,
+        description="workers that share the tokens of each sample, for long clips (dit, text-projection)",
+        ge=1,
+    )
+    compile: bool = Field(default=False, description="torch.compile the transformer's blocks; minutes at the start")
+    persistence_threshold: int = Field(
+        default=100_000, description="ZeRO-3: parameters of at most so many values stay whole on every rank", ge=0
+    )
     max_failures: int = Field(default=0, description="times that lost workers are started again", ge=0)
+
+    @model_validator(mode="after")
+    def _groups_are_whole(self) -> Self:
+        if self.count % self.sequence_parallel:
+            raise ValueError(
+                f"count {self.count} is not a multiple of sequence_parallel {self.sequence_parallel}; make it one"
+            )
+        return self
+
+    @property
+    def replicas(self) -> int:
+        """Groups of workers that work on samples of their own."""
+        return self.count // self.sequence_parallel
 
 
 class ConditioningSettings(Settings):
@@ -106,10 +128,25 @@ class DiffusionSettings(Settings):
     sigma_bins: int = Field(default=4, description="equal bins of sigma over which the losses are logged", ge=1)
 
 
+class LoRASettings(Settings):
+    """Low-rank adapters (LoRA) on given weights that stay as they are."""
+
+    rank: int = Field(default=0, description="rank of the adapters; 0: none, the weights themselves are trained", ge=0)
+    alpha: int = Field(default=32, description="the adapters are scaled by alpha / rank", ge=1)
+    targets: tuple[str, ...] = Field(
+        default=("to_q", "to_k", "to_v", "to_out.0"),
+        description="linear layers that get one, by the end of their names, with wildcards, e.g. 'audio_ff.net.*'",
+        min_length=1,
+    )
+
+
 class DiTSettings(DiffusionSettings):
     """The transformer, on the text features that encode stored."""
 
-    train_connectors: bool = Field(default=True, description="train the text connectors with the transformer")
+    train_connectors: bool = Field(
+        default=True, description="train the text connectors with the transformer; not under lora"
+    )
+    lora: LoRASettings = LoRASettings()
 
 
 class TextProjectionSettings(DiffusionSettings):
@@ -268,3 +305,8 @@ class TrainSettings(Settings):
     audio_vae: AudioVAESettings = AudioVAESettings()
     vocoder: VocoderSettings = VocoderSettings()
     upscaler: UpscalerSettings = UpscalerSettings()
+
+    @property
+    def micro_batches_each(self) -> int:
+        """Micro-batches that a worker takes in a step."""
+        return self.batch.micro_batches // self.workers.replicas

@@ -60,6 +60,7 @@ class Discriminators(nn.Module):
 
     def _generator(self, real: Tensor, fake: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Mean]]:
         judged = self.judge(fake)
+        self.eval()  # a second judgement would estimate the spectral norms again
         adversarial = loss = self._generator_loss(judged)
         means = {"loss/adversarial": adversarial}
         if self.feature_matching:

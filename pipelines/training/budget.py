@@ -3,9 +3,11 @@
 Model states follow DeepSpeed's own estimate (ZeRO, arXiv 1910.02054 §3, with gradients accumulated in fp32): 18 bytes
 per trained parameter under bf16 (weights 2, gradients 4, fp32 weights 4, moments 8), divided by the ranks as the ZeRO
 stage divides them, and under ZeRO-3 the weights and gradients of the one block at work. Activations are traced on fake
-tensors (`model.activations`; those of the text connectors are not counted); operations are `model.flops`, three times
-the forward's; time is operations at a stated MFU, or the weights' traffic where that takes longer: ZeRO-3 gathers the
-weights twice and reduces the gradients once per micro-batch, 6 bytes per parameter.
+tensors (`model.activations`; those of the text connectors are not counted, and of frozen weights too many, for their
+inputs need not be saved); operations are `model.flops`, three times the forward's, less the gradients of what is
+frozen; time is operations at a stated MFU, or the weights' traffic where that takes longer: ZeRO-3 gathers the weights
+twice and reduces the gradients once per micro-batch, 6 bytes per trained parameter, 4 per frozen one. Ranks that share
+a sample's tokens share its activations; what they trade in attention is not in the traffic.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,9 +20,9 @@ from torch import nn
 import model
 from data_prep.buckets import Bucket
 from model.activations import transformer_activations
-from model.flops import transformer_flops
+from model.flops import training_flops
 from model.presets import preset
-from pipelines.settings import TrainSettings
+from pipelines.settings import DiTSettings, TrainSettings
 from pipelines.training.dit import DiTTask
 
 GIB = 2**30
@@ -84,44 +86,52 @@ class Budget:
         return sum(cost.step_s for cost in self.buckets) / len(self.buckets)
 
 
-def model_states(trained: int, largest: int, gpus: int, zero_stage: int, precision: str) -> dict[str, int]:
-    """Bytes per GPU of weights, gradients and optimizer of `trained` parameters, `largest` of them in one block."""
+def model_states(trained: int, at_work: int, gpus: int, zero_stage: int, precision: str) -> dict[str, int]:
+    """Bytes per GPU of weights, gradients and optimizer of `trained` parameters; `at_work` are the weights and the
+    gradients of one block together, which ZeRO-3 holds whole while the block runs."""
     weight = 2 if precision == "bf16" else 4
     whole = {"weights": weight, "gradients": 4, "fp32 weights": 4 if weight == 2 else 0, "moments": 8}
     divided = {1: ("fp32 weights", "moments"), 2: ("gradients", "fp32 weights", "moments"), 3: tuple(whole)}[zero_stage]
     found = {name: each * trained // (gpus if name in divided else 1) for name, each in whole.items() if each}
     if zero_stage == 3:
-        found["block at work"] = 2 * weight * largest
+        found["block at work"] = weight * at_work
     return found
 
 
 @dataclass(frozen=True)
 class _Parameters:
-    """Counts of a preset's parameters: W is the feature projection, `block` one block of the transformer."""
+    """Counts of parameters: `used`, those that a step runs, `block`, those of the largest block of the transformer."""
 
-    transformer: int
-    connectors: int
-    projection: int
+    trained: int
+    frozen: int
+    used: int
+    trained_share: float  # of the transformer
     blocks: int
     block: int
+    trained_block: int
 
 
 @lru_cache
-def _parameters(name: str) -> _Parameters:
-    parts = model.build(name, device="meta", components=["transformer", "text_conditioner"])
-    blocks = parts.transformer.transformer_blocks
-    projection = _count(parts.text_conditioner.text_embedding_projection)
+def _parameters(name: str, options: str) -> _Parameters:
+    """Of the preset as task `dit` trains it by these settings (JSON), found by building it on shapes alone."""
+    task = DiTTask(TrainSettings(preset=name, dit=DiTSettings.model_validate_json(options)))
+    parts = model.build(name, device="meta", components=task.uses).parts
+    trainee = task.build(parts)
+    blocks = trainee.transformer.transformer_blocks
+    whole, trained = _count(trainee), _count(trainee, trained=True)
     return _Parameters(
-        _count(parts.transformer),
-        _count(parts.text_conditioner) - projection,
-        projection,
+        trained,
+        whole - trained,
+        whole - _count(trainee.text_conditioner.text_embedding_projection),
+        trainee.trained_share,
         len(blocks),
         max(map(_count, blocks)),
+        max(_count(block, trained=True) for block in blocks),
     )
 
 
-def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def _count(module: nn.Module, trained: bool = False) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
 
 
 def budget(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster) -> Budget:
@@ -130,22 +140,27 @@ def budget(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster)
     Raises:
         ValueError: the recipe's micro-batches do not divide among the GPUs, or a bucket exceeds the token budget.
     """
-    config, parameters, zero_stage = preset(settings.preset), _parameters(settings.preset), DiTTask(settings).stage
-    learning = settings.dit.train_connectors
-    trained = parameters.transformer + parameters.connectors * learning
-    frozen = parameters.projection + parameters.connectors * (not learning)
-    per_gpu, rest = divmod(settings.batch.micro_batches, cluster.gpus)
-    if rest:
-        near = cluster.gpus * max(1, round(settings.batch.micro_batches / cluster.gpus))
+    config, zero_stage = preset(settings.preset), DiTTask(settings).stage
+    parameters = _parameters(settings.preset, settings.dit.model_dump_json())
+    trained, frozen = parameters.trained, parameters.frozen
+    ranks = settings.workers.sequence_parallel
+    replicas, apart = divmod(cluster.gpus, ranks)
+    if apart:
         raise ValueError(
-            f"train.batch.micro_batches {settings.batch.micro_batches} does not divide among {cluster.gpus} GPUs; "
-            f"make it {near}"
+            f"{cluster.gpus} GPUs are no multiple of train.workers.sequence_parallel {ranks}; make it a divisor"
+        )
+    per_gpu, rest = divmod(settings.batch.micro_batches, replicas)
+    if rest:
+        near = replicas * max(1, round(settings.batch.micro_batches / replicas))
+        among = f"{replicas} GPUs" if ranks == 1 else f"{replicas} groups of {ranks} GPUs"
+        raise ValueError(
+            f"train.batch.micro_batches {settings.batch.micro_batches} does not divide among {among}; make it {near}"
         )
     memory_gib, peak_tflops = GPUS[cluster.gpu]
     weight = 2 if settings.workers.precision == "bf16" else 4
     dtype = torch.bfloat16 if weight == 2 else torch.float32
     text = max(config.text_conditioner.context_tokens, config.text_conditioner.connector_num_learnable_registers)
-    traffic = 3 * weight * trained * per_gpu if cluster.gpus > 1 else 0
+    traffic = weight * (2 * parameters.used + trained) * per_gpu if cluster.gpus > 1 else 0
 
     def cost(bucket: Bucket) -> BucketCost:
         tokens = bucket.video_tokens + bucket.audio_tokens
@@ -158,20 +173,27 @@ def budget(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster)
         held = transformer_activations(
             config.transformer, bucket.latent_shape, bucket.audio_tokens, text, samples, dtype
         )
-        forward = transformer_flops(config.transformer, bucket.video_tokens, bucket.audio_tokens, text, samples).total
-        flops = 3.0 * forward * settings.batch.micro_batches
+        flops = settings.batch.micro_batches * training_flops(
+            config.transformer,
+            bucket.video_tokens,
+            bucket.audio_tokens,
+            text,
+            samples,
+            parameters.trained_share,
+        )
         return BucketCost(
             bucket,
             samples,
             samples * tokens,
-            held.peak(parameters.blocks, settings.workers.recompute),
+            -(-held.peak(parameters.blocks, settings.workers.recompute) // ranks),
             flops,
             flops / cluster.gpus / (peak_tflops * 1e12 * cluster.mfu),
             traffic / (cluster.bandwidth * 1e9),
         )
 
     costs = [cost(bucket) for bucket in buckets]
-    memory = model_states(trained, parameters.block, cluster.gpus, zero_stage, settings.workers.precision)
+    at_work = parameters.block + parameters.trained_block
+    memory = model_states(trained, at_work, cluster.gpus, zero_stage, settings.workers.precision)
     if settings.optimizer.ema_decay:
         memory["moving average"] = 4 * trained // cluster.gpus
     memory["frozen weights"] = weight * frozen // (cluster.gpus if zero_stage == 3 else 1)
@@ -191,6 +213,10 @@ def remedies(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluste
     largest = max(bucket.video_tokens + bucket.audio_tokens for bucket in buckets)
     if settings.batch.tokens // largest > 1 and _fits(_with(settings, "batch", tokens=largest), buckets, cluster):
         yield f"--train.batch.tokens {largest}"
+    for ranks in (n for n in (2, 4, 8) if settings.workers.sequence_parallel == 1 and cluster.gpus % n == 0):
+        if _fits(_with(settings, "workers", sequence_parallel=ranks), buckets, cluster):
+            yield f"--train.workers.sequence-parallel {ranks}"
+            break
     if DiTTask(settings).stage < 3 and _fits(_with(settings, "workers", zero_stage=3), buckets, cluster):
         yield "--train.workers.zero-stage 3"
     for factor in (2, 4, 8):

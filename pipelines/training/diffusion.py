@@ -10,6 +10,7 @@ A stream's own σ, which the other stream sees, is that of its noisiest token: 0
 
 from abc import abstractmethod
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,13 +20,14 @@ from torch import Tensor, nn
 from data_prep.buckets import parse_key
 from data_prep.loader import EncodedSamples, LatentBatch
 from model import build_component, weights
-from model.flops import transformer_flops
+from model.flops import training_flops
 from model.flow import TrainingSigma, add_noise, velocity_target
 from model.modality import Modality, audio_positions, patchify_audio, patchify_video, video_positions
 from model.text_conditioner import TextConditioner
-from model.transformer import DualStreamTransformer
+from model.transformer import DualStreamBlock, DualStreamTransformer
 from pipelines.settings import DiffusionSettings
 from pipelines.training.conditioning import draw_given
+from pipelines.training.sequence_parallel import SequenceGroup
 from pipelines.training.task import Dataset, Mean, Task, Trainee, generator, noise_like
 
 
@@ -50,6 +52,7 @@ class DiffusionTrainee(Trainee):
         context_tokens: text tokens that the transformer attended to in the last forward.
     """
 
+    fetched_whole = (DualStreamBlock,)
     context_tokens: int
 
     def __init__(self, parts: dict[str, nn.Module], task: "DiffusionTask") -> None:
@@ -59,7 +62,20 @@ class DiffusionTrainee(Trainee):
         self.text_conditioner = cast(TextConditioner, parts["text_conditioner"])
         self._options, self._seed = task.options, task.settings.seed
         self._sigma = TrainingSigma(coupling=task.options.sigma)
-        freeze(self, task.frozen)
+        task.mark_trained(self)
+        ranks = task.settings.workers.sequence_parallel
+        self._shared = SequenceGroup(ranks) if ranks > 1 else None
+        if self._shared is not None:
+            self.transformer.set_attention(self._shared.attention)
+        if task.settings.workers.compile:
+            self.transformer.compile_blocks()
+
+    @cached_property
+    def trained_share(self) -> float:
+        """Part of the transformer's parameters that is trained."""
+        # A partitioned parameter says how many values it has as a whole.
+        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in self.transformer.parameters()]
+        return sum(size for size, trained in sizes if trained) / sum(size for size, _ in sizes)
 
     @abstractmethod
     def text(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,13 +114,15 @@ class DiffusionTrainee(Trainee):
                 context=context[name],
                 context_mask=context_mask,
             )
+        if self._shared is not None:
+            streams = {name: self._shared.part(name, stream) for name, stream in streams.items()}
         predicted: dict[str, Tensor] = {}
         predicted["video"], predicted["audio"] = self.transformer(streams["video"], streams["audio"], skip_cross_modal)
         real = (batch.weights > 0).float()
         loss = torch.zeros((), device=device)
         means: dict[str, Mean] = {}
         for name, weight in (("video", o.video_weight), ("audio", o.audio_weight)):
-            error = token_error(predicted[name], velocity_target(x0[name], noise[name]), given.get(name))
+            error = self._error(predicted[name], velocity_target(x0[name], noise[name]), given.get(name))
             loss = loss + weight * (batch.weights * error).mean()
             # A stream that is given whole has no loss to be logged.
             counted = real * (~given[name]).any(1) if name in given else real
@@ -118,6 +136,15 @@ class DiffusionTrainee(Trainee):
         video, audio = means["loss/video"], means["loss/audio"]
         means["loss"] = (o.video_weight * video[0] + o.audio_weight * audio[0], real.sum())
         return loss, means
+
+    def _error(self, predicted: Tensor, target: Tensor, given: Tensor | None) -> Tensor:
+        """(B,): `token_error`, or this rank's part of it, so many times as ranks share a sample."""
+        if self._shared is None:
+            return token_error(predicted, target, given)
+        if given is None:
+            given = torch.zeros(target.shape[:2], dtype=torch.bool, device=target.device)
+        own, part = self._shared.own(target), self._shared.own(given)
+        return self._shared.size * token_error(predicted, own, part, made=(~given).sum(1))
 
     def _draw(
         self, batch: LatentBatch, step: int, video_tokens: int, audio_tokens: int
@@ -151,17 +178,18 @@ class DiffusionTrainee(Trainee):
         return found
 
 
-def token_error(predicted: Tensor, target: Tensor, given: Tensor | None) -> Tensor:
+def token_error(predicted: Tensor, target: Tensor, given: Tensor | None, made: Tensor | None = None) -> Tensor:
     """(B,): mean squared error of (B, T, C) over the tokens that are not given; 0 where all are.
 
     Args:
         given: bool (B, T), or None for no token.
+        made: (B,), how many tokens of each sample are not given, where the T here are not all.
     """
     squared = (predicted.float() - target.float()).square()
     if given is None:
         return squared.mean((1, 2))
-    made = squared.mean(2).masked_fill(given, 0.0)
-    return made.sum(1) / (~given).sum(1).clamp(min=1)
+    total = squared.mean(2).masked_fill(given, 0.0).sum(1)
+    return total / ((~given).sum(1) if made is None else made).clamp(min=1)
 
 
 def freeze(module: nn.Module, patterns: tuple[str, ...]) -> None:
@@ -190,6 +218,7 @@ class DiffusionTask(Task):
     """
 
     zero_stage = 3
+    shares_samples = True
     uses = ("transformer", "text_conditioner")
     options: DiffusionSettings
     frozen: tuple[str, ...]
@@ -203,6 +232,12 @@ class DiffusionTask(Task):
                 f"the latents of {self.settings.input} have {channels} channels, the transformer takes "
                 f"{transformer.in_channels}; encode with the video VAE of preset {self.settings.preset}"
             )
+        ranks = self.settings.workers.sequence_parallel
+        for heads in (transformer.num_attention_heads, transformer.audio_num_attention_heads):
+            if heads % ranks:
+                raise ValueError(
+                    f"train.workers.sequence_parallel {ranks} does not divide {heads} attention heads; choose a divisor"
+                )
         for component in ("video_vae", "audio_vae"):
             known = about.get(component)
             if known and component in files and weights.fingerprint(files[component], component) != known:
@@ -210,14 +245,21 @@ class DiffusionTask(Task):
                     f"the latents of {self.settings.input} were made by another {component} than {files[component]}; "
                     f"encode again with these weights, or give those that encode used"
                 )
-        if self.options.frozen:
-            # On shapes alone: the mistake is found before a worker builds anything.
-            parts = {name: build_component(self.config(name, files), device="meta") for name in self.uses}
-            freeze(nn.ModuleDict(parts), self.frozen)
+        # On shapes alone: a mistake is found before a worker builds anything.
+        parts = {name: build_component(self.config(name, files), device="meta") for name in self.uses}
+        self.mark_trained(nn.ModuleDict(parts))
+
+    def mark_trained(self, module: nn.Module) -> None:
+        """Leave gradients to what is trained of a module that has the parts by their names.
+
+        Raises:
+            ValueError: a pattern of the settings fits nothing.
+        """
+        freeze(module, self.frozen)
 
     def flops(self, trainee: Trainee, batch: LatentBatch) -> float:
         """Of the transformer; the connectors' few are not counted."""
         own = cast(DiffusionTrainee, trainee)
         size, _, f, h, w = batch.video_latent.shape
         config, audio = own.transformer.config, batch.audio_latent.shape[2]
-        return 3 * transformer_flops(config, f * h * w, audio, own.context_tokens, size).total
+        return training_flops(config, f * h * w, audio, own.context_tokens, size, own.trained_share)

@@ -1,6 +1,7 @@
 """Task `dit`: the transformer under the diffusion loss, on the text features that encode stored.
 
 The text connectors train with the transformer; the feature projection W does not, for its features are what is stored.
+With `lora.rank` the given weights stay as they are, connectors too, and low-rank adapters on the transformer train.
 """
 
 from pathlib import Path
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from data_prep.batch_plan import MicroBatch
 from data_prep.loader import EncodedBatch
 from model import weights
+from model.lora import adapter_path
 from model.presets import preset
 from pipelines.settings import TrainSettings
 from pipelines.training.diffusion import DiffusionTask, DiffusionTrainee, LatentDataset
+from pipelines.training.lora import add_adapters, save_adapters
 from pipelines.training.task import Dataset
 
 
@@ -29,8 +32,18 @@ class EncodedDataset(LatentDataset):
 
 
 class DiTTrainee(DiffusionTrainee):
+    def __init__(self, parts: dict[str, nn.Module], task: "DiTTask") -> None:
+        super().__init__(parts, task)
+        self._lora = task.settings.dit.lora
+
     def components(self) -> dict[str, nn.Module]:
         return {"transformer": self.transformer, "text_conditioner": self.text_conditioner}
+
+    def save(self, folder: Path, rank: int, files: dict[str, Path]) -> None:
+        if not self._lora.rank:
+            return super().save(folder, rank, files)
+        base = weights.fingerprint(files["transformer"], "transformer") if rank == 0 else ""
+        save_adapters(self.transformer, self._lora, adapter_path(folder / "transformer.safetensors"), rank, base)
 
     def text(self, batch: EncodedBatch) -> tuple[Tensor, Tensor, Tensor]:
         return batch.video_features, batch.audio_features, batch.text_mask
@@ -52,7 +65,21 @@ class DiTTask(DiffusionTask):
     def build(self, parts: dict[str, nn.Module]) -> DiTTrainee:
         return DiTTrainee(parts, self)
 
+    def mark_trained(self, module: nn.Module) -> None:
+        lora = self.settings.dit.lora
+        if not lora.rank:
+            return super().mark_trained(module)
+        module.requires_grad_(False)
+        add_adapters(module.get_submodule("transformer"), lora, self.settings.seed)
+
     def check(self, dataset: Dataset, files: dict[str, Path]) -> None:
+        if self.settings.dit.lora.rank:
+            if "transformer" not in files:
+                raise ValueError("train dit: lora is for given weights, and init_from gives no transformer; name one")
+            if self.settings.dit.frozen:
+                raise ValueError(
+                    "train dit: under lora all given weights are frozen; remove dit.frozen, or narrow dit.lora.targets"
+                )
         super().check(dataset, files)
         if "text_conditioner" not in files:
             raise ValueError(

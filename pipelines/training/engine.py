@@ -23,6 +23,7 @@ import yaml
 
 from data_prep import batch_plan, storage
 from model import COMPONENTS
+from model.lora import adapter_path
 from model.stored import open_parts
 from pipelines.cluster import ray_running
 from pipelines.model_folder import model_folder
@@ -88,9 +89,12 @@ def train(
     files = given_parts(settings.init_from)
     dataset = chosen.dataset()
     workers = settings.workers
-    plan = batch_plan.plan(dataset.buckets, dataset.tokens, settings.batch, seed=settings.seed, world=workers.count)
+    if workers.sequence_parallel > 1 and not chosen.shares_samples:
+        raise ValueError(f"train {task}: train.workers.sequence_parallel is for dit and text-projection; set it to 1")
+    plan = batch_plan.plan(dataset.buckets, dataset.tokens, settings.batch, seed=settings.seed, world=workers.replicas)
     chosen.check(dataset, files)
-    _same_run(task, settings, output, plan.steps_per_epoch)
+    given = {name: open_parts(path, components=[name])[0].identity() for name, path in files.items()}
+    _same_run(task, settings, output, plan.steps_per_epoch, given)
 
     summary_path = output / "summary.json"
     if summary_path.exists():
@@ -102,7 +106,8 @@ def train(
 
     output.mkdir(parents=True, exist_ok=True)
     with storage.whole(output / "settings.yaml") as out:
-        out.write(yaml.safe_dump({"task": task, **settings.model_dump(mode="json")}, sort_keys=False).encode())
+        about = {"task": task, **settings.model_dump(mode="json"), "given": given}
+        out.write(yaml.safe_dump(about, sort_keys=False).encode())
     for reason, count in dataset.skipped.items():
         log.warning("train %s: %d clips are not used: %s", task, count, reason)
 
@@ -142,8 +147,8 @@ def _needs(task: str) -> str:
     return "an encoded set (kinotone encode)" if encoded else "a curated set (kinotone curate)"
 
 
-def _same_run(task: str, settings: TrainSettings, output: Path, steps_per_epoch: int) -> None:
-    """ValueError where `output` holds another run than the one asked for."""
+def _same_run(task: str, settings: TrainSettings, output: Path, steps_per_epoch: int, given: dict[str, str]) -> None:
+    """ValueError where `output` holds another run than the one asked for. given: component → identity of its file."""
     path = output / "settings.yaml"
     found = checkpoint.latest(output / "checkpoints")
     if found is None or not path.exists():
@@ -156,6 +161,12 @@ def _same_run(task: str, settings: TrainSettings, output: Path, steps_per_epoch:
         if key not in _MAY_CHANGE and held.get(key) != value:
             where = _difference(held.get(key), value, key)
             raise ValueError(f"{output} holds a run with another {where}; choose another output, or remove it")
+    # A checkpoint has no frozen weights: they are read from their file again.
+    for name, identity in held.get("given", given).items():
+        if given.get(name) != identity:
+            raise ValueError(
+                f"the {name} of train.init_from is not what {output} was begun with; give that, or another output"
+            )
     step, said = found
     if said["steps_per_epoch"] != steps_per_epoch:
         raise ValueError(
@@ -329,7 +340,7 @@ def _copy_given(files: dict[str, Path], folder: Path) -> None:
         target = folder / f"{name}.safetensors"
         if target.exists():
             continue
-        if path.name == target.name:
+        if path.name == target.name and not adapter_path(path).is_file():
             with storage.whole(target) as out, path.open("rb") as source:
                 shutil.copyfileobj(source, out)
         else:

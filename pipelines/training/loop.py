@@ -30,7 +30,7 @@ from pipelines.settings import OptimizerSettings, TrainSettings
 from pipelines.training import checkpoint, universal
 from pipelines.training.adversary import Adversary, own_optimizer
 from pipelines.training.ema import MovingAverage
-from pipelines.training.partitions import fill, local_partitions, set_weights, spans, specs, stream_state
+from pipelines.training.partitions import fill, local_partitions, set_weights, spans
 from pipelines.training.schedule import learning_rate
 from pipelines.training.task import Dataset, Mean, Task, Trainee
 
@@ -57,18 +57,21 @@ def run_worker(config: dict[str, Job]) -> None:
     settings = job.settings
     torch.set_num_threads(settings.workers.cpus)
     device = torch.device("cuda", torch.cuda.current_device()) if settings.workers.gpu else torch.device("cpu")
+    if settings.workers.compile:
+        os.environ["TORCHDYNAMO_DISABLE"] = "0"
     torch.manual_seed(settings.seed)
 
     task = job.task(settings)
     dataset = task.dataset()
-    plan = batch_plan.plan(dataset.buckets, dataset.tokens, settings.batch, seed=settings.seed, world=world)
-    trainee = task.build(components(job, task, world, device))
+    replicas = settings.workers.replicas
+    plan = batch_plan.plan(dataset.buckets, dataset.tokens, settings.batch, seed=settings.seed, world=replicas)
+    trainee = task.build(components(job, task, replicas, device))
     run = _Run(job, task, dataset, plan, trainee, rank, world, device)
     run.train()
     run.finish()
 
 
-def components(job: Job, task: Task, world: int, device: torch.device) -> dict[str, nn.Module]:
+def components(job: Job, task: Task, replicas: int, device: torch.device) -> dict[str, nn.Module]:
     """The task's components: out of the files given, else freshly initialised under the run's seed.
 
     Those of a task made for ZeRO-3 are partitioned parameter by parameter as they are built and filled, so that no rank
@@ -86,15 +89,15 @@ def components(job: Job, task: Task, world: int, device: torch.device) -> dict[s
         config = task.config(name, job.files)
         # Seeded by name, so that a part's start does not depend on which others are built.
         torch.manual_seed(job.settings.seed + sum(name.encode()))
-        with _partitioning(job.settings, world, device) if partitioned else nullcontext():
+        with _partitioning(job.settings, replicas, device) if partitioned else nullcontext():
             parts[name] = model.build_component(config)
         if given is not None:
             fill(parts[name], model.weights.stream(given, name))
     return parts
 
 
-def _partitioning(settings: TrainSettings, world: int, device: torch.device) -> AbstractContextManager[Any]:
-    config = deepspeed_config(settings, 3, settings.workers.precision, world, device)
+def _partitioning(settings: TrainSettings, replicas: int, device: torch.device) -> AbstractContextManager[Any]:
+    config = deepspeed_config(settings, 3, settings.workers.precision, replicas, device)
     return _import_deepspeed(device).zero.Init(config_dict_or_path=config)
 
 
@@ -121,7 +124,7 @@ class _Run:
             start_engine,
             stage=task.stage,
             settings=self.settings,
-            world=world,
+            replicas=self.settings.workers.replicas,
             device=device,
             load_universal=written_by != world,
         )
@@ -175,7 +178,7 @@ class _Run:
     def train(self) -> None:
         steps, every = self.settings.steps, self.settings.log_every
         log = _Log(self.job.output / METRICS, self.start) if self.rank == 0 else None
-        accumulation = self.settings.batch.micro_batches // self.world
+        accumulation = self.settings.micro_batches_each
         samples = tokens = 0
         flops = saving_s = waited_before = 0.0
         since = time.perf_counter()
@@ -192,7 +195,7 @@ class _Run:
                     loss, means = self.engine(batch, step, *opposed)
                     self.engine.backward(loss)
                     self.means.add(means)
-                    flops += self.task.flops(self.trainee, batch) * self.world
+                    flops += self.task.flops(self.trainee, batch) * self.settings.workers.replicas
                     self.engine.step()
                     if adversary is not None:
                         self.means.add(adversary.learn())
@@ -238,8 +241,9 @@ class _Run:
 
     def _micro_batch(self, number: int) -> Any:
         """This rank's `number`-th micro-batch of the run."""
-        step, index = divmod(number, self.settings.batch.micro_batches // self.world)
-        batch = self.dataset.batch(self.plan.step(step).ranks[self.rank][index], step)
+        step, index = divmod(number, self.settings.micro_batches_each)
+        replica = self.rank // self.settings.workers.sequence_parallel
+        batch = self.dataset.batch(self.plan.step(step).ranks[replica][index], step)
         if self.device.type == "cuda":
             batch = batch.pin_memory()
         return batch
@@ -257,21 +261,8 @@ class _Run:
         self.engine.eval()
         with torch.no_grad():
             self.task.finish(self.trainee, self.dataset, self.rank, self.world)
-            self._export()
-
-    def _export(self) -> None:
-        """Rank 0 writes each parameter as it is gathered; no rank holds more than one whole at a time."""
-        from model import weights
-
-        for name, part in self.trainee.components().items():
-            tensors = stream_state(part)
-            if self.rank == 0:
-                stored = weights.Part(name, part.config, specs(part), lambda tensors=tensors: tensors)
-                weights.save_parts([stored], self.job.output / "weights")
-            else:
-                for _ in tensors:
-                    pass
-        dist.barrier()
+            self.trainee.save(self.job.output / "weights", self.rank, self.job.files)
+            dist.barrier()
 
 
 def start_engine(
@@ -281,7 +272,7 @@ def start_engine(
     stage: int,
     precision: str,
     settings: TrainSettings,
-    world: int,
+    replicas: int,
     device: torch.device,
     load_universal: bool,
 ) -> Any:
@@ -299,20 +290,37 @@ def start_engine(
         eps=options.eps,
         fused=True,
     )
-    config = deepspeed_config(settings, stage, precision, world, device)
+    if stage == 3 and isinstance(module, Trainee):
+        for part in module.modules():
+            if isinstance(part, module.fetched_whole):
+                deepspeed.utils.set_z3_leaf_module(part, True)
+                part.register_forward_pre_hook(_require_gradients)
+    config = deepspeed_config(settings, stage, precision, replicas, device)
     config["checkpoint"] = {"load_universal": load_universal}
     engine, *_ = deepspeed.initialize(model=module.to(device), optimizer=optimizer, config=config)
     return engine
 
 
+def _require_gradients(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """DeepSpeed takes the gradients of a module that is gathered whole when those of its inputs are there. Where
+    nothing before the module is trained (adapters, frozen parts), these must be asked for, or it takes none."""
+    for x in inputs:
+        if isinstance(x, Tensor) and x.is_floating_point() and torch.is_grad_enabled():
+            x.requires_grad_()
+
+
 def deepspeed_config(
-    settings: TrainSettings, stage: int, precision: str, world: int, device: torch.device
+    settings: TrainSettings, stage: int, precision: str, replicas: int, device: torch.device
 ) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": settings.batch.micro_batches // world,
+        "gradient_accumulation_steps": settings.batch.micro_batches // replicas,
         "gradient_clipping": settings.optimizer.clip_norm,
-        "zero_optimization": {"stage": stage, "overlap_comm": device.type == "cuda"},
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": device.type == "cuda",
+            "stage3_param_persistence_threshold": settings.workers.persistence_threshold,
+        },
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": precision == "bf16"},
         "steps_per_print": sys.maxsize,

@@ -6,7 +6,7 @@ all of it or none. The moving average follows the same parts, so that it
 costs no communication and is sharded as the weights are.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -84,10 +84,13 @@ def fill(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
             own[name].copy_(tensor)
 
 
-def stream_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Name → value of every parameter and saved buffer, one whole at a time; every rank must run through it."""
-    kept = set(module.state_dict(keep_vars=True))
+def stream_state(module: nn.Module, names: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Name → value of every parameter and saved buffer, or of those of `names`, one whole at a time; every rank must
+    run through it."""
+    kept = {name for name in module.state_dict(keep_vars=True) if names is None or name in names}
     for name, parameter in module.named_parameters():
+        if name not in kept:
+            continue
         with _gathered(parameter, writing=False):
             yield name, parameter.detach()
     for name, buffer in module.named_buffers():

@@ -8,7 +8,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pyarrow as pa
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from data_prep.batch_plan import MicroBatch
 from model import preset, weights
 from pipelines.settings import TrainSettings
+from pipelines.training.partitions import specs, stream_state
 
 if TYPE_CHECKING:
     from pipelines.training.adversary import Discriminators
@@ -44,7 +45,13 @@ class Dataset(ABC):
 
 
 class Trainee(nn.Module, ABC):
-    """The module that DeepSpeed wraps: forward gives the loss, so that every parameter is used inside it."""
+    """The module that DeepSpeed wraps: forward gives the loss, so that every parameter is used inside it.
+
+    Attributes:
+        fetched_whole: classes of modules whose parameters ZeRO-3 gathers all together, not layer by layer.
+    """
+
+    fetched_whole: ClassVar[tuple[type[nn.Module], ...]] = ()
 
     @abstractmethod
     def forward(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Mean]]:
@@ -58,6 +65,22 @@ class Trainee(nn.Module, ABC):
     def components(self) -> dict[str, nn.Module]:
         """The model's components that are trained, by their names in a model folder."""
 
+    def save(self, folder: Path, rank: int, files: dict[str, Path]) -> None:
+        """Write what was trained to a model folder; every rank calls it. Rank 0 writes each parameter as it is
+        gathered, so that no rank holds more than one whole.
+
+        Args:
+            files: component → the file that it started from.
+        """
+        for name, part in self.components().items():
+            tensors = stream_state(part)
+            if rank == 0:
+                stored = weights.Part(name, cast(Any, part.config), specs(part), lambda tensors=tensors: tensors)
+                weights.save_parts([stored], folder)
+            else:
+                for _ in tensors:
+                    pass
+
 
 class Task(ABC):
     """One kind of training run.
@@ -65,11 +88,13 @@ class Task(ABC):
     Attributes:
         name: as it is typed.
         zero_stage: DeepSpeed ZeRO stage unless the settings say otherwise.
+        shares_samples: whether several workers can work on one sample (`workers.sequence_parallel`).
         uses: components that the task needs; what no model folder gives starts from random weights.
     """
 
     name: ClassVar[str]
     zero_stage: ClassVar[int] = 1
+    shares_samples: ClassVar[bool] = False
     uses: tuple[str, ...]
 
     def __init__(self, settings: TrainSettings) -> None:

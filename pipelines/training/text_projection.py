@@ -93,9 +93,9 @@ class TextProjectionTask(DiffusionTask):
             )
 
     def flops(self, trainee: Trainee, batch: CaptionedBatch) -> float:
-        """Also of the text encoder, forward, and of W, forward and for its gradient; a frozen transformer has none."""
+        """Also of the text encoder, forward, and of W, forward and for its gradient."""
         own = cast(TextProjectionTrainee, trainee)
-        transformer = super().flops(trainee, batch) * (1 if self.options.train_transformer else 2 / 3)
+        transformer = super().flops(trainee, batch)
         encoder = own.encoder.on(batch.weights.device).model
         layers = sum(p.numel() for name, p in encoder.named_parameters() if "embed_tokens" not in name)
         config = own.text_conditioner.config

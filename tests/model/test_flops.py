@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import layers
-from model.flops import transformer_flops
+from model.flops import training_flops, transformer_flops
 from model.modality import Modality, audio_positions, video_positions
 from model.transformer import DualStreamTransformer, TransformerConfig
 from tests.model.test_transformer import TINY
@@ -69,3 +69,20 @@ def test_published_size_on_the_meta_device() -> None:
         model = DualStreamTransformer(config)
     video, audio = inputs(config, 1, (16, 16, 24), 126, 1024, False, "meta")
     assert counted(model, video, audio) == transformer_flops(config, 6144, 126, 1024).total
+
+
+@pytest.mark.parametrize("trained", [0.0, 1.0])
+def test_backward_counts_the_gradients_that_are_computed(trained: float) -> None:
+    """Every input has a gradient; but for AdaLN's few, whose timesteps have none."""
+    config = next(iter(TINY.values()))
+    model = DualStreamTransformer(config).requires_grad_(bool(trained))
+    video, audio = inputs(config, 2, (4, 8, 8), 40, 16, False, "cpu")
+    for modality in (video, audio):
+        modality.latent.requires_grad_()
+        modality.context.requires_grad_()
+    math: Any = torch.nn.attention.SDPBackend.MATH
+    with torch.nn.attention.sdpa_kernel(math), FlopCounterMode(display=False) as counter:
+        out = model(video, audio)
+        torch.stack([x.sum() for x in out]).sum().backward()
+    expected = training_flops(config, 256, 40, 16, 2, trained)
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.01)

@@ -219,6 +219,18 @@ def test_spectral_norms_do_not_depend_on_the_micro_batches_of_a_rank(video):
         assert torch.equal(value, seen[1][name]), name
 
 
+def test_the_same_sound_is_judged_alike_in_every_micro_batch_of_a_step():
+    """Feature matching judges twice; were the norms estimated twice, the first micro-batch of each rank alone would be
+    judged by the worse ones, and more ranks would have more of them."""
+    torch.manual_seed(0)
+    against = adversary(VocoderTask(settings(vocoder={"adversary": AGAINST})).discriminators())
+    real, fake = torch.randn(2, 1, 2, 2048).unbind(0)
+    against.begin(2)
+    first, second = (against.judge(real, fake, torch.ones(1)) for _ in range(2))
+    assert torch.equal(first.value, second.value)
+    assert torch.equal(first.gradient, second.gradient)
+
+
 def test_the_judge_has_the_layers_under_spectral_norm_that_the_test_above_means(video):
     discriminators = video[0].discriminators()
     assert discriminators is not None

@@ -1,0 +1,70 @@
+"""Low-rank adapters on a transformer that stays as it is (LoRA, arXiv 2106.09685), by `peft`.
+
+An adapter's A starts at random and its B at zero, so that training starts from the given weights' own loss. What the
+adapters lie on, and nothing else, is frozen; the file that they are exported to is `model.lora`'s.
+"""
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from model.lora import save_adapter
+from model.weight_files import Spec
+from pipelines.settings import LoRASettings
+from pipelines.training.partitions import specs, stream_state
+
+_NAME = "default"  # peft's for the one adapter of a module
+
+
+def add_adapters(module: nn.Module, options: LoRASettings, seed: int) -> None:
+    """Put adapters on the linear layers that fit `options.targets`, in place; all other parameters are frozen.
+
+    Raises:
+        ValueError: a pattern fits no linear layer.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    linear = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    chosen: set[str] = set()
+    for pattern in options.targets:
+        fitting = [name for name in linear if fnmatchcase(f".{name}", f"*.{pattern}")]
+        if not fitting:
+            raise ValueError(f"dit.lora.targets {pattern!r} fits no linear layer; names are such as {linear[-1]}")
+        chosen.update(fitting)
+    config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=sorted(chosen), lora_dropout=0.0)
+    dtype = next(module.parameters()).dtype
+    torch.manual_seed(seed)
+    inject_adapter_in_model(config, module, adapter_name=_NAME)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(f".{_NAME}." in name)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)  # DeepSpeed takes modules of one type
+
+
+def save_adapters(module: nn.Module, options: LoRASettings, path: Path, rank: int, base: str) -> None:
+    """Write the adapters, gathered one at a time; every rank calls it, rank 0 writes.
+
+    Args:
+        base: fingerprint of the weights that they lie on.
+    """
+    trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    scale = options.alpha / options.rank
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name, value in stream_state(module, set(trained)):
+            yield _published(name), value * scale if ".lora_B." in name else value
+
+    if rank == 0:
+        kinds = specs(module)
+        announced: dict[str, Spec] = {_published(name): kinds[name] for name in trained}
+        save_adapter(path, announced, tensors(), base)
+    else:
+        for _ in tensors():
+            pass
+
+
+def _published(name: str) -> str:
+    return name.replace(f".{_NAME}.", ".")
