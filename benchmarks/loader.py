@@ -1,12 +1,12 @@
 """How fast do shuffled batches leave our loader, beside webdataset's own, on the same shards and cores?
 
-`python -m benchmarks.loader [--shape ltx2|tiny] [--samples N] [--store disk|s3]`
+`python -m benchmarks.loader [--shape ltx2|tiny] [--samples N]`
 
 A set as `encode` leaves it is written from random numbers: `ltx2` has the sizes of LTX-2's latents of 121 frames at
 768 × 512 (128 channels) with 60 to 400 caption tokens of width 3840, `tiny` those of recipe tiny; two buckets, 32
 samples a shard. Both sides give the same thing: bfloat16 latents of one bucket, stacked, and text features padded to a
 multiple of the registers (the first batches are compared with each other, tensor by tensor). webdataset's side is
-`WebDataset(shards).shuffle(1000)`, safetensors' own reader, grouping by bucket.
+`WebDataset(shards).shuffle(256)` (`tiny`: 1000), safetensors' own reader, grouping by bucket.
 
 They take turns, each with torch on one thread: once in the calling thread, once with one worker beside it (ours: its
 thread; webdataset: a `WebLoader` process). Printed are medians of samples per second and their ratio. The shards are in
@@ -55,6 +55,7 @@ class Shape:
     words: tuple[int, int]  # fewest and most caption tokens
     batch: int
     samples: int
+    buffer: int  # of webdataset's shuffle, samples
     registers: int = 128
 
 
@@ -66,8 +67,9 @@ SHAPES = {
         words=(60, 400),
         batch=2,
         samples=384,
+        buffer=256,
     ),
-    "tiny": Shape((Bucket(), Bucket(height=192, width=128)), 32, 640, (20, 120), batch=4, samples=4096),
+    "tiny": Shape((Bucket(), Bucket(height=192, width=128)), 32, 640, (20, 120), batch=4, samples=4096, buffer=1000),
 }
 
 
@@ -186,13 +188,10 @@ def theirs(shards: list[str], shape: Shape, seed: int, worker: bool) -> Iterator
     """webdataset's batches: shards in random order, samples shuffled in a buffer."""
     from webdataset.compat import WebDataset, WebLoader
 
-    stream = (
-        WebDataset(shards, shardshuffle=len(shards), seed=seed, empty_check=False)
-        .repeat()
-        .shuffle(1000)
-        .map(decoded)
-        .compose(ByBucket(shape.batch, shape.registers))
-    )
+    shuffled = WebDataset(shards, shardshuffle=len(shards), seed=seed, empty_check=False).repeat()
+    # Full before the first sample leaves it: until then each would cost two.
+    buffered = shuffled.shuffle(shape.buffer, initial=shape.buffer)  # pyright: ignore[reportAttributeAccessIssue]
+    stream = buffered.map(decoded).compose(ByBucket(shape.batch, shape.registers))
     if not worker:
         yield iter(stream)
         return
