@@ -45,8 +45,10 @@ class Batch:
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
+        """With every tensor changed; one that stands in two fields stays one."""
+        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)}
+        changed = {id(tensor): change(tensor) for tensor in tensors.values()}
+        return replace(self, **{name: changed[id(tensor)] for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class LatentBatch(Batch):
     fps: torch.Tensor
 
     def to(self, device: torch.device | str) -> Self:
+        """On a device, in float32; a copy from pinned memory does not wait."""
         return super().to(device)._each(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
 

@@ -77,6 +77,7 @@ def test_a_batch_is_what_the_shards_hold(tmp_path, separate_audio):
     moved = batch.to("cpu")
     assert moved.ids == batch.ids
     assert moved.text_mask.dtype == torch.bool
+    assert (moved.audio_features is moved.video_features) != separate_audio
     for name in ("video_latent", "audio_latent", "video_features", "audio_features"):
         assert torch.equal(getattr(moved, name), getattr(batch, name).float())
 
