@@ -1,6 +1,6 @@
 """Every task learns a few clips of the synthetic corpus by heart: two real ranks, the tiny recipe with more steps.
 
-`FALLS` says by what factor the run's loss falls (its first tenth beside its last) and what it reaches. Eight clips with
+`FALLS` says by what factor the run's loss falls (its first tenth beside its last) and what it reaches. Four clips with
 sound make the corpus; `dit` and `text-projection` see them through the VAEs that the first two tests train.
 """
 
@@ -25,7 +25,7 @@ from pipelines.training.loop import METRICS, read_metrics
 
 pytestmark = pytest.mark.slow
 
-MIX = {"ball": 2, "bars": 2, "speech": 2, "music": 2}
+MIX = dict.fromkeys(("ball", "bars", "speech", "music"), 1)
 QUIET = dict.fromkeys(("bird", "clock", "cuts", "silence", "near_silent", "hiss", "hum", "tone", "no_audio"), 0)
 
 
@@ -45,12 +45,20 @@ class Fall:
 
 
 FALLS = {
-    "video-vae": Fall(500, 2.0, {"loss/l1": 0.15, "psnr_db": 20.0}),
-    "audio-vae": Fall(300, 2.0, {"loss/l1": 0.5}),
-    "vocoder": Fall(250, 2.0, {"loss/mel": 1.0}),
-    "upscaler": Fall(200, 1.5, {"loss/latent": 0.5}),
-    "dit": Fall(500, 2.0, {"loss/video": 0.5, "loss/audio": 0.5}),
-    "text-projection": Fall(200, 1.5, {"loss/video": 0.7, "loss/audio": 0.7}),
+    "video-vae": Fall(200, 2.0, {"loss/l1": 0.15, "psnr_db": 20.0}),
+    "audio-vae": Fall(150, 2.0, {"loss/l1": 0.5}),
+    "vocoder": Fall(120, 2.0, {"loss/mel": 1.0}),
+    "upscaler": Fall(100, 1.5, {"loss/latent": 0.5}),
+    "dit": Fall(200, 2.0, {"loss/video": 0.5, "loss/audio": 0.5}),
+    "text-projection": Fall(80, 1.5, {"loss/video": 0.7, "loss/audio": 0.7}),
+}
+# Pictures small enough for two cores: the same nine frames of each clip in every step.
+PICTURE = {"buckets": [{"frames": 9, "height": 64, "width": 64}], "crop_frames": 9, "crop_size": 64}
+SIZES: dict[str, dict[str, Any]] = {
+    "video-vae": {"video_vae": PICTURE},
+    "upscaler": {"upscaler": PICTURE},
+    "audio-vae": {"audio_vae": {"crop_latents": 13}},
+    "vocoder": {"vocoder": {"crop_mel_frames": 32}},
 }
 
 
@@ -68,7 +76,7 @@ class Place:
 
     @property
     def curated(self) -> Path:
-        synth = SynthSettings.model_validate({"clips": 8, "seconds_max": 2.6, "mix": {**QUIET, **MIX}})
+        synth = SynthSettings.model_validate({"clips": 4, "seconds_max": 2.6, "mix": {**QUIET, **MIX}})
         corpus = self.made("corpus", lambda path: synthesise(synth, path)) / "clips"
         settings = {"curate": self.recipe.curate}
         return self.made("curated", lambda path: run_prepare(("curate",), [str(corpus)], path, settings))
@@ -104,6 +112,8 @@ class Place:
                 "init_from": [str(path) for path in given],
                 "steps": FALLS[task].steps,
                 "optimizer": {**base["optimizer"], "lr": 2e-3},
+                "checkpoint": {"every_steps": 50},
+                **SIZES.get(task, {}),
             }
         )
         assert settings.workers.count == 2
@@ -120,7 +130,7 @@ def place(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Place:
 def test_a_few_clips_are_learnt_by_heart(place: Place, task: str) -> None:
     output, fall = place.trained(task), FALLS[task]
     summary = json.loads((output / "summary.json").read_text())
-    assert 4 <= summary["samples"] <= 200
+    assert 2 <= summary["samples"] <= 200
     assert summary["skipped_steps"] == 0
     records = read_metrics(output / METRICS)
     last = records[-len(records) // 10 :]
