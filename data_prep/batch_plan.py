@@ -7,9 +7,15 @@ step's number is needed to resume, at any world size that divides the micro-batc
 All micro-batches of a step come from one bucket and hold the same number of samples, as many as the token budget
 allows: every rank runs the same shapes. What does not fill the last step of a bucket is filled up with repeats of
 weight 0; nothing is left out, and the repeats are counted. The number of steps of an epoch is the same in every epoch.
+
+Samples are shuffled in windows, so that reads stay local: each epoch lays a bucket's rows out in blocks of `BLOCK`
+neighbours, which lie side by side in a shard, takes the blocks in random order, and shuffles the rows of every
+`window` of them. While one window of a bucket is read, no shard outside its blocks is touched. A window is shuffled
+when it is first asked for: nothing that grows with the index is kept but each bucket's rows and the order of the steps.
 """
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -19,6 +25,8 @@ from pydantic import Field
 
 from data_prep.settings import Settings
 
+BLOCK = 64
+
 
 class BatchSettings(Settings):
     """How samples become batches."""
@@ -27,6 +35,11 @@ class BatchSettings(Settings):
     max_samples: int = Field(default=64, description="samples in a micro-batch, at most", ge=1)
     micro_batches: int = Field(
         default=2, description="micro-batches per optimizer step over all workers; a multiple of their number", ge=1
+    )
+    window: int = Field(
+        default=8192,
+        description=f"samples of a bucket that are shuffled together: blocks of {BLOCK} neighbours from all over it",
+        ge=BLOCK,
     )
 
 
@@ -60,6 +73,7 @@ class Plan:
     seed: int
     world: int
     micro_batches: int
+    window: int
     steps_per_epoch: int
     samples: int
     repeats: int
@@ -70,14 +84,13 @@ class Plan:
     def step(self, number: int) -> Step:
         """The `number`-th step of the run, from 0."""
         epoch, position = divmod(number, self.steps_per_epoch)
-        order, permutations = self._epoch(epoch)
-        bucket, index = order[position]
-        batch, rows = self._batch[bucket], permutations[bucket]
-        slots = batch * self.micro_batches
-        taken = rows[index * slots : (index + 1) * slots]
-        real = len(taken)
+        order, turns = _step_order(self, epoch)
+        bucket, turn = int(order[position]), int(turns[position])
+        slots = self._batch[bucket] * self.micro_batches
+        count = len(self._rows[bucket])
+        real = min(slots, count - turn * slots)
         # Repeats come from the front of the bucket's own order: other samples than the step's, where there are any.
-        taken = np.concatenate([taken, np.resize(rows, slots - real)]) if real < slots else taken
+        taken = self._taken(epoch, bucket, (turn * slots + np.arange(slots)) % count)
         weights = np.where(np.arange(slots) < real, slots / real, 0.0)
         # Dealt round, so that the repeats are shared by the micro-batches as evenly as can be.
         micro = [
@@ -88,27 +101,68 @@ class Plan:
         ranks = tuple(tuple(micro[rank * each : (rank + 1) * each]) for rank in range(self.world))
         return Step(self._buckets[bucket], ranks)
 
-    def _epoch(self, epoch: int) -> tuple[list[tuple[int, int]], list[np.ndarray]]:
-        return _shuffle(self, epoch)
+    def _taken(self, epoch: int, bucket: int, positions: np.ndarray) -> np.ndarray:
+        """The rows at some positions of a bucket's order in an epoch."""
+        _, ends = _blocks(self, epoch, bucket)
+        windows = np.searchsorted(ends, positions, side="right")
+        rows = np.empty_like(positions)
+        for window in np.unique(windows):
+            inside = windows == window
+            start = ends[window - 1] if window else 0
+            rows[inside] = _window(self, epoch, bucket, int(window))[positions[inside] - start]
+        return rows
+
+
+# Draws of an epoch, told apart by their last number.
+_STEPS, _BLOCKS, _WINDOWS = 0, 1, 2
 
 
 @lru_cache(maxsize=2)
-def _shuffle(plan: Plan, epoch: int) -> tuple[list[tuple[int, int]], list[np.ndarray]]:
-    """For an epoch: its steps as (bucket, n-th step of that bucket), and each bucket's rows in their order."""
-    random = [np.random.default_rng([plan.seed, epoch, bucket]) for bucket in range(len(plan._buckets) + 1)]
-    permutations = [random[bucket].permutation(rows) for bucket, rows in enumerate(plan._rows)]
-    steps = [
-        (bucket, index)
-        for bucket, rows in enumerate(plan._rows)
-        for index in range(_steps(len(rows), plan._batch[bucket] * plan.micro_batches))
-    ]
-    return [steps[i] for i in random[-1].permutation(len(steps))], permutations
+def _step_order(plan: Plan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of every step of an epoch: its bucket, and how many steps of that bucket come before it."""
+    counts = [_steps(len(r), size * plan.micro_batches) for r, size in zip(plan._rows, plan._batch, strict=True)]
+    order = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    np.random.default_rng([plan.seed, epoch, _STEPS]).shuffle(order)
+    turns = np.empty_like(order)
+    for bucket, count in enumerate(counts):
+        turns[order == bucket] = np.arange(count, dtype=np.int32)
+    return order, turns
 
 
-def _combined(buckets: list[str] | pa.Array | pa.ChunkedArray) -> pa.Array:
-    if isinstance(buckets, list):
-        return pa.array(buckets, pa.string())
-    return pa.concat_arrays(buckets.chunks) if isinstance(buckets, pa.ChunkedArray) else buckets
+@lru_cache(maxsize=64)
+def _blocks(plan: Plan, epoch: int, bucket: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of a bucket in an epoch: its blocks in their order, and after how many rows each window ends."""
+    count = len(plan._rows[bucket])
+    order = np.random.default_rng([plan.seed, epoch, bucket, _BLOCKS]).permutation(-(-count // BLOCK))
+    sizes = np.minimum(BLOCK, count - order * BLOCK)  # the bucket's last block may be short
+    each = plan.window // BLOCK
+    return order, np.cumsum(np.add.reduceat(sizes, np.arange(0, len(sizes), each)))
+
+
+@lru_cache(maxsize=64)
+def _window(plan: Plan, epoch: int, bucket: int, window: int) -> np.ndarray:
+    """The rows of a window, in their order."""
+    order, _ = _blocks(plan, epoch, bucket)
+    each, rows = plan.window // BLOCK, plan._rows[bucket]
+    taken = np.concatenate([rows[b * BLOCK : (b + 1) * BLOCK] for b in order[window * each : (window + 1) * each]])
+    np.random.default_rng([plan.seed, epoch, bucket, window, _WINDOWS]).shuffle(taken)
+    return taken
+
+
+def _members(buckets: list[str] | pa.Array | pa.ChunkedArray) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Piece by piece of the index: its first row, and the rows after that one of each bucket."""
+    pieces = [pa.array(buckets, pa.string())] if isinstance(buckets, list) else pa.chunked_array(buckets).chunks
+    first = 0
+    for piece in pieces:
+        # Arrow's dictionary: a hash table over 10 million names is 20 times as fast as numpy's sort of them.
+        encoded = piece if isinstance(piece, pa.DictionaryArray) else piece.dictionary_encode()
+        assert isinstance(encoded, pa.DictionaryArray)
+        codes = encoded.indices.to_numpy()
+        yield (
+            first,
+            {name: np.flatnonzero(codes == code) for code, name in enumerate(encoded.dictionary.to_pylist())},
+        )
+        first += len(piece)
 
 
 def _counted(number: int) -> str:
@@ -148,12 +202,12 @@ def plan(
             f"batch.micro_batches is {settings.micro_batches}, which {world} workers cannot share equally; "
             f"make it a multiple of {world}, or take {_counted(settings.micro_batches)} workers"
         )
-    # Arrow's dictionary: a hash table over 10 million names is 20 times as fast as numpy's sort of them.
-    encoded = _combined(buckets).dictionary_encode()
-    assert isinstance(encoded, pa.DictionaryArray)
-    codes, found = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
-    by_name = np.argsort(np.asarray(found, dtype=str))
-    names, membership = [found[i] for i in by_name], np.argsort(by_name)[codes]
+    parts: dict[str, list[np.ndarray]] = defaultdict(list)
+    for first, members in _members(buckets):
+        for name, rows in members.items():
+            if len(rows):
+                parts[name].append((rows + first).astype(np.int32))
+    names = sorted(parts)
     batch = []
     for name in names:
         if tokens[name] > settings.tokens:
@@ -162,8 +216,7 @@ def plan(
                 f"raise batch.tokens or leave that bucket out when encoding"
             )
         batch.append(min(settings.max_samples, settings.tokens // tokens[name]))
-    by_bucket = np.argsort(membership, kind="stable")
-    rows = tuple(np.split(by_bucket, np.cumsum(np.bincount(membership))[:-1]))
+    rows = tuple(np.concatenate(parts.pop(name)) for name in names)
     # A bucket of few samples does not need the full batch: no slot is worth a repeat that a smaller batch avoids.
     batch = [min(size, -(-len(row) // settings.micro_batches)) for size, row in zip(batch, rows, strict=True)]
     slots = [size * settings.micro_batches for size in batch]
@@ -172,6 +225,7 @@ def plan(
         seed=seed,
         world=world,
         micro_batches=settings.micro_batches,
+        window=settings.window,
         steps_per_epoch=sum(steps),
         samples=len(buckets),
         repeats=sum(step * slot for step, slot in zip(steps, slots, strict=True)) - len(buckets),

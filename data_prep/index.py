@@ -4,10 +4,14 @@ Both are read from the manifests of committed segments only, gathered (`data_pre
 without a ledger entry is a leftover of a killed run.
 """
 
+import fcntl
+import hashlib
 import io
 import json
+import time
 from collections.abc import Container, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,10 +19,15 @@ import pyarrow.parquet as pq
 
 from data_prep import storage
 from data_prep.ledger import Ledger
+from data_prep.packaged_weights import CACHE
 from data_prep.parts import PART_ROWS, Parts
 from data_prep.shards import MANIFEST_SCHEMA, read_manifest_parts
 
 MANIFEST_PARTS = "manifest_parts"
+_NAMES = ["shard", "bucket"]  # columns of few values
+# An index file up to this size (half a million rows) is read by each process for itself.
+_HELD_BYTES = 8 << 20
+_CACHED_S = 30 * 24 * 3600
 INDEX_SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -74,7 +83,7 @@ def read_manifest(root: str | Path) -> pa.Table:
 
 
 def build_index(root: str | Path, without: Container[str] = ()) -> str:
-    """Write `<root>/index.parquet`: one row per encoded sample, ordered by clip id. Gives its path.
+    """Write `<root>/index.parquet`: one row per encoded sample, in the order of the shards' bytes. Gives its path.
 
     Bucket and token counts are read from the clip's info (`bucket`, `video_tokens`, `audio_tokens`, `text_tokens`),
     where `encode` put them. A set without samples gets an index without rows.
@@ -82,45 +91,79 @@ def build_index(root: str | Path, without: Container[str] = ()) -> str:
     Args:
         without: clips that are left out: near duplicates.
     """
-    rows = []
-    for row in _samples(root):
-        if row["clip_id"] in without:
-            continue
-        info = json.loads(row["info"])
-        rows.append(
-            {
-                "clip_id": row["clip_id"],
-                "shard": row["shard"],
-                "offset": row["sample_offset"],
-                "size": row["sample_size"],
-                "bucket": info["bucket"],
-                **{name: info[name] for name in ("video_tokens", "audio_tokens", "text_tokens")},
-            }
-        )
-    rows.sort(key=lambda row: row["clip_id"])
+    tables = [INDEX_SCHEMA.empty_table()]
+    for manifest in each_manifest(root):
+        found = manifest.filter(pc.field("sample_size") > 0)
+        found = found.filter(pa.array([name not in without for name in found["clip_id"].to_pylist()], pa.bool_()))
+        infos = [json.loads(info) for info in found["info"].to_pylist()]
+        columns = {
+            "clip_id": found["clip_id"],
+            "shard": found["shard"],
+            "offset": found["sample_offset"],
+            "size": found["sample_size"],
+        }
+        for name in ("bucket", "video_tokens", "audio_tokens", "text_tokens"):
+            columns[name] = pa.array([info[name] for info in infos], INDEX_SCHEMA.field(name).type)
+        tables.append(pa.table(columns, schema=INDEX_SCHEMA))
+    table = pa.concat_tables(tables).sort_by([("shard", "ascending"), ("offset", "ascending")])
     path = storage.at(root, "index.parquet")
     with storage.whole(path) as out:
-        pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), out, compression="zstd")
+        pq.write_table(table, out, compression="zstd")
     return path
 
 
-def _samples(root: str | Path) -> Iterator[dict]:
-    for table in each_manifest(root):
-        found = table.select(["clip_id", "shard", "sample_offset", "sample_size", "info"])
-        yield from found.filter(pc.field("sample_size") > 0).to_pylist()
-
-
 def read_index(root: str | Path) -> pa.Table:
-    """The index of an encoded set (`INDEX_SCHEMA`).
+    """The index of an encoded set: `INDEX_SCHEMA`, `shard` and `bucket` as dictionaries.
+
+    A large one is laid out once per machine in the user's cache (`KINOTONE_CACHE`) and mapped into memory, so that all
+    ranks of a node share one copy.
 
     Raises:
         ValueError: the set has no index.
     """
     path = storage.at(root, "index.parquet")
     try:
-        data = storage.read(path)
+        if storage.size(path) <= _HELD_BYTES:
+            return pq.ParquetFile(io.BytesIO(storage.read(path)), read_dictionary=_NAMES).read()
+        return pa.ipc.open_file(pa.memory_map(str(_laid_out(path)))).read_all()
     except FileNotFoundError:
         raise ValueError(
             f"{path} is missing: give the output folder of `kinotone encode` or `kinotone prepare`"
         ) from None
-    return pq.ParquetFile(io.BytesIO(data)).read()
+
+
+def _laid_out(path: str) -> Path:
+    """The index at `path` as an Arrow file in the cache; processes that ask at once wait for the first one's."""
+    key = hashlib.sha256(f"{path} {storage.version(path)}".encode()).hexdigest()[:32]
+    target = CACHE / "indexes" / f"{key}.arrow"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            for old in target.parent.iterdir():  # an index that is mapped stays readable when its name goes
+                if time.time() - old.stat().st_mtime > _CACHED_S:
+                    old.unlink()
+            source = io.BytesIO(storage.read(path)) if storage.is_remote(path) else pa.memory_map(path)
+            with storage.whole(target) as out:
+                _lay_out(pq.ParquetFile(source, read_dictionary=_NAMES), out)
+        target.touch()
+    return target
+
+
+def _lay_out(parquet: pq.ParquetFile, out: BinaryIO) -> None:
+    """Row groups one after the other, so that no process ever holds a whole index; an Arrow file has one dictionary."""
+    found: dict[str, list[pa.Array]] = {name: [] for name in _NAMES}
+    for group in range(parquet.num_row_groups):
+        for name, column in zip(_NAMES, parquet.read_row_group(group, _NAMES).columns, strict=True):
+            found[name] += [chunk.dictionary for chunk in column.chunks]
+    values = {name: pa.concat_arrays(arrays).unique() for name, arrays in found.items()}
+    dictionary = pa.dictionary(pa.int32(), pa.string())
+    schema = pa.schema([field.with_type(dictionary) if field.name in _NAMES else field for field in INDEX_SCHEMA])
+    with pa.ipc.new_file(out, schema) as file:
+        for batch in parquet.iter_batches(batch_size=1 << 20):
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            for name in _NAMES:
+                known = pc.index_in(columns[name].dictionary, values[name])  # pyright: ignore[reportAttributeAccessIssue]
+                codes = known.take(columns[name].indices)
+                columns[name] = pa.DictionaryArray.from_arrays(codes, values[name])
+            file.write_batch(pa.record_batch([columns[name] for name in schema.names], schema=schema))

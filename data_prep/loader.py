@@ -2,7 +2,8 @@
 
 A sample is one safetensors file inside a shard. Its latents have the shape of its bucket, so a batch's stack without
 padding; its text features have as many tokens as its caption and are padded on the left, as the text encoder pads, to
-a multiple of the connectors' registers.
+a multiple of the connectors' registers. What is stored is bfloat16 and goes as it is, byte by byte, into the batch, in
+page-locked memory where there is CUDA; it becomes float32 on the device.
 """
 
 import json
@@ -10,12 +11,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Generic, Self, TypeVar
+from typing import Generic, NamedTuple, Self, TypeVar
 
 import torch
-from safetensors.torch import load as load_tensors
 
 from data_prep import storage
 from data_prep.index import read_index
@@ -44,13 +45,15 @@ class Batch:
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
+        """With every tensor changed; one that stands in two fields stays one."""
+        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)}
+        changed = {id(tensor): change(tensor) for tensor in tensors.values()}
+        return replace(self, **{name: changed[id(tensor)] for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True)
 class LatentBatch(Batch):
-    """Latents of both streams.
+    """Latents of both streams, as they are stored; `to` makes them float32.
 
     Attributes:
         video_latent: (B, C, f, h, w), normalised.
@@ -61,6 +64,10 @@ class LatentBatch(Batch):
     video_latent: torch.Tensor
     audio_latent: torch.Tensor
     fps: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Self:
+        """On a device, in float32; a copy from pinned memory does not wait."""
+        return super().to(device)._each(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
 
 @dataclass(frozen=True)
@@ -95,14 +102,18 @@ class EncodedSamples:
     def __init__(self, root: str | Path) -> None:
         self.root = root
         self.index = read_index(root)
+        # From page-locked memory a GPU copies without waiting.
+        self._pin = torch.cuda.is_available()
         if not self.index.num_rows:
             raise ValueError(f"the index of {root} has no samples; its report says which clips were dropped, and why")
 
     def read(self, row: int) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """One sample's tensors and its metadata (fps, caption, fingerprints of the VAEs and of the text projection)."""
-        shard, offset, size = (self.index[name][row].as_py() for name in ("shard", "offset", "size"))
-        data = storage.read_range(self.root, shard, offset, size)
-        return load_tensors(data), metadata(data)
+        with self._open([row]) as (sample,):
+            tensors = {name: torch.empty(e.shape, dtype=e.dtype) for name, e in sample.entries.items()}
+            for name, tensor in tensors.items():
+                sample.fill(name, tensor)
+        return tensors, sample.metadata
 
     def batch(self, rows: Sequence[int], weights: Sequence[float], registers: int) -> EncodedBatch:
         """The samples of `rows`, which are of one bucket; text padded to a multiple of `registers`.
@@ -110,18 +121,17 @@ class EncodedSamples:
         Raises:
             ValueError: a shard is missing or damaged.
         """
-        samples = [self.read(row) for row in rows]
-        tensors = [sample for sample, _ in samples]
-        video_features, mask = pad_left([t["video_features"].float() for t in tensors], registers)
-        audio_features = video_features
-        if "audio_features" in tensors[0]:
-            audio_features, _ = pad_left([t["audio_features"].float() for t in tensors], registers)
-        return EncodedBatch(
-            *self._latents(rows, weights, samples),
-            video_features=video_features,
-            audio_features=audio_features,
-            text_mask=mask,
-        )
+        with self._open(rows) as samples:
+            words = [sample.entries["video_features"].shape[0] for sample in samples]
+            length = max(1, -(-max(words) // registers)) * registers
+            video_features = self._stack(samples, "video_features", length)
+            separate = "audio_features" in samples[0].entries
+            return EncodedBatch(
+                *self._latents(rows, weights, samples),
+                video_features=video_features,
+                audio_features=self._stack(samples, "audio_features", length) if separate else video_features,
+                text_mask=torch.arange(length) >= length - torch.tensor(words)[:, None],
+            )
 
     def captioned_batch(self, rows: Sequence[int], weights: Sequence[float]) -> CaptionedBatch:
         """The samples of `rows`, which are of one bucket, with their captions instead of the stored features.
@@ -129,9 +139,9 @@ class EncodedSamples:
         Raises:
             ValueError: a shard is missing or damaged, or a sample holds no caption.
         """
-        samples = [self.read(row) for row in rows]
-        captions = tuple(self.caption(row, about) for row, (_, about) in zip(rows, samples, strict=True))
-        return CaptionedBatch(*self._latents(rows, weights, samples), captions=captions)
+        with self._open(rows) as samples:
+            captions = tuple(self.caption(row, sample.metadata) for row, sample in zip(rows, samples, strict=True))
+            return CaptionedBatch(*self._latents(rows, weights, samples), captions=captions)
 
     def caption(self, row: int, about: dict[str, str]) -> str:
         """The caption in a sample's metadata; ValueError for a set that was encoded without."""
@@ -142,39 +152,88 @@ class EncodedSamples:
             )
         return about["caption"]
 
+    @contextmanager
+    def _open(self, rows: Sequence[int]) -> Iterator[list["_Stored"]]:
+        columns = [self.index[name] for name in ("clip_id", "shard", "offset", "size")]
+        places = [tuple(column[row].as_py() for column in columns) for row in rows]
+        with storage.open_ranges(self.root, [place[1:] for place in places]) as ranges:
+            yield [_Stored(place[0], place[3], read) for place, read in zip(places, ranges, strict=True)]
+
+    def _stack(self, samples: Sequence["_Stored"], name: str, length: int | None = None) -> torch.Tensor:
+        """(B, …) of the samples' tensors of a name, as they are stored; with a length, (B, length, D), zeros first."""
+        first = samples[0].entries[name]
+        shape = first.shape if length is None else (length, *first.shape[1:])
+        made = torch.empty(len(samples), *shape, dtype=first.dtype, pin_memory=self._pin)
+        for place, sample in zip(made, samples, strict=True):
+            pads = 0 if length is None else length - sample.entries[name].shape[0]
+            place[:pads] = 0
+            sample.fill(name, place[pads:])
+        return made
+
     def _latents(
-        self,
-        rows: Sequence[int],
-        weights: Sequence[float],
-        samples: Sequence[tuple[dict[str, torch.Tensor], dict[str, str]]],
+        self, rows: Sequence[int], weights: Sequence[float], samples: Sequence["_Stored"]
     ) -> tuple[tuple[str, ...], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The fields of a `LatentBatch` in their order."""
         return (
-            tuple(self.index["clip_id"][row].as_py() for row in rows),
+            tuple(sample.clip_id for sample in samples),
             torch.tensor(weights, dtype=torch.float32),
-            torch.stack([t["video_latent"] for t, _ in samples]).float(),
-            torch.stack([t["audio_latent"] for t, _ in samples]).float(),
-            torch.tensor([float(about["fps"]) for _, about in samples]),
+            self._stack(samples, "video_latent"),
+            self._stack(samples, "audio_latent"),
+            torch.tensor([float(sample.metadata["fps"]) for sample in samples]),
         )
 
 
-def metadata(data: bytes) -> dict[str, str]:
-    """The `__metadata__` of a safetensors file: its first 8 bytes give the length of the JSON that follows."""
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length]).get("__metadata__", {})
+class _Entry(NamedTuple):
+    """A tensor in a safetensors file, and the bytes where it begins and ends."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
 
 
-def pad_left(features: Sequence[torch.Tensor], multiple: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of (S_i, D) as (B, S, D), zeros on the left, S the least multiple that holds all; mask (B, S) bool."""
-    longest = max(len(f) for f in features)
-    length = max(1, -(-longest // multiple)) * multiple
-    padded = features[0].new_zeros(len(features), length, features[0].shape[1])
-    mask = torch.zeros(len(features), length, dtype=torch.bool)
-    for row, feature in enumerate(features):
-        if len(feature):
-            padded[row, -len(feature) :] = feature
-            mask[row, -len(feature) :] = True
-    return padded, mask
+class _Stored:
+    """A sample's safetensors file: its header, and tensors that are read straight into their place in a batch.
+
+    The library reads whole files by name, and copies each tensor twice where it is given bytes. The format: 8 bytes
+    give the length of a JSON header, which gives each tensor's type, shape and place in what follows.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+
+    def __init__(self, clip_id: str, size: int, read_into: storage.ReadInto) -> None:
+        self.clip_id, self._read_into = clip_id, read_into
+        head = bytearray(min(size, _HEAD))
+        read_into(0, memoryview(head))
+        begin = 8 + int.from_bytes(head[:8], "little")
+        if len(head) < begin <= size:
+            head = bytearray(begin)
+            read_into(0, memoryview(head))
+        try:
+            header = json.loads(head[8:begin])
+            self.metadata: dict[str, str] = header.pop("__metadata__", {})
+            self.entries = {
+                name: _Entry(_TYPES[e["dtype"]], tuple(e["shape"]), *(begin + n for n in e["data_offsets"]))
+                for name, e in header.items()
+            }
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"sample {clip_id} is no safetensors file of latents; encode the set again") from error
+
+    def fill(self, name: str, place: torch.Tensor) -> None:
+        """Read a tensor into a contiguous one of its type and shape."""
+        entry = self.entries[name]
+        if (place.dtype, place.shape, place.nbytes) != (entry.dtype, entry.shape, entry.end - entry.start):
+            raise ValueError(
+                f"sample {self.clip_id} holds {name} as {list(entry.shape)} {entry.dtype}, and not as the index says "
+                f"of its bucket; encode the set again"
+            )
+        if place.nbytes:
+            self._read_into(entry.start, place.flatten().view(torch.uint8).numpy().data)
+
+
+_HEAD = 4096
+_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 class Prefetch(Generic[T]):

@@ -17,10 +17,10 @@ pauses, for minutes; the address and keys of an S3 server are taken from the env
 import io
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import cache, lru_cache
+from contextlib import ExitStack, contextmanager
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +29,7 @@ from data_prep import tars
 # Requests at once where many small files are read: an object store answers each after tens of milliseconds.
 AT_ONCE = 32
 HELD_BYTES = 64 << 20
+ReadInto = Callable[[int, memoryview], None]  # (place in a range, what to fill)
 _CONNECT_S, _READ_S = 10, 20
 _ATTEMPTS = 10
 
@@ -158,10 +159,58 @@ def read_range(root: str | Path, relative: str, offset: int, size: int) -> bytes
                 source.seek(offset)
                 data = source.read(size)
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing; the set is incomplete: make it again, or give another") from None
+        raise _missing(path) from None
     if len(data) != size:
-        raise ValueError(f"{path} ends before byte {offset + size}; the set was damaged: make it again")
+        raise _damaged(path, offset + size)
     return data
+
+
+@contextmanager
+def open_ranges(root: str | Path, places: Sequence[tuple[str, int, int]]) -> Iterator[list[ReadInto]]:
+    """For each (file of a set, offset, size) what fills a buffer with its bytes from a place in it on.
+
+    Local bytes go straight into the buffer; an object store's are all fetched at the beginning, many at once.
+
+    Raises:
+        ValueError: a file is missing or shorter than that.
+    """
+    if is_remote(root):
+        with ThreadPoolExecutor(min(AT_ONCE, max(1, len(places)))) as threads:
+            fetched = list(threads.map(lambda place: read_range(root, *place), places))
+        yield [partial(_copy_into, data) for data in fetched]
+        return
+    with ExitStack() as opened:
+        found: list[ReadInto] = []
+        for relative, offset, _ in places:
+            path = at(root, relative)
+            try:
+                handle = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                raise _missing(path) from None
+            opened.callback(os.close, handle)
+            found.append(partial(_read_into, handle, path, offset))
+        yield found
+
+
+def _copy_into(data: bytes, start: int, buffer: memoryview) -> None:
+    buffer[:] = memoryview(data)[start : start + len(buffer)]
+
+
+def _read_into(handle: int, path: str, offset: int, start: int, buffer: memoryview) -> None:
+    got = 0
+    while got < len(buffer):
+        count = os.preadv(handle, [buffer[got:]], offset + start + got)
+        if not count:
+            raise _damaged(path, offset + start + len(buffer))
+        got += count
+
+
+def _missing(path: str) -> ValueError:
+    return ValueError(f"{path} is missing; the set is incomplete: make it again, or give another")
+
+
+def _damaged(path: str, end: int) -> ValueError:
+    return ValueError(f"{path} ends before byte {end}; the set was damaged: make it again")
 
 
 def exists(path: str | Path) -> bool:
@@ -204,6 +253,16 @@ def size(path: str) -> int:
     if path.startswith(tars.PREFIX):
         return tars.parse(path)[2]
     return int(_system(path).info(path)["size"]) if is_remote(path) else local(path).stat().st_size
+
+
+def version(path: str) -> str:
+    """What differs once a file is written anew: its size, and its time or the store's own tag. FileNotFoundError."""
+    if not is_remote(path):
+        found = local(path).stat()
+        return f"{found.st_size} {found.st_mtime_ns}"
+    about = _system(path).info(path)
+    tag = next((about[name] for name in ("ETag", "etag", "LastModified", "mtime") if name in about), "")
+    return f"{about['size']} {tag}"
 
 
 def remove(path: str | Path) -> None:

@@ -34,7 +34,7 @@ from pipelines.cluster import ray_running
 from pipelines.commit import SETTINGS, SUMMARY, claim, dataset_id, finish, read_summary
 from pipelines.encode import EncodeSettings
 from pipelines.graph import Callables, Stage, run_graph
-from pipelines.tracking import Run, TrackingSettings, start_run
+from pipelines.tracking import Run, TrackingSettings, send_rest, start_run
 
 log = logging.getLogger("kinotone.prepare")
 
@@ -95,6 +95,7 @@ def run_prepare(
     show(total - len(left), total, "")
     summary = read_summary(root)
     if not left and summary is not None and storage.exists(storage.at(root, report.NAME)):
+        send_rest(tracking or TrackingSettings(), "kinotone", verb, _tracked_beside(root))
         return summary
 
     params = {name: stage.model_dump(mode="json") for name, stage in chosen.items()}

@@ -2,8 +2,11 @@
 
 Facts: `import mlflow` costs about 3 s and the migrations of a fresh SQLite store 2.5 s (MLflow 3.17, one core), so
 both happen in the thread, and a migrated empty store is kept in the user's cache and copied from then on. A copy is
-linked into place whole, so several processes may create the same store at once. A server that is down is asked again
-with growing pauses; the run goes on, and what could not be delivered is counted in one warning at the end.
+linked into place whole, so several processes may create the same store at once.
+
+A server that is down is asked again with growing pauses while the run goes on; each record keeps the time at which it
+was made. What waits longer than `SPILL_S` lies in a file beside the output, and so does what the server has not taken
+when the run ends: one warning says so, and the next run into that output sends it.
 """
 
 import json
@@ -15,8 +18,8 @@ import subprocess
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,13 +28,26 @@ from pydantic import Field
 
 from data_prep.packaged_weights import CACHE
 from data_prep.settings import Settings
+from pipelines.tracking_records import (
+    MAX_METRICS,
+    Artifact,
+    Dataset,
+    Image,
+    Metric,
+    Model,
+    Params,
+    Record,
+    Tags,
+    Unsent,
+)
 
 log = logging.getLogger("kinotone.tracking")
 
-# The queue holds at most this many operations while a server is down; beyond it the newest are counted as lost.
+# Records in memory at most; further ones wait in the file.
 MAX_WAITING = 100_000
-# One log_batch request takes at most 1,000 metrics (MLflow's own limit).
-MAX_METRICS = 1000
+# A server that has not answered for so long (seconds) is away: what waits goes to the file.
+SPILL_S = 20.0
+UNSENT = "mlflow_unsent.jsonl"
 # A parameter's value is cut at this length (MLflow's own limit is 6,000).
 MAX_PARAM = 6000
 
@@ -73,6 +89,12 @@ def start_run(
     return Run(settings, experiment, name, dict(tags), flatten(params), Path(output))
 
 
+def send_rest(settings: TrackingSettings, experiment: str, name: str, output: str | Path) -> None:
+    """Send what an earlier run into `output` could not."""
+    if (Path(output) / UNSENT).exists():
+        start_run(settings, experiment, name, {}, {}, output).close()
+
+
 def flatten(params: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     """Nested settings as dotted names and texts: {"a": {"b": 1}} → {"a.b": "1"}."""
     flat: dict[str, str] = {}
@@ -97,14 +119,6 @@ def code_version() -> str:
         return ""
 
 
-@dataclass(frozen=True)
-class _Metric:
-    key: str
-    value: float
-    time_ms: int
-    step: int
-
-
 class Run:
     """A tracked run. Every method returns at once; files given to it must stay until the run is closed."""
 
@@ -122,12 +136,14 @@ class Run:
         embedded, artifacts = store_of(output)
         self.uri = settings.uri or embedded
         self._artifact_root = None if settings.uri else artifacts
-        self._queue: queue.Queue[Any] = queue.Queue(MAX_WAITING)
+        self._queue: queue.Queue[Record] = queue.Queue(MAX_WAITING)
+        self._unsent = Unsent(output / UNSENT)
+        self._dataset: Dataset | None = None
         self._id = ""
         self._started = threading.Event()
         self._closing = threading.Event()
         self._deadline = float("inf")
-        self._lost = 0
+        self._refused = self._kept = 0
         self._warned = False
         self._gave_up = False
         self._status = "FINISHED"
@@ -142,49 +158,53 @@ class Run:
         self._started.wait(self._settings.patience_s)
         return self._id
 
-    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Numbers at a step, e.g. {"loss/video": 0.9}."""
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> int:
+        """Numbers at a step, e.g. {"loss/video": 0.9}. Gives the time that they are noted with, ms since 1970."""
         now = int(time.time() * 1000)
         for key, value in values.items():
-            self._put(_Metric(key, float(value), now, step))
+            self._put(Metric(key, float(value), now, step))
+        return now
 
     def params(self, values: Mapping[str, object]) -> None:
         """Further parameters, nested or flat."""
-        self._put(lambda client: _log_params(client, self._id, flatten(values)))
+        self._put(Params(flatten(values)))
 
     def tags(self, values: Mapping[str, object]) -> None:
         """Further tags."""
-        self._put(lambda client: [client.set_tag(self._id, key, str(value)) for key, value in values.items()])
+        self._put(Tags({key: str(value) for key, value in values.items()}))
+
+    def dataset(self, name: str, digest: str, uri: str) -> None:
+        """The data set that the run reads, for its lineage.
+
+        Args:
+            digest: of its content, at most 36 characters.
+        """
+        self._dataset = Dataset(name, digest, uri)
+        self._put(self._dataset)
+
+    def model(self, name: str, step: int, path: str | Path, values: Mapping[str, float], time_ms: int) -> None:
+        """A checkpoint as a LoggedModel, of which nothing is uploaded.
+
+        Args:
+            values: metrics of its step on the run's data set.
+            time_ms: what `metrics` gave for them; with another they would stand twice in the run's curves.
+        """
+        self._put(Model(name, step, str(path), dict(values), time_ms, self._dataset))
 
     def artifact(self, path: str | Path, folder: str = "") -> None:
         """A file, or a folder with all it holds, under `folder` of the run's artifacts."""
-        path = Path(path)
-
-        def send(client: Any) -> None:
-            (client.log_artifacts if path.is_dir() else client.log_artifact)(self._id, str(path), folder or None)
-
-        self._put(send)
+        self._put(Artifact(str(path), folder))
 
     def image(self, key: str, image: Any, step: int = 0) -> None:
         """A picture with a step slider: the path of a PNG, its bytes, or a uint8 array (H, W, 3)."""
-
-        def send(client: Any) -> None:
-            from io import BytesIO
-
-            from PIL import Image
-
-            if isinstance(image, str | Path):
-                picture = Image.open(image)
-            elif isinstance(image, bytes):
-                picture = Image.open(BytesIO(image))
-            else:
-                picture = Image.fromarray(image)
-            client.log_image(self._id, picture.convert("RGB"), key=key, step=step, synchronous=True)
-
-        self._put(send)
+        self._put(Image(key, image, step, int(time.time() * 1000)))
 
     def close(self, status: str = "FINISHED") -> None:
-        """Deliver what waits, end the run with `status`. A server that is down holds this up `patience_s` at most."""
+        """Deliver what waits, end the run with `status`.
+
+        A server that is down holds this up `patience_s` at most, one that takes requests and never answers them by
+        the timeout of the requests under way (20 s each) beyond that.
+        """
         if self._closing.is_set():
             return
         self._status = status
@@ -192,8 +212,16 @@ class Run:
         self._closing.set()
         # A server that answers may take longer than the patience for a large artifact; one that does not, may not.
         self._thread.join()
-        if self._lost:
-            log.warning("tracking: %s did not take %d records of run %r", self.uri, self._lost, self._name)
+        if self._refused:
+            log.warning("tracking: %s refused %d records of run %r", self.uri, self._refused, self._name)
+        if self._kept:
+            log.warning(
+                "tracking: %s did not take %d records of run %r; they lie in %s, and the same command again sends them",
+                self.uri,
+                self._kept,
+                self._name,
+                self._unsent.path,
+            )
 
     def __enter__(self) -> "Run":
         return self
@@ -208,54 +236,86 @@ class Run:
 
     # ---- the thread ----
 
-    def _put(self, operation: Any) -> None:
+    def _put(self, record: Record) -> None:
         try:
-            self._queue.put_nowait(operation)
+            self._queue.put_nowait(record)
         except queue.Full:
-            self._lost += 1
+            self._keep([record])
+
+    def _keep(self, records: Sequence[Record]) -> None:
+        """Put records on disk; a disk that is full must not end the run either."""
+        try:
+            self._unsent.keep(records)
+        except OSError as error:
+            self._refused += len(records)
+            log.warning("tracking: %d records are lost: %s", len(records), _one_line(error))
 
     def _work(self) -> None:
         try:
-            client = self._until_taken(self._open, None)
-            while not (self._closing.is_set() and self._queue.empty()):
+            client = self._until_taken(self._open, None, [])
+            while not self._gave_up:
                 batch = self._next()
-                if client is None or self._gave_up:
-                    self._lost += len(batch)
-                elif batch:
+                if batch:
                     self._deliver(client, batch)
-            if client is not None and not self._gave_up:
-                self._until_taken(lambda: client.set_terminated(self._id, self._status), client)
+                elif not self._send_kept(client) and self._closing.is_set() and self._queue.empty():
+                    break
+            if not self._gave_up:
+                self._until_taken(lambda: client.set_terminated(self._id, self._status), client, [])
         except Exception:
             # Whatever goes wrong here must not end the run it watches; it is said, with its traceback.
             log.warning("tracking of run %r ended early", self._name, exc_info=True)
         finally:
             self._started.set()
+            self._closing.wait()
+            self._spill()
+            self._kept = self._unsent.count()
 
-    def _next(self) -> list[Any]:
-        """What waits: up to 1,000 metrics as one batch, or one other operation."""
+    def _next(self) -> list[Record]:
+        """What waits: up to 1,000 metrics as one batch, or one other record."""
         try:
             batch = [self._queue.get(timeout=0.2)]
         except queue.Empty:
             return []
-        while isinstance(batch[-1], _Metric) and len(batch) < MAX_METRICS and self._queue.qsize():
+        while isinstance(batch[-1], Metric) and len(batch) < MAX_METRICS and self._queue.qsize():
             # This thread alone takes from the queue, so its head can be looked at before it is taken.
-            if not isinstance(self._queue.queue[0], _Metric):
+            if not isinstance(self._queue.queue[0], Metric):
                 break
             batch.append(self._queue.get_nowait())
         return batch
 
-    def _deliver(self, client: Any, batch: list[Any]) -> None:
-        if isinstance(batch[0], _Metric):
-            from mlflow.entities import Metric
+    def _spill(self) -> None:
+        """What waits in memory goes to the file."""
+        waiting = []
+        while self._queue.qsize():
+            waiting.append(self._queue.get_nowait())
+        self._keep(waiting)
 
-            metrics = [Metric(m.key, m.value, m.time_ms, m.step) for m in batch]
-            self._until_taken(lambda: client.log_batch(self._id, metrics=metrics), client, len(batch))
-        else:
-            self._until_taken(lambda: batch[0](client), client)
+    def _send_kept(self, client: Any) -> bool:
+        """Send what lies in the file; False where there is nothing."""
+        records = self._unsent.take()
+        if not records:
+            return False
+        while records and not self._gave_up:
+            metrics = list(takewhile(lambda record: isinstance(record, Metric), records[:MAX_METRICS]))
+            batch = metrics or records[:1]
+            del records[: len(batch)]
+            self._deliver(client, batch)
+        self._keep(records)  # what comes after one that the server did not take
+        self._unsent.taken()
+        return True
 
-    def _until_taken(self, operation: Callable[[], Any], client: Any, records: int = 1) -> Any:
+    def _deliver(self, client: Any, batch: Sequence[Record]) -> None:
+        def send() -> None:
+            if isinstance(batch[0], Metric):
+                client.log_batch(self._id, metrics=[m.entity() for m in batch if isinstance(m, Metric)])
+            else:
+                batch[0].send(client, self._id)
+
+        self._until_taken(send, client, batch)
+
+    def _until_taken(self, operation: Callable[[], Any], client: Any, records: Sequence[Record]) -> Any:
         """Do it; while the server does not answer, again with growing pauses. None once it is given up."""
-        pause, own_faults = 0.5, 0
+        pause, own_faults, since = 0.5, 0, time.monotonic()
         while True:
             try:
                 return operation()
@@ -265,21 +325,23 @@ class Run:
                     own_faults += 1
                     if own_faults == 3:
                         log.warning("tracking: %s", _one_line(error))
-                        self._lost += records
+                        self._refused += len(records)
                         return None
                 elif not self._warned:
                     self._warned = True
                     log.warning("tracking: %s does not answer, the run goes on: %s", self.uri, _one_line(error))
                 if time.monotonic() + pause > self._deadline:
                     self._gave_up = True
-                    self._lost += records
+                    self._keep(records)
                     return None
+                if time.monotonic() - since > SPILL_S:
+                    self._spill()
                 if self._closing.is_set():
                     time.sleep(pause)
                     pause = min(pause * 2, 2.0)
                 else:
                     self._closing.wait(pause)
-                    pause = min(pause * 2, 30.0)
+                    pause = min(pause * 2, 15.0)
 
     def _answers(self, client: Any) -> bool:
         try:
@@ -303,7 +365,7 @@ class Run:
             tags = {"mlflow.source.git.commit": code_version(), "mlflow.source.name": "kinotone", "stage": self._name}
             tags |= {key: str(value) for key, value in self._tags.items()}
             self._id = client.create_run(experiment, tags=tags, run_name=self._name).info.run_id
-            _log_params(client, self._id, self._params)
+            Params(self._params).send(client, self._id)
             if self._output.is_dir():
                 remembered.write_text(json.dumps({"uri": self.uri, "run_id": self._id}))
         else:
@@ -343,14 +405,6 @@ def _experiment(client: Any, name: str, artifact_root: str | None) -> str:
             found = client.get_experiment_by_name(name)
             assert found is not None
     return found.experiment_id
-
-
-def _log_params(client: Any, run_id: str, params: dict[str, str]) -> None:
-    from mlflow.entities import Param
-
-    entries = [Param(key, value) for key, value in sorted(params.items())]
-    for start in range(0, len(entries), 100):
-        client.log_batch(run_id, params=entries[start : start + 100])
 
 
 def _one_line(error: BaseException) -> str:

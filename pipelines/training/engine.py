@@ -8,6 +8,7 @@ what rank 0 appends to `<output>/metrics.jsonl` and passes it on to the tracking
     <output>/weights/       a model folder: what was trained (its moving average) and the parts that were given
 """
 
+import hashlib
 import json
 import logging
 import shutil
@@ -28,7 +29,8 @@ from model.stored import open_parts
 from pipelines.cluster import ray_running
 from pipelines.model_folder import model_folder
 from pipelines.settings import TrainSettings
-from pipelines.tracking import Run, TrackingSettings, start_run
+from pipelines.system_metrics import watched
+from pipelines.tracking import Run, TrackingSettings, send_rest, start_run
 from pipelines.training import checkpoint, universal
 from pipelines.training.loop import METRICS, Job, read_metrics, run_worker
 from pipelines.training.task import Dataset, Task
@@ -77,6 +79,7 @@ def train(
         RuntimeError: a worker failed; says where and why. The same call resumes.
         KeyboardInterrupt: Ctrl-C. The same call resumes.
     """
+    tracking = tracking or TrackingSettings.model_validate({})
     output = storage.local(output).resolve()
     known = tasks()
     if task not in known:
@@ -102,6 +105,7 @@ def train(
         if summary["steps"] == settings.steps:
             if progress is not None:
                 progress(task, settings.steps, settings.steps)
+            send_rest(tracking, "kinotone", f"train-{task}", output)
             return summary
 
     output.mkdir(parents=True, exist_ok=True)
@@ -113,11 +117,10 @@ def train(
 
     began = time.monotonic()
     tags = {"task": task, "dataset": settings.input}
-    with start_run(
-        tracking or TrackingSettings.model_validate({}), "kinotone", f"train-{task}", tags, _params(settings), output
-    ) as run:
+    with start_run(tracking, "kinotone", f"train-{task}", tags, _params(settings), output) as run:
+        run.dataset(*_lineage(settings.input))
         with _following(output / METRICS, run, task, settings.steps, progress):
-            _fit(Job(known[task], settings, output, files), task, output)
+            _fit(Job(known[task], settings, output, files), task, output, run)
         summary = _summary(task, settings, dataset, plan, output, time.monotonic() - began)
         _copy_given(files, output / "weights")
         with storage.whole(summary_path) as out:
@@ -185,7 +188,7 @@ def _difference(held: Any, asked: Any, name: str) -> str:
     return f"{name} ({held!r}, now {asked!r})"
 
 
-def _fit(job: Job, task: str, output: Path) -> None:
+def _fit(job: Job, task: str, output: Path, run: Run) -> None:
     """Run the workers under Ray Train until they are done."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -212,7 +215,8 @@ def _fit(job: Job, task: str, output: Path) -> None:
                 ),
             )
             logging.getLogger("ray.train").setLevel(logging.WARNING)
-            trainer.fit()
+            with watched(run):
+                trainer.fit()
     except SystemExit:
         interrupted = True  # Ray's own answer to Ctrl-C
     except ValueError:
@@ -271,11 +275,14 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _following(path: Path, run: Run, task: str, steps: int, progress: Progress | None) -> Iterator[None]:
-    """Pass on what is appended to `path`, from a thread, until the block ends."""
+    """Pass on what is appended to `path`, and each checkpoint that is made, from a thread, until the block ends."""
     over = threading.Event()
+    root = path.parent / "checkpoints"
     last = max((int(record["step"]) for record in read_metrics(path)), default=0)
+    modelled = max(_whole(root), default=0)
 
-    def follow(last: int) -> None:
+    def follow(last: int, modelled: int) -> None:
+        told: dict[int, tuple[dict[str, float], int]] = {}  # the metrics of the last steps, and when they came
         while True:
             ending = over.wait(0.5)
             for record in read_metrics(path):
@@ -283,21 +290,42 @@ def _following(path: Path, run: Run, task: str, steps: int, progress: Progress |
                 # After a resume the file is cut back, and the same steps come again with the same values.
                 if step > last:
                     last = step
-                    run.metrics({key: value for key, value in record.items() if key != "step"}, step)
+                    values = {key: value for key, value in record.items() if key != "step"}
+                    told[step] = (values, run.metrics(values, step))
                     if progress is not None:
                         progress(task, step, steps)
+            for saved in (step for step in _whole(root) if step > modelled):
+                modelled = saved
+                values, time_ms = told.get(saved, ({}, 0))  # none where no step was logged when it was saved
+                losses = {key: value for key, value in values.items() if key.startswith("loss")}
+                run.model(f"{task}-{saved}", saved, checkpoint.folder(root, saved), losses, time_ms)
+                told = {step: record for step, record in told.items() if step > saved}
             if ending:
                 return
 
     if progress is not None:
         progress(task, last, steps)
-    thread = threading.Thread(target=follow, args=(last,), name="follow-metrics", daemon=True)
+    thread = threading.Thread(target=follow, args=(last, modelled), name="follow-metrics", daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
         thread.join()
+
+
+def _whole(root: Path) -> list[int]:
+    """The steps of the checkpoints that stand, in order."""
+    return sorted(int(path.parent.name.removeprefix("step-")) for path in root.glob(f"step-*/{checkpoint.MARKER}"))
+
+
+def _lineage(root: str) -> tuple[str, str, str]:
+    """(name, digest, URI) of a set: the digest is that of its summary, which counts all that it holds."""
+    try:
+        said = storage.read(storage.at(root, "summary.json"))
+    except FileNotFoundError:
+        said = root.encode()
+    return root.rsplit("/", 1)[-1], hashlib.sha256(said).hexdigest()[:16], root
 
 
 def _params(settings: TrainSettings) -> dict[str, Any]:

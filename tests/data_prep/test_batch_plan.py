@@ -1,22 +1,50 @@
 """The batch plan's promises, over many random indexes."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.batch_plan import BatchSettings, plan
+from data_prep.batch_plan import BLOCK, BatchSettings, plan
 
 TOKENS = {"short": 3, "long": 10, "wide": 7}
 
-indexes = st.lists(st.sampled_from(sorted(TOKENS)), min_size=1, max_size=80)
+indexes = st.one_of(
+    st.lists(st.sampled_from(sorted(TOKENS)), min_size=1, max_size=80),
+    # Long enough for several windows.
+    st.integers(1, 900).map(lambda count: [sorted(TOKENS)[n % 5 % 3] for n in range(count)]),
+)
 batches = st.builds(
     BatchSettings,
     tokens=st.integers(10, 60),
     max_samples=st.integers(1, 8),
     micro_batches=st.sampled_from([1, 2, 4, 8]),
+    window=st.sampled_from([BLOCK, 3 * BLOCK, 8192]),
 )
+
+
+def test_reads_stay_local_and_epochs_differ():
+    count, window = 40 * BLOCK, 4 * BLOCK
+    p = plan(["short"] * count, TOKENS, BatchSettings(tokens=24, micro_batches=4, window=window), seed=1, world=2)
+
+    def rows(epoch: int) -> list[int]:
+        steps = range(epoch * p.steps_per_epoch, (epoch + 1) * p.steps_per_epoch)
+        return [row for n in steps for rank in p.step(n).ranks for micro in rank for row in micro.rows]
+
+    first, second = rows(0), rows(1)
+    for order in (first, second):
+        assert sorted(order) == list(range(count))
+        for start in range(0, count, window):
+            assert len({row // BLOCK for row in order[start : start + window]}) == 4
+        # Within a window the rows are shuffled: few pairs of neighbours are left.
+        assert sum(abs(a - b) == 1 for a, b in pairwise(order)) < count / 20
+    windows = [
+        {frozenset(row // BLOCK for row in order[n : n + window]) for n in range(0, count, window)}
+        for order in (first, second)
+    ]
+    assert windows[0] != windows[1]
 
 
 @given(index=indexes, batch=batches, seed=st.integers(0, 9), epoch=st.integers(0, 3))

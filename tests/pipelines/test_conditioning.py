@@ -143,7 +143,7 @@ def parts() -> dict[str, nn.Module]:
 def made(encoded: Path, parts: dict[str, nn.Module], conditioning: dict[str, float], **dit: Any) -> tuple[Any, Any]:
     section = {"conditioning": conditioning, **dit}
     task = DiTTask(TrainSettings.model_validate({"input": str(encoded), "dit": section}))
-    return task.build(dict(parts)), task.dataset().batch(MicroBatch((0, 1, 2, 3), (1.0,) * 4), 0)
+    return task.build(dict(parts)), task.dataset().batch(MicroBatch((0, 1, 2, 3), (1.0,) * 4), 0).to("cpu")
 
 
 @hypothesis_settings(max_examples=20)

@@ -12,7 +12,7 @@ from safetensors.torch import load as load_tensors
 
 from data_prep.buckets import Bucket
 from data_prep.clip import Clip, Segment
-from data_prep.loader import metadata
+from data_prep.loader import parse
 from data_prep.mp4 import write_mp4
 from model import build, weights
 from pipelines.encode import PARTS, Encoder, EncodeSettings, to_safetensors
@@ -58,7 +58,7 @@ def test_a_clip_becomes_latents_of_its_bucket_and_features_without_pads(encoder:
     long = _clip("b", "a ball bounces and someone speaks", tmp_path)
     (segment,) = encoder([Segment("s", "u", clips=[short, long])])
     first, second = segment.clips
-    tensors, about = load_tensors(first.sample), metadata(first.sample)
+    tensors, about = load_tensors(first.sample), parse(memoryview(bytearray(first.sample)))[1]
     channels = encoder.video_vae.config.latent_channels
     assert tensors["video_latent"].shape == (channels, 2, 2, 3)
     assert tensors["audio_latent"].shape == (8, BUCKET.audio_tokens, 16)
@@ -135,6 +135,6 @@ def test_a_sample_file_has_the_same_bytes_in_every_process() -> None:
         for _ in range(2)
     }
     (data,) = files
-    assert metadata(data)["caption"] == "a – b"
+    assert parse(memoryview(bytearray(data)))[1]["caption"] == "a – b"
     assert load_tensors(data)["b"].tolist() == [0, 1, 2]
-    assert data == to_safetensors(load_tensors(data), metadata(data))
+    assert data == to_safetensors(load_tensors(data), parse(memoryview(bytearray(data)))[1])

@@ -1,5 +1,6 @@
 """Tracking: what is logged can be read back, a dead server stops nothing, a store is made once by many processes."""
 
+import json
 import logging
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from pipelines.previews import spectrogram
 from pipelines.tracking import Run, TrackingSettings, create_sqlite, flatten, start_run
 
 
-def _start(output: Path, uri: str = "", patience_s: float = 20.0) -> Run:
+def _start(output: Path, uri: str = "", patience_s: float = 120.0) -> Run:
     output.mkdir(parents=True, exist_ok=True)
     settings = TrackingSettings(uri=uri, patience_s=patience_s)
     return start_run(settings, "kinotone", "curate", {"dataset": "abc"}, {"train": {"lr": 1e-4}}, output)
@@ -85,7 +87,63 @@ def test_a_server_that_is_down_costs_one_warning_and_no_time(tmp_path: Path, cap
     assert time.monotonic() - start < 30
     messages = [record.getMessage() for record in caplog.records]
     assert sum("does not answer" in message for message in messages) == 1
-    assert sum("did not take" in message for message in messages) == 1
+    (told,) = (message for message in messages if "did not take" in message)
+    assert f"did not take 100 records of run 'curate'; they lie in {tmp_path / 'out' / tracking.UNSENT}" in told
+
+
+def test_what_a_server_did_not_take_is_sent_by_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded store cannot be opened at first; then it can."""
+    output, sample = tmp_path / "train", tmp_path / "sample.txt"
+    sample.write_text("a sample")
+    began_ms = time.time() * 1000
+    with monkeypatch.context() as broken:
+        broken.setattr(tracking, "create_sqlite", lambda path: 1 / 0)
+        with _start(output, patience_s=0.0) as run:
+            times = [run.metrics({"loss": 1 / (step + 1)}, step) for step in range(2500)]
+            run.params({"late": {"lr": 2}})
+            run.tags({"best": 3})
+            run.dataset("set", "1234abcd", "/data/set")
+            run.artifact(sample, "samples")
+            run.image("picture", np.full((8, 8, 3), 77, np.uint8), step=4)
+            run.model("dit-step-3", 3, "/ckpt/3", {"loss": 0.25}, times[3])
+    ended_ms = time.time() * 1000
+    assert (output / tracking.UNSENT).exists()
+
+    tracking.send_rest(TrackingSettings(patience_s=120), "kinotone", "curate", output)
+    assert not (output / tracking.UNSENT).exists()
+    client = _client(output)
+    run_id = json.loads((output / "mlflow_run.json").read_text())["run_id"]
+    found = client.get_run(run_id)
+    curve = client.get_metric_history(run_id, "loss")
+    assert [(m.step, m.value) for m in curve] == [(n, 1 / (n + 1)) for n in range(2500)]
+    assert all(began_ms - 1 <= m.timestamp <= ended_ms for m in curve)  # as measured, not as sent
+    assert found.data.params["late.lr"] == "2"
+    assert found.data.tags["best"] == "3"
+    assert [f.path for f in client.list_artifacts(run_id, "samples")] == ["samples/sample.txt"]
+    assert any("picture" in f.path for f in client.list_artifacts(run_id, "images"))
+    assert found.inputs is not None
+    (data,) = found.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("set", "1234abcd")
+    (model,) = client.search_logged_models([found.info.experiment_id])
+    assert (model.name, model.status, model.tags["path"]) == ("dit-step-3", "READY", "/ckpt/3")
+    assert model.metrics is not None
+    (metric,) = model.metrics
+    assert (metric.key, metric.value, metric.step, metric.dataset_name) == ("loss", 0.25, 3, "set")
+    tracking.send_rest(TrackingSettings(patience_s=120), "kinotone", "curate", output)  # nothing is left to send
+
+
+def test_memory_is_bounded_while_a_server_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "MAX_WAITING", 10)
+    held = threading.Event()
+    monkeypatch.setattr(Run, "_open", lambda self: held.wait() and 1 / 0)
+    run = _start(tmp_path / "out", patience_s=0.0)
+    for step in range(50):
+        run.metrics({"loss": 1.0}, step)
+    assert run._queue.qsize() == 10
+    held.set()
+    run.close()
+    lines = (tmp_path / "out" / tracking.UNSENT).read_text().splitlines()
+    assert {json.loads(line)[1]["step"] for line in lines} == set(range(50))
 
 
 def test_one_bad_record_is_said_and_the_rest_arrives(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -82,6 +82,22 @@ def test_a_run_leaves_a_model_and_its_record(uninterrupted, data, conditioner):
     assert trained.transformer.proj_out.weight.abs().max() > 0  # it starts at zero
 
 
+def test_the_runs_page_has_its_data_set_and_its_checkpoints(uninterrupted, data):
+    from mlflow.tracking import MlflowClient
+
+    output, _, _ = uninterrupted
+    client = MlflowClient(tracking_uri=f"sqlite:///{output.parent / 'mlflow.db'}")
+    run = client.get_run(json.loads((output / "mlflow_run.json").read_text())["run_id"])
+    (used,) = run.inputs.dataset_inputs
+    assert json.loads(used.dataset.source) == {"uri": str(data)}
+    models = {model.name: model for model in client.search_logged_models([run.info.experiment_id])}
+    assert {"dit-6", "dit-8"} <= set(models)
+    last = read_metrics(output / METRICS)[-1]
+    assert models["dit-8"].tags["path"] == str(output / "checkpoints" / "step-00000008")
+    assert {m.key: m.value for m in models["dit-8"].metrics}["loss/video"] == last["loss/video"]
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "loss/video")] == list(range(1, 9))
+
+
 def test_a_finished_run_is_not_run_again_and_takes_no_other_settings(uninterrupted, data, conditioner):
     output, summary, _ = uninterrupted
     started = time.monotonic()
