@@ -20,6 +20,8 @@ Spans = list[tuple[float, float]]
 _TOLERANCE_S = 0.3  # between a time in a caption and the time that was measured
 _MOMENTARY = -1.0  # stands for the end of a time that is a moment
 _QUOTE = re.compile(r"“([^“”]*)”|\"([^\"]*)\"")
+_WRITTEN = re.compile(r"\b[Tt]he (?:text|writing|words?) “([^“”]*)” (?:is|are) (?:shown|seen|visible)\b")
+_SEEN = 0xE100  # the first of the characters that stand for what was seen, in a sentence that is read
 _NUMBER = r"(\d+(?:\.\d+)?)(?: seconds\b| ?s\b)?"
 _TIMES = re.compile(rf"(?:\bfrom |\bbetween |\b){_NUMBER} ?(?:to|and|until|till|–) {_NUMBER}")
 _MOMENT = re.compile(r"\bat (\d+(?:\.\d+)?) ?(?:seconds|s)\b")
@@ -62,8 +64,10 @@ class _Part:
 def ground(sentences: list[Sentence], facts: Facts) -> tuple[list[Sentence], list[Removed]]:
     """The sentences whose every claim follows from the facts, and those that were taken out."""
     kept, removed = [], []
+    before = ""
     for sentence in sentences:
-        reasons = check(sentence.text, facts)
+        reasons = check(sentence.text, facts, before)
+        before = sentence.text
         if reasons:
             removed.append(Removed(sentence.text, tuple(reasons)))
         else:
@@ -111,6 +115,12 @@ def check(sentence: str, facts: Facts, before: str = "") -> list[str]:
     return _Reading(sentence, facts).reasons(before)
 
 
+def evidence_of(sentence: str, facts: Facts) -> list[list[float]]:
+    """Where in the clip the claims of a sentence were measured: [[start, end]] in seconds, ordered."""
+    spans = {span for part in _Reading(sentence, facts).parts() for claim in part.claims for span in claim}
+    return [list(span) for span in sorted(spans)]
+
+
 class _Reading:
     """One sentence: what it claims, where, and what of it no claim accounts for (`rest`, of unchanged length)."""
 
@@ -119,8 +129,17 @@ class _Reading:
         self.wrong: list[str] = []
         self.items: list[tuple[int, str, object]] = []  # where, what ("claim", "time", "throughout", "link"), value
         self.claims = 0
+        seen = _named_as_seen(facts)
+        sentence = self._written(sentence, facts)
         quotes = [curly or plain for curly, plain in _QUOTE.findall(sentence)]
-        self.rest = usual(_QUOTE.sub(" \ue000 ", sentence).lower())
+        sentence = _QUOTE.sub(" \ue000 ", sentence).lower()
+        for at, (pattern, _) in enumerate(seen):
+            sentence = pattern.sub(chr(_SEEN + at), sentence)
+        self.rest = usual(sentence)
+        for at, (_, spans_of) in enumerate(seen):
+            for match in self._take(re.compile(chr(_SEEN + at))):
+                self.claims += 1
+                self.items.append((match.start(), "claim", spans_of))
         if re.search('[“”"]', self.rest):
             self.wrong.append("quote: a quotation mark without its pair")
         self._quotes(quotes)
@@ -200,6 +219,18 @@ class _Reading:
                 self.claims += 1
                 if not holds(test, match, self.facts):
                     self.wrong.append(f"{kind}: {match.group(0).strip()}")
+
+    def _written(self, sentence: str, facts: Facts) -> str:
+        """The sentence without its quotes of writing in the picture, each of which must be there."""
+        there = [one for one in facts.seen if one["kind"] == "text"]
+        for match in reversed(list(_WRITTEN.finditer(sentence))):
+            found = [one for one in there if normalise(one["text"]) == normalise(match.group(1))]
+            self.claims += 1
+            if not found:
+                self.wrong.append(f"text: {match.group(1)[:60]!r} was not read on the screen")
+            self.items.append((match.start(), "claim", [tuple(span) for one in found for span in one["spans"]]))
+            sentence = f"{sentence[: match.start()]}{' ' * len(match.group(0))}{sentence[match.end() :]}"
+        return sentence
 
     def _quotes(self, quotes: list[str]) -> None:
         """Each quote was said, and by whom the sentence says."""
@@ -333,6 +364,17 @@ def _said(quoted: str, facts: Facts, speaker: int | None = None) -> Spans:
         if [token for token, _ in spoken[at : at + len(wanted)]] == wanted
         and (speaker is None or all(words[i].get("speaker") == speaker for _, i in spoken[at : at + len(wanted)]))
     ]
+
+
+def _named_as_seen(facts: Facts) -> list[tuple[re.Pattern, Spans]]:
+    """What may be named as seen, in these words, and when; the longest first. Another article names the same thing."""
+    found: dict[str, Spans] = {}
+    for one in facts.seen:
+        if one["kind"] != "text":
+            words = re.sub(r"^(?:a|an|the) ", "", one["text"].lower())
+            found.setdefault(words, []).extend(tuple(span) for span in one["spans"])
+    longest = sorted(found, key=lambda words: (-len(words), words))
+    return [(re.compile(rf"(?<!\w){re.escape(words)}(?!\w)"), found[words]) for words in longest]
 
 
 def _heard(facts: Facts) -> dict[str, tuple[frozenset[frozenset[str]], Spans]]:
