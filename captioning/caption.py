@@ -157,9 +157,7 @@ def _measure(clip: Clip, settings: CaptionSettings) -> Pending:
     )
 
 
-def _pictures(
-    clip: Clip, settings: CaptionSettings
-) -> tuple[np.ndarray, np.ndarray, list[tuple[float, bytes]]]:
+def _pictures(clip: Clip, settings: CaptionSettings) -> tuple[np.ndarray, np.ndarray, list[tuple[float, bytes]]]:
     """(small frames, their times on the file's time line, the pictures that an engine is shown)."""
     start_s, end_s = span(clip)
     media, fps = clip.media, settings.picture_fps

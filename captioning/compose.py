@@ -2,7 +2,8 @@
 
 Fixed order: setting and subjects, actions in time and writing (where an engine looked), picture, camera and movement,
 speech with its language and exact words, sounds in time, music, level and side. Each sentence keeps the facts that it
-was made from. Nothing is written that was not measured or seen: no emotion, no guess. The same facts give the same words.
+was made from. Nothing is written that was not measured or seen: no emotion, no guess. The same facts give the same
+words.
 """
 
 import re

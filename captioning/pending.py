@@ -1,8 +1,8 @@
 """A measured clip on its way to a caption: what an engine is to be asked of it, and what its answers lead to.
 
 Two questions at most, "look" (what is seen) and "tell" (a caption of the facts, where an engine writes it), each asked
-once more with the reason where the answer is refused; a second refusal is the clip's verdict. All of it is plain data, so
-a clip can wait for its answer in a row of the dataflow.
+once more with the reason where the answer is refused; a second refusal is the clip's verdict. All of it is plain data,
+so a clip can wait for its answer in a row of the dataflow.
 """
 
 import base64
@@ -18,7 +18,7 @@ from captioning.seen import prompt
 from captioning.seen.answers import Refused, read
 from captioning.seen.engine import NoAnswer
 from captioning.seen.frames import Frame
-from captioning.seen.phrases import Phrase, phrases_of, stand
+from captioning.seen.phrases import phrases_of, stand
 from captioning.seen.schema import Seen, Told
 from captioning.settings import CaptionSettings
 from data_prep.clip import Clip
@@ -56,7 +56,9 @@ class Pending:
         """The question as it is put to an engine."""
         if self.question == "look":
             times = [frame.time_s for frame in self.frames]
-            return prompt.look([frame.jpeg for frame in self.frames], times, self.refused, self.voice if settings.seen.audio else None)
+            return prompt.look(
+                [frame.jpeg for frame in self.frames], times, self.refused, self.voice if settings.seen.audio else None
+            )
         return prompt.tell(_told_facts(self.facts(settings)), self.refused)
 
     def answered(
@@ -152,7 +154,9 @@ class Pending:
 
     def to_clip(self) -> Clip:
         """The clip with all of this in its `caption`, as plain data; `voice` is left behind."""
-        state = {name: getattr(self, name) for name in ("picture", "transcript", "sound", "question", "refused", "seen")}
+        state = {
+            name: getattr(self, name) for name in ("picture", "transcript", "sound", "question", "refused", "seen")
+        }
         state["removed"] = [[one.text, list(one.reasons)] for one in self.removed]
         state["frames"] = [[frame.time_s, base64.b64encode(frame.jpeg).decode()] for frame in self.frames]
         return replace(self.clip, caption={_KEY: state})

@@ -57,8 +57,9 @@ def write_gemma_vision(folder: Path, *, untrained: bool = True) -> Path:
 
 
 def write_qwen_omni(folder: Path, *, untrained: bool = True) -> Path:
-    """Qwen2_5OmniThinkerForConditionalGeneration: pictures, sound and text in, text out."""
+    """Qwen2.5-Omni as it is published, with the thinker's weights alone: pictures, sound and text in, text out."""
     from transformers import (
+        Qwen2_5OmniConfig,
         Qwen2_5OmniProcessor,
         Qwen2_5OmniThinkerConfig,
         Qwen2_5OmniThinkerForConditionalGeneration,
@@ -115,7 +116,16 @@ def write_qwen_omni(folder: Path, *, untrained: bool = True) -> Path:
         tokenizer=tokenizer,
         chat_template=_QWEN_CHAT,
     )
-    return _write(folder, model, processor, untrained)
+    _write(folder, model, processor, untrained)
+    (weights,) = folder.glob("*.safetensors")
+    with_prefix = {f"thinker.{name}": tensor for name, tensor in load_file(weights).items()}
+    save_file(with_prefix, weights, metadata={"format": "pt"} | ({"untrained": "true"} if untrained else {}))
+    # As published: one file for both, of which save_pretrained leaves the last.
+    parts = (processor.feature_extractor, processor.image_processor)
+    both = {name: value for part in parts for name, value in json.loads(part.to_json_string()).items()}
+    (folder / "preprocessor_config.json").write_text(json.dumps(both))
+    Qwen2_5OmniConfig(thinker_config=config.to_dict()).save_pretrained(folder)
+    return folder
 
 
 def _tokenizer(names: dict[str, str], more: list[str], *, qwen: bool = False):
@@ -142,5 +152,4 @@ def _write(folder: Path, model, processor, untrained: bool) -> Path:
     if untrained:
         for path in folder.glob("*.safetensors"):
             save_file(load_file(path), path, metadata={"format": "pt", "untrained": "true"})
-    assert json.loads((folder / "config.json").read_text())["model_type"]
     return folder

@@ -7,27 +7,30 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from captioning.seen.schema import Seen
+from captioning.vocabulary import words
 
 LONGEST = 16_000  # characters; no answer of the schemas is longer
 _FENCE = re.compile(r"^```(?:json)?\s*\n(.*)\n```$", re.DOTALL)
 _REFUSAL = re.compile(
-    r"\b(?:i['’]?m sorry|i am sorry|i apologi[sz]e|i (?:can|could|will|do)(?:not|n['’]t| not)|i['’]?m (?:not able|unable)"
-    r"|i am (?:not able|unable)|as an ai|as a language model)\b",
+    r"\b(?:i['’]?m sorry|i am sorry|i apologi[sz]e|i (?:can|could|will|do)(?:not|n['’]t| not)"
+    r"|i['’]?m (?:not able|unable)|i am (?:not able|unable)|as an ai|as a language model)\b",
     re.IGNORECASE,
 )
 # The commonest words of English, and of other languages in Latin letters where English has no such word.
 _ENGLISH = frozenset(
-    "a an the is are was of in on at with and to from by his her its their near behind under over into out off".split()
+    words("a an the is are was of in on at with and to from by his her its their near behind under over into out off")
 )
 _FOREIGN = frozenset(
-    """
-    der die das den dem des ein eine einen einem einer und ist sind mit auf im vor neben unter über hinter zwei
-    le la les un une des du et est sont dans sur avec devant sous deux
-    el los las una unos unas y es son en con del sobre delante dos
-    il lo gli uno e sono nel nella con di che due o os as um uma na nos nas em dois duas
-    de het een zijn met op bij twee en ett och är med på i bredvid två og er
-    jest są na przy dwa dwie ja on kaksi bir ve ile
-    """.split()
+    words(
+        """
+        der die das den dem des ein eine einen einem einer und ist sind mit auf im vor neben unter über hinter zwei
+        le la les un une des du et est sont dans sur avec devant sous deux
+        el los las una unos unas y es son en con del sobre delante dos
+        il lo gli uno e sono nel nella con di che due o os as um uma na nos nas em dois duas
+        de het een zijn met op bij twee en ett och är med på i bredvid två og er
+        jest są na przy dwa dwie ja kaksi bir ve ile
+        """
+    )
 )
 
 
@@ -86,9 +89,9 @@ def is_english(texts: Iterable[str]) -> bool:
     letters = [c for c in whole if c.isalpha()]
     if sum(c > "\u024f" for c in letters) > 0.1 * len(letters):
         return False
-    words = re.findall(r"[^\W\d_]+", whole)
-    english = sum(word in _ENGLISH for word in words)
-    foreign = sum(word in _FOREIGN for word in words if word not in _ENGLISH)
+    told = re.findall(r"[^\W\d_]+", whole)
+    english = sum(word in _ENGLISH for word in told)
+    foreign = sum(word in _FOREIGN for word in told if word not in _ENGLISH)
     return foreign <= english
 
 

@@ -35,9 +35,7 @@ class ClipScores:
         check(settings)
         self._network, self._transform, self._tokenizer, self.untrained = _load(settings.clip, settings.clip_weights)
 
-    def scores(
-        self, pictures: Sequence[bytes], phrases: Sequence[str], shown: Sequence[Sequence[int]]
-    ) -> list[float]:
+    def scores(self, pictures: Sequence[bytes], phrases: Sequence[str], shown: Sequence[Sequence[int]]) -> list[float]:
         """Each phrase's cosine with the best of its pictures (JPEG files), which it names by numbers from 1."""
         import torch
 

@@ -81,8 +81,8 @@ class Endpoint:
             raise _Busy(status, headers.get("retry-after", ""))
         if status in (401, 403, 404):
             raise EngineGone(
-                f"caption.seen.endpoint {self.settings.endpoint}: status {status}; check caption.seen.model and the key "
-                f"in {self.settings.key_variable}"
+                f"caption.seen.endpoint {self.settings.endpoint}: status {status}; check caption.seen.model and the "
+                f"key in {self.settings.key_variable}"
             )
         if status != 200:
             raise NoAnswer(f"status {status}: {data[:200].decode(errors='replace')}")

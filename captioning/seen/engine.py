@@ -22,7 +22,7 @@ class NoAnswer(Exception):
 
 
 class EngineGone(Exception):
-    """No clip is at fault: the server is gone, or refuses the key. The run ends, and goes on when it is called again."""
+    """The server is gone or refuses the key: no clip's fault. The run ends, and goes on when it is called again."""
 
 
 class Engine(Protocol):

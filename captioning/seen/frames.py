@@ -1,7 +1,8 @@
-"""Which pictures of a clip a model is shown: the fewest that show every shot and every change, few where nothing moves."""
+"""Which pictures of a clip a model is shown: every shot and every change in as few as can be."""
 
 import io
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -29,7 +30,7 @@ def choose_frames(small: np.ndarray, times_s: np.ndarray, most: int) -> list[int
     """
     luma = small.astype(np.float32) @ np.array([0.2126, 0.7152, 0.0722], np.float32) / 255
     edges = [0, *find_cuts(luma), len(luma)]
-    shots = [(first, last) for first, last in zip(edges, edges[1:], strict=False) if last > first]
+    shots = [(first, last) for first, last in pairwise(edges) if last > first]
     steps = np.abs(np.diff(luma, axis=0)).mean((1, 2)) + _IDLE * np.diff(times_s)
     if len(shots) > most:
         shots = sorted(sorted(shots, key=lambda shot: shot[0] - shot[1])[:most])
@@ -37,7 +38,10 @@ def choose_frames(small: np.ndarray, times_s: np.ndarray, most: int) -> list[int
     counts = [1] * len(shots)
     while sum(counts) < most:
         # The shot with the most change per frame that it has; until none has enough to show.
-        gain = [summed / count if count < last - first else 0.0 for summed, count, (first, last) in zip(change, counts, shots, strict=True)]
+        gain = [
+            summed / count if count < last - first else 0.0
+            for summed, count, (first, last) in zip(change, counts, shots, strict=True)
+        ]
         best = int(np.argmax(gain))
         if gain[best] < _STEP:
             break

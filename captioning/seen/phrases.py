@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from captioning.seen.schema import Seen
-from captioning.vocabulary import FORBIDDEN
+from captioning.vocabulary import FORBIDDEN, words
 from captioning.wording import FRAME, stem
 
 Kind = Literal["setting", "subject", "appearance", "action", "text"]
@@ -21,9 +21,11 @@ Scores = Callable[[Sequence[str], Sequence[Sequence[int]]], list[float]]
 
 _WORD = re.compile(r"[^\W_]+")
 _TO_READER = frozenset(
-    "you your yours please ignore instruction instructions prompt assistant disregard answer respond reply".split()
+    words("you your yours please ignore instruction instructions prompt assistant disregard answer respond reply")
 )
-_FUNCTION = FRAME | frozenset("from by his her their some over under behind beside near into out off up down while".split())
+_FUNCTION = FRAME | frozenset(
+    words("from by his her their some over under behind beside near into out off up down while")
+)
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,9 @@ def stand(
 def _why_not(phrase: Phrase, foreign: set[str], least: float) -> str:
     if phrase.kind == "text":  # a quote, whatever it says
         return ""
-    words = _WORD.findall(phrase.text.lower())
+    told = _WORD.findall(phrase.text.lower())
     for kind, bad in (("forbidden", FORBIDDEN), ("instruction", _TO_READER)):
-        if found := next((word for word in words if word in bad), ""):
+        if found := next((word for word in told if word in bad), ""):
             return f"{kind}: {found}"
     if phrase.score is not None and phrase.score < least:
         return f"picture: {phrase.text} ({phrase.score:.2f})"

@@ -1,4 +1,4 @@
-"""Engine `transformers`: a vision-language model in this process (Gemma 3, Qwen VL), or one that also hears (Qwen Omni).
+"""Engine `transformers`: a model in this process that sees (Gemma 3, Qwen VL), or that sees and hears (Qwen Omni).
 
 Of an omni model the thinker alone is loaded: it sees, hears and writes; the talker only speaks.
 """
@@ -15,9 +15,7 @@ from captioning.settings import SeenSettings
 # Model types whose thinker hears, with the class that transformers has for it.
 _OMNI = {
     "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
-    "qwen2_5_omni_thinker": "Qwen2_5OmniThinkerForConditionalGeneration",
     "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration",
-    "qwen3_omni_moe_thinker": "Qwen3OmniMoeThinkerForConditionalGeneration",
 }
 
 
