@@ -89,7 +89,7 @@ class SeenSettings(Settings):
     concurrency: int = Field(default=8, ge=1, description="openai: requests under way at once, per worker")
     requests_per_minute: float = Field(default=0.0, ge=0, description="openai: per worker; 0: no limit of ours")
     engine_options: dict[str, Any] = Field(
-        default={}, description="vllm: engine arguments, such as tensor_parallel_size or max_model_len"
+        default={}, description="vllm: engine arguments, such as tensor_parallel_size: 2 (in a recipe)"
     )
     workers: int = Field(default=1, ge=1, description="vllm: engines beside one another")
     clip: str = Field(default="", description="open_clip model that scores what is said to be seen; '': not scored")

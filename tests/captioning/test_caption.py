@@ -75,8 +75,8 @@ def test_a_whisper_that_breaks_costs_only_the_clip_it_breaks_on(captioner, monke
             raise RuntimeError("out of memory")
         return working(clips)
 
-    working = captioner.transcriber
-    monkeypatch.setattr(captioner, "transcriber", breaks)
+    working = captioner.measurer.transcriber
+    monkeypatch.setattr(captioner.measurer, "transcriber", breaks)
     clips = [clip_of(chord(2), clip_id="short"), clip_of(chord(3), clip_id="long")]
     first, second = captioner([Segment("segment", "clips", clips=clips)])[0].clips
     assert first.kept
