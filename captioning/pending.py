@@ -27,6 +27,7 @@ Question = Literal["look", "tell", ""]
 # (JPEG files, phrases, numbers of the pictures of each) → scores
 Score = Callable[[Sequence[bytes], Sequence[str], Sequence[Sequence[int]]], list[float]]
 _KEY = "pending"  # of clip.caption, while it waits
+_KEPT = 2000  # characters stored of what untrained weights write
 
 
 @dataclass(frozen=True)
@@ -170,9 +171,6 @@ class Pending:
         removed = tuple(Removed(text, tuple(reasons)) for text, reasons in state.pop("removed"))
         frames = tuple(Frame(time_s, base64.b64decode(file)) for time_s, file in state.pop("frames"))
         return cls(replace(clip, caption={}), **state, removed=removed, frames=frames)
-
-
-_KEPT = 2000  # characters stored of what untrained weights write
 
 
 def _told_facts(facts: Facts) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class SeenSettings(Settings):
     frame_width: int = Field(default=448, ge=64, description="pixels on the longer side of a picture")
     max_tokens: int = Field(default=768, ge=16, description="tokens of an answer at most")
     time_limit_s: float = Field(default=120.0, gt=0, description="seconds for an answer (not vllm)")
-    device: str = Field(default="cpu", description="where transformers runs: cpu, cuda")
+    device: str = Field(default="cpu", description="where transformers and open_clip run: cpu, cuda")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="bfloat16", description="arithmetic of transformers and vllm"
     )

@@ -67,6 +67,7 @@ def _clip(row: dict, example: Example) -> dict[str, Any]:
                 "at": at,
                 "text": item["sentence"],
                 "source": item["source"],
+                "scores": item["facts"].get("scores", {}),
                 "spans": [
                     (round(100 * start / length, 2), round(100 * (end - start) / length, 2), start)
                     for start, end in evidence_spans(item, caption)

@@ -73,7 +73,7 @@ def ask(data: Any, settings: CaptionSettings) -> Any:
             _Taking,
             fn_constructor_kwargs={"settings": settings, "replies": replies},
             batch_format="pyarrow",
-            concurrency=1,
+            concurrency=settings.seen.workers,
         ).materialize()
 
 
@@ -81,8 +81,8 @@ def _requests(table: pa.Table, settings: CaptionSettings) -> pa.Table:
     """What is to be asked of the clips in rows, as `_REQUESTS`."""
     segments = from_table(table.drop_columns(["seconds"]))
     rows = [
-        {"segment_id": segment_id, "at": at, "request": json.dumps(_plain(item.request(settings)))}
-        for segment_id, at, item in _waiting(segments)
+        {"segment_id": segment.segment_id, "at": at, "request": json.dumps(_plain(item.request(settings)))}
+        for segment, at, item in _waiting(segments)
     ]
     return pa.Table.from_pylist(rows, _REQUESTS)
 
@@ -91,12 +91,13 @@ def _plain(request: Request) -> dict[str, Any]:
     return {"messages": messages(request), "schema": wire_schema(request.answer)}
 
 
-def _waiting(segments: list[Segment]) -> Iterator[tuple[str, int, Pending]]:
+def _waiting(segments: list[Segment]) -> Iterator[tuple[Segment, int, Pending]]:
+    """Every clip that waits: its segment, its place in it, and what is known of it."""
     for segment in segments:
         for at, clip in enumerate(segment.clips):
             item = Pending.of_clip(clip) if clip.kept else None
             if item is not None:
-                yield segment.segment_id, at, item
+                yield segment, at, item
 
 
 class _Taking:
@@ -112,10 +113,9 @@ class _Taking:
         return to_rows(apply("caption", self._take, segments), seconds)
 
     def _take(self, segments: list[Segment]) -> list[Segment]:
-        for segment_id, at, item in _waiting(segments):
-            reply = self._replies.get((segment_id, at), NoAnswer("the engine gave no row"))
+        for segment, at, item in _waiting(segments):
+            reply = self._replies.get((segment.segment_id, at), NoAnswer("the engine gave no row"))
             done = self._answers.take(item, reply, untrained=self._untrained)
-            segment = next(one for one in segments if one.segment_id == segment_id)
             segment.clips[at] = done if isinstance(done, Clip) else done.to_clip()
         return segments
 

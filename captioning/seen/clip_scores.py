@@ -34,13 +34,15 @@ class ClipScores:
         """Raises ValueError as `check`, and where open_clip does not know the model."""
         check(settings)
         self._network, self._transform, self._tokenizer, self.untrained = _load(settings.clip, settings.clip_weights)
+        self._device = settings.device
+        self._network.to(self._device)
 
     def scores(self, pictures: Sequence[bytes], phrases: Sequence[str], shown: Sequence[Sequence[int]]) -> list[float]:
         """Each phrase's cosine with the best of its pictures (JPEG files), which it names by numbers from 1."""
         import torch
 
-        batch = torch.stack([self._transform(from_jpeg(file)) for file in pictures])
-        tokens = self._tokenizer([_PROMPT.format(phrase) for phrase in phrases])
+        batch = torch.stack([self._transform(from_jpeg(file)) for file in pictures]).to(self._device)
+        tokens = self._tokenizer([_PROMPT.format(phrase) for phrase in phrases]).to(self._device)
         with torch.inference_mode():
             seen = self._network.encode_image(batch, normalize=True)
             said = self._network.encode_text(tokens, normalize=True)

@@ -1,4 +1,4 @@
-"""Instructions that are spoken or written in a clip are data: an engine that obeys them changes nothing but the quote."""
+"""Instructions spoken or written in a clip are data: an engine that obeys them changes nothing but the quote."""
 
 import json
 from typing import Any
