@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -33,6 +34,7 @@ def write_gemma_vision(folder: Path, *, untrained: bool = True) -> Path:
         "eoi_token": "<end_of_image>",
     }
     tokenizer = _tokenizer(names, ["<start_of_turn>"])
+    ids: dict[str, Any] = {name: tokenizer.convert_tokens_to_ids(text) for name, text in names.items()}
     config = Gemma3Config(
         text_config={
             **{"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2},
@@ -43,12 +45,12 @@ def write_gemma_vision(folder: Path, *, untrained: bool = True) -> Path:
             **{"image_size": 56, "patch_size": 14, "vision_use_head": False},
         },
         mm_tokens_per_image=4,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image_soft_token>"),
-        boi_token_index=tokenizer.convert_tokens_to_ids("<start_of_image>"),
-        eoi_token_index=tokenizer.convert_tokens_to_ids("<end_of_image>"),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        image_token_index=ids["image_token"],
+        boi_token_index=ids["boi_token"],
+        eoi_token_index=ids["eoi_token"],
+        bos_token_id=ids["bos_token"],
+        eos_token_id=ids["eos_token"],
+        pad_token_id=ids["pad_token"],
     )
     model = Gemma3ForConditionalGeneration(config)
     pictures = Gemma3ImageProcessor(size={"height": 56, "width": 56})
@@ -64,9 +66,9 @@ def write_qwen_omni(folder: Path, *, untrained: bool = True) -> Path:
         Qwen2_5OmniThinkerConfig,
         Qwen2_5OmniThinkerForConditionalGeneration,
         Qwen2VLImageProcessor,
-        Qwen2VLVideoProcessor,
         WhisperFeatureExtractor,
     )
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
     torch.manual_seed(0)
     names = {
@@ -82,7 +84,7 @@ def write_qwen_omni(folder: Path, *, untrained: bool = True) -> Path:
         "audio_eos_token": "<|audio_eos|>",
     }
     tokenizer = _tokenizer(names, [], qwen=True)
-    ids = {name: tokenizer.convert_tokens_to_ids(text) for name, text in names.items()}
+    ids: dict[str, Any] = {name: tokenizer.convert_tokens_to_ids(text) for name, text in names.items()}
     config = Qwen2_5OmniThinkerConfig(
         audio_config={
             **{"num_mel_bins": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32},
@@ -109,7 +111,7 @@ def write_qwen_omni(folder: Path, *, untrained: bool = True) -> Path:
         pad_token_id=ids["pad_token"],
     )
     model = Qwen2_5OmniThinkerForConditionalGeneration(config)
-    processor = Qwen2_5OmniProcessor(
+    processor: Any = Qwen2_5OmniProcessor(
         image_processor=Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=56 * 56),
         video_processor=Qwen2VLVideoProcessor(),
         feature_extractor=WhisperFeatureExtractor(feature_size=16),
