@@ -21,7 +21,10 @@ _TOLERANCE_S = 0.3  # between a time in a caption and the time that was measured
 _MOMENTARY = -1.0  # stands for the end of a time that is a moment
 _QUOTE = re.compile(r"“([^“”]*)”|\"([^\"]*)\"")
 _WRITTEN = re.compile(r"\b[Tt]he (?:text|writing|words?) “([^“”]*)” (?:is|are) (?:shown|seen|visible)\b")
+_MAKERS = ("speech", "voice", "says", "say", "said", "speaking", "spoken", "speaks", "talking", "utters", "reads")
+_HEARING = re.compile(rf"\ue000|\b(?:sounds?|heard?|hears|hearing|audible|music|{'|'.join(_MAKERS)})\b")
 _SEEN = 0xE100  # the first of the characters that stand for what was seen, in a sentence that is read
+_PRIVATE = re.compile("[\ue000-\uf8ff]")  # no letters of anybody's: here they stand for quotes and for what was seen
 _NUMBER = r"(\d+(?:\.\d+)?)(?: seconds\b| ?s\b)?"
 _TIMES = re.compile(rf"(?:\bfrom |\bbetween |\b){_NUMBER} ?(?:to|and|until|till|–) {_NUMBER}")
 _MOMENT = re.compile(r"\bat (\d+(?:\.\d+)?) ?(?:seconds|s)\b")
@@ -32,7 +35,6 @@ _LINK = re.compile(r"\b(then|before|after|while)\b")
 _BREAK = re.compile(r"[,;:–]| - |\b(?:and|while|then|before|after|with|over|but|as)\b")
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _PIECE = re.compile(r"[^\W_]+")
-_MAKERS = ("speech", "voice", "says", "say", "said", "speaking", "spoken", "speaks", "talking", "utters", "reads")
 
 
 @dataclass(frozen=True)
@@ -130,16 +132,14 @@ class _Reading:
         self.items: list[tuple[int, str, object]] = []  # where, what ("claim", "time", "throughout", "link"), value
         self.claims = 0
         seen = _named_as_seen(facts)
+        sentence = _PRIVATE.sub(" ", sentence)
         sentence = self._written(sentence, facts)
         quotes = [curly or plain for curly, plain in _QUOTE.findall(sentence)]
         sentence = _QUOTE.sub(" \ue000 ", sentence).lower()
-        for at, (pattern, _) in enumerate(seen):
-            sentence = pattern.sub(chr(_SEEN + at), sentence)
+        for at, one in enumerate(seen):
+            sentence = one.pattern.sub(chr(_SEEN + at), sentence)
         self.rest = usual(sentence)
-        for at, (_, spans_of) in enumerate(seen):
-            for match in self._take(re.compile(chr(_SEEN + at))):
-                self.claims += 1
-                self.items.append((match.start(), "claim", spans_of))
+        self._seen(seen)
         if re.search('[“”"]', self.rest):
             self.wrong.append("quote: a quotation mark without its pair")
         self._quotes(quotes)
@@ -231,6 +231,21 @@ class _Reading:
             self.items.append((match.start(), "claim", [tuple(span) for one in found for span in one["spans"]]))
             sentence = f"{sentence[: match.start()]}{' ' * len(match.group(0))}{sentence[match.end() :]}"
         return sentence
+
+    def _seen(self, seen: list["_Seen"]) -> None:
+        """Takes out what was seen. It is no evidence of a sound or of who speaks, and one's looks are no other's."""
+        marks = re.compile(f"[{chr(_SEEN)}-{chr(_SEEN + len(seen))}]")
+        heard = _HEARING.search(self.rest)
+        last: set[int] = set()
+        for match in self._take(marks):
+            one = seen[ord(match.group(0)) - _SEEN]
+            self.claims += 1
+            self.items.append((match.start(), "claim", one.spans))
+            if heard:
+                self.wrong.append(f"sound: {one.words} was seen, not heard")
+            elif one.looks_of and not one.looks_of & last:
+                self.wrong.append(f"appearance: {one.words}")
+            last = one.subjects or last
 
     def _quotes(self, quotes: list[str]) -> None:
         """Each quote was said, and by whom the sentence says."""
@@ -366,15 +381,31 @@ def _said(quoted: str, facts: Facts, speaker: int | None = None) -> Spans:
     ]
 
 
-def _named_as_seen(facts: Facts) -> list[tuple[re.Pattern, Spans]]:
-    """What may be named as seen, in these words, and when; the longest first. Another article names the same thing."""
-    found: dict[str, Spans] = {}
+@dataclass
+class _Seen:
+    """A phrase that may be named as seen: when, the subjects that it names, and those whose looks it tells."""
+
+    words: str
+    spans: Spans = field(default_factory=list)
+    subjects: set[int] = field(default_factory=set)
+    looks_of: set[int] = field(default_factory=set)
+
+    @property
+    def pattern(self) -> re.Pattern:
+        return re.compile(rf"(?<!\w){re.escape(self.words)}(?!\w)")
+
+
+def _named_as_seen(facts: Facts) -> list[_Seen]:
+    """What may be named as seen, in these words; the longest first. Another article names the same thing."""
+    found: dict[str, _Seen] = {}
     for one in facts.seen:
         if one["kind"] != "text":
             words = re.sub(r"^(?:a|an|the) ", "", one["text"].lower())
-            found.setdefault(words, []).extend(tuple(span) for span in one["spans"])
-    longest = sorted(found, key=lambda words: (-len(words), words))
-    return [(re.compile(rf"(?<!\w){re.escape(words)}(?!\w)"), found[words]) for words in longest]
+            named = found.setdefault(words, _Seen(words))
+            named.spans += [tuple(span) for span in one["spans"]]
+            if one["subject"] is not None:
+                (named.subjects if one["kind"] == "subject" else named.looks_of).add(one["subject"])
+    return sorted(found.values(), key=lambda one: (-len(one.words), one.words))
 
 
 def _heard(facts: Facts) -> dict[str, tuple[frozenset[frozenset[str]], Spans]]:

@@ -110,7 +110,8 @@ class Pending:
         removed = [Removed(phrase.text, (reason,)) for phrase, reason in out]
         measured = self.picture["camera"]
         if seen.camera not in ("unclear", measured):
-            removed.append(Removed(f"The camera {seen.camera}.", (f"camera: {seen.camera}",)))
+            told = f"The camera {'is ' if seen.camera == 'static' else ''}{seen.camera}."
+            removed.append(Removed(told, (f"camera: {seen.camera}",)))
         stored = {"model": settings.seen.model, "times": times, "phrases": [phrase.plain() for phrase in kept]}
         stored["removed"] = [phrase.plain() for phrase, _ in out]
         following: Question = "tell" if settings.seen.compose == "engine" else ""

@@ -71,11 +71,27 @@ def test_what_is_seen_is_told_in_order_and_every_sentence_stands() -> None:
         ("A woman opens a door from 4.0 to 6.0 seconds.", "time"),
         ("The text “SALE: 70 % off!” is shown.", "text"),
         ("The setting is a garden.", "unsupported"),
+        ("A small dog can be seen: a red coat.", "appearance"),
+        ("A small dog in a red coat can be seen.", "appearance"),
+        ("The sound of a small dog is heard.", "sound"),
+        ("A woman is heard.", "sound"),
         ("A woman says “SALE: 50 % off!”", "quote"),
     ],
 )
 def test_what_was_not_seen_does_not_stand(sentence: str, kind: str) -> None:
     assert any(reason.startswith(kind) for reason in check(sentence, _facts(_read())))
+
+
+def test_a_quote_is_nobodys_who_is_only_seen() -> None:
+    facts = _facts(_read(), spoken("Did you close it?"))
+    assert check("Speech in English is heard: “Did you close it”.", facts) == []
+    assert check("A woman, in a red coat, says “Did you close it”.", facts)[0].startswith("sound: ")
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"])))
+def test_no_sentence_breaks_the_checker(text: str) -> None:
+    for facts in (FACTS, _facts(_read())):
+        assert isinstance(check(f"A woman can be seen: {text} \ue100\ue101 “{text}”.", facts), list)
 
 
 def test_free_wording_of_what_was_seen_stands() -> None:
