@@ -4,8 +4,7 @@ A caption says what was measured and what stands of an engine's answers, and not
 it ends in `failed("caption", …)`; it never gets an empty or an invented caption.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -127,8 +126,8 @@ class Captioner:
         return [item.captioned(self.settings) if isinstance(item, Pending) else item for item in items]
 
 
-def each_kept(segments: list[Segment], call) -> list[Segment]:
-    """The segments with `call` ([Clip] → [Clip]) done to all their kept clips at once."""
+def each_kept(segments: list[Segment], call: Callable[[list[Clip]], list[Clip]]) -> list[Segment]:
+    """The segments with `call` done to all their kept clips at once."""
     kept = [clip for segment in segments for clip in segment.clips if clip.kept]
     done = iter(call(kept))
     return [
@@ -151,6 +150,7 @@ def _measure(clip: Clip, settings: CaptionSettings) -> Pending:
         describe(small, times_s - start_s),
         {},
         measure(audio, SAMPLE_RATE),
+        tuple(tag for tag in clip.tags if tag.score >= settings.min_tag_score),
         tuple(Frame(round(time_s - start_s, 3), jpeg) for time_s, jpeg in shown),
         "look" if settings.seen.engine else "",
         voice=audio.mean(0),
@@ -183,14 +183,3 @@ def _size(clip: Clip, width: int) -> tuple[int, int]:
     wide, high = clip.info.get("width", 16), clip.info.get("height", 9)
     scale = width / max(wide, high)
     return max(32, round(high * scale / 2) * 2), max(32, round(wide * scale / 2) * 2)
-
-
-def count_removed(segments: list[Segment]) -> dict[str, int]:
-    """What was kept out of the captions: transcribed windows by reason, sentences by kind of claim."""
-    counts = Counter()
-    for clip in (clip for segment in segments for clip in segment.clips if clip.caption):
-        for reason, windows in clip.caption["transcript"]["removed"].items():
-            counts[f"speech/{reason}"] += windows
-        for removed in clip.caption["removed"]:
-            counts.update(f"claim/{reason.split(':')[0]}" for reason in removed["reasons"])
-    return dict(counts)

@@ -21,7 +21,7 @@ from captioning.seen.frames import Frame
 from captioning.seen.phrases import phrases_of, stand
 from captioning.seen.schema import Seen, Told
 from captioning.settings import CaptionSettings
-from data_prep.clip import Clip
+from data_prep.clip import Clip, Tag
 
 Question = Literal["look", "tell", ""]
 # (JPEG files, phrases, numbers of the pictures of each) → scores
@@ -35,6 +35,7 @@ class Pending:
     """A clip, what was measured of it, and its next question ("" once there is none).
 
     Attributes:
+        picture: from `describe`. transcript: from `transcribe`. sound: from `levels`. tags: those that may be told.
         frames: the pictures that an engine is shown, times from the clip's start.
         refused: why the answer before was refused, "" the first time.
         seen: what is stored of the answers: see `Captioner`.
@@ -46,6 +47,7 @@ class Pending:
     picture: dict[str, Any]
     transcript: dict[str, Any]
     sound: dict[str, Any]
+    tags: tuple[Tag, ...] = ()
     frames: tuple[Frame, ...] = ()
     question: Question = ""
     refused: str = ""
@@ -60,7 +62,7 @@ class Pending:
             return prompt.look(
                 [frame.jpeg for frame in self.frames], times, self.refused, self.voice if settings.seen.audio else None
             )
-        return prompt.tell(_told_facts(self.facts(settings)), self.refused)
+        return prompt.tell(_told_facts(self.facts()), self.refused)
 
     def answered(
         self, answer: str | NoAnswer, settings: CaptionSettings, score: Score | None, *, untrained: bool = False
@@ -84,20 +86,20 @@ class Pending:
                 return self.clip.failed("caption", f"{self.question}: {error}, after {self.refused}")
             return replace(self, refused=str(error))
 
-    def facts(self, settings: CaptionSettings) -> Facts:
+    def facts(self) -> Facts:
         """All that is known of the clip."""
         return Facts(
             seconds=self.sound["seconds"],
             picture=self.picture,
             transcript=self.transcript,
             sound=self.sound,
-            tags=tuple(tag for tag in self.clip.tags if tag.score >= settings.min_tag_score),
+            tags=self.tags,
             seen=tuple(self.seen.get("phrases", ())),
         )
 
     def captioned(self, settings: CaptionSettings) -> Clip:
         """The clip with the caption that the rules compose of its facts, or failed where none of it stands."""
-        facts = self.facts(settings)
+        facts = self.facts()
         kept, removed = ground(compose(facts, settings.max_sounds), facts)
         return self._finished(kept, removed)
 
@@ -118,7 +120,7 @@ class Pending:
         return replace(self, question=following, refused="", seen=stored, removed=(*self.removed, *removed))
 
     def _told(self, told: Told, settings: CaptionSettings) -> "Pending | Clip":
-        facts = self.facts(settings)
+        facts = self.facts()
         texts, removed = {}, []
         for variant in (SHORT, MEDIUM, LONG):
             texts[variant], out = ground_text(getattr(told, variant), facts)
@@ -159,6 +161,7 @@ class Pending:
         state = {
             name: getattr(self, name) for name in ("picture", "transcript", "sound", "question", "refused", "seen")
         }
+        state["tags"] = [asdict(tag) for tag in self.tags]
         state["removed"] = [[one.text, list(one.reasons)] for one in self.removed]
         state["frames"] = [[frame.time_s, base64.b64encode(frame.jpeg).decode()] for frame in self.frames]
         return replace(self.clip, caption={_KEY: state})
@@ -169,9 +172,10 @@ class Pending:
         if _KEY not in clip.caption:
             return None
         state = dict(clip.caption[_KEY])
+        tags = tuple(Tag(**tag) for tag in state.pop("tags"))
         removed = tuple(Removed(text, tuple(reasons)) for text, reasons in state.pop("removed"))
         frames = tuple(Frame(time_s, base64.b64decode(file)) for time_s, file in state.pop("frames"))
-        return cls(replace(clip, caption={}), **state, removed=removed, frames=frames)
+        return cls(replace(clip, caption={}), **state, tags=tags, removed=removed, frames=frames)
 
 
 def _told_facts(facts: Facts) -> dict[str, Any]:
