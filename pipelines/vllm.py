@@ -143,7 +143,8 @@ def engine_config(settings: SeenSettings) -> Any:
         batch_size=16,
         should_continue_on_error=True,
         log_engine_metrics=False,
-        prepare_multimodal_stage={"enabled": True},
+        # Content as parts: the models' own templates put a picture's marker where it stands.
+        prepare_multimodal_stage={"enabled": True, "chat_template_content_format": "openai"},
     )
 
 
