@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
+from captioning.seen.engine import EngineGone
 from captioning.settings import CaptionSettings, SeenSettings
+from data_prep.clip import Segment
 from data_prep.index import read_manifest
 from data_prep.ledger import Ledger
 from pipelines import prepare, vllm
+from pipelines.graph import apply
 from pipelines.prepare import run_prepare
 from tests.chat_server import MODEL, NAMES, Chat, chat_server
 from tests.pipelines.caption_set import write_caption_set
@@ -69,6 +72,14 @@ def test_a_missing_endpoint_is_refused_before_anything_starts(tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"^caption\.seen\.endpoint http://.*no server answers"):
         run_prepare(("caption",), [source], tmp_path / "out", _settings(chat))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_server_that_is_gone_costs_no_clip_its_caption() -> None:
+    def gone(segments: list[Segment]) -> list[Segment]:
+        raise EngineGone("no server answers there")
+
+    with pytest.raises(EngineGone):
+        apply("caption", gone, [Segment("a", "memory"), Segment("b", "memory")])
 
 
 def test_random_weights_go_through_the_graph_and_are_never_told(ray_session: None, tmp_path: Path) -> None:
