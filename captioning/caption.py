@@ -84,10 +84,13 @@ class Answers:
 
     def take(self, item: Pending, answer: str | NoAnswer, *, untrained: bool = False) -> Pending | Clip:
         """The clip's next question, or the clip done."""
-        following = item.answered(answer, self.settings, self._score, untrained=untrained)
-        if isinstance(following, Pending) and not following.question:
-            return following.captioned(self.settings)
-        return following
+        try:
+            following = item.answered(answer, self.settings, self._score, untrained=untrained)
+            if isinstance(following, Pending) and not following.question:
+                return following.captioned(self.settings)
+            return following
+        except Exception as error:  # whatever an answer does to a reader, it is this clip's verdict and no other's
+            return item.clip.failed("caption", error)
 
 
 class Captioner:

@@ -29,10 +29,10 @@ _REQUESTS = pa.schema([("segment_id", pa.string()), ("at", pa.int32()), ("reques
 Replies = dict[tuple[str, int], str | NoAnswer]
 
 
-def caption_stages(settings: CaptionSettings, *, batch: int = 1) -> list[Stage]:
+def caption_stages(settings: CaptionSettings) -> list[Stage]:
     """The caption stage as two: measure, then after the engine has answered the clips, pass them on or commit them."""
-    first = Stage("caption", partial(_Waiting, settings), batch, gpu=True, then=partial(ask, settings=settings))
-    return [first, Stage("caption", _Answered, batch)]
+    first = Stage("caption", partial(_Waiting, settings), gpu=True, then=partial(ask, settings=settings))
+    return [first, Stage("caption", _Answered)]
 
 
 class _Waiting:

@@ -18,7 +18,7 @@ UNTRAINED = "untrained"
 
 
 class NoAnswer(Exception):
-    """A model gave none: the time was over, or its server kept failing. The text says why."""
+    """A model gave none: the time was over, it broke on the clip, or its server kept failing. The text says why."""
 
 
 class EngineGone(Exception):

@@ -11,6 +11,7 @@ from captioning.seen.engine import NoAnswer, check_model, is_untrained
 from captioning.seen.frames import from_jpeg
 from captioning.seen.prompt import Request
 from captioning.settings import SeenSettings
+from data_prep.clip import describe
 
 # Model types whose thinker hears, with the class that transformers has for it.
 _OMNI = {
@@ -45,7 +46,13 @@ class TransformersEngine:
 
     def ask(self, requests: Sequence[Request]) -> list[str | NoAnswer]:
         """See `Engine`. One after the other: prompts with several pictures fill a device by themselves."""
-        return [self._one(request) for request in requests]
+        return [self._alone(request) for request in requests]
+
+    def _alone(self, request: Request) -> str | NoAnswer:
+        try:
+            return self._one(request)
+        except Exception as error:  # a clip too large for the model or its memory costs no other clip its answer
+            return NoAnswer(describe(error))
 
     def _one(self, request: Request) -> str | NoAnswer:
         import torch
