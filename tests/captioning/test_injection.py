@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from captioning import caption
@@ -22,9 +23,23 @@ DRAGON = {
 }
 
 
+@pytest.fixture(scope="module")
+def hear(captioner: Captioner):
+    """The session's Whisper, which hears each sound once."""
+    heard: dict[bytes, dict] = {}
+
+    def transcribe(voices: list[np.ndarray]) -> list[dict]:
+        for voice in voices:
+            if voice.tobytes() not in heard:
+                (heard[voice.tobytes()],) = captioner.measurer.transcriber([voice])
+        return [heard[voice.tobytes()] for voice in voices]
+
+    return transcribe
+
+
 @pytest.fixture
-def captioned(captioner: Captioner):
-    """Captions a clip in which something is said, with a server of this plan; Whisper is the session's."""
+def captioned(hear, monkeypatch: pytest.MonkeyPatch):
+    """Captions a clip in which something is said, with a server of this plan."""
 
     def run(speech: str, compose: str = "rules", **plan: Any) -> Clip:
         with chat_server(**plan) as chat:
@@ -32,7 +47,7 @@ def captioned(captioner: Captioner):
                 {"engine": "openai", "model": MODEL, "endpoint": chat.endpoint, "compose": compose}
             )
             ours = Captioner(CaptionSettings(seen=seen))
-            ours.measurer.transcriber = captioner.measurer.transcriber
+            monkeypatch.setattr(ours.measurer, "transcriber", hear)
             return ours([Segment("segment", "clip.mp4", clips=[clip_of(said(speech))])])[0].clips[0]
 
     return run

@@ -82,6 +82,7 @@ def test_a_server_that_is_gone_costs_no_clip_its_caption() -> None:
         apply("caption", gone, [Segment("a", "memory"), Segment("b", "memory")])
 
 
+@pytest.mark.slow
 def test_random_weights_go_through_the_graph_and_are_never_told(ray_session: None, tmp_path: Path) -> None:
     source, model = write_caption_set(tmp_path / "set", 2), str(write_gemma_vision(tmp_path / "gemma"))
     seen = SeenSettings(engine="transformers", model=model, max_tokens=16, dtype="float32")
@@ -95,6 +96,7 @@ def test_random_weights_go_through_the_graph_and_are_never_told(ray_session: Non
             assert not [one for one in caption["evidence"] if one["source"] in ("seen", "written")]
 
 
+@pytest.mark.slow
 def test_the_llm_processor_stands_between_two_stages(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +179,7 @@ def _completed(source: str, output: Path, settings: dict[str, CaptionSettings]) 
     assert process.returncode == 0, printed
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_completed_to_the_same_bytes(tmp_path: Path) -> None:
     """The driver is killed amid answers, some of which fail; the resumed run asks only for what is not committed."""
     segments = 12
