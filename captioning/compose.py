@@ -1,22 +1,24 @@
-"""A caption by rules from measured facts alone.
+"""A caption by rules from facts alone.
 
-Fixed order: picture, camera and movement, speech with its language and exact words, sounds in time, music, level and
-side. Each sentence keeps the facts that it was made from. Nothing is written that was not measured: no subject, no
-emotion, no guess. The same facts give the same words.
+Fixed order: setting and subjects, actions in time and writing (where an engine looked), picture, camera and movement,
+speech with its language and exact words, sounds in time, music, level and side. Each sentence keeps the facts that it
+was made from. Nothing is written that was not measured or seen: no emotion, no guess. The same facts give the same
+words.
 """
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from captioning.transcribe import UNSPACED, normalise
 from captioning.vocabulary import ALIKE, LANGUAGES, MUSIC, NARROWER, SPEECH, UNTOLD, phrase, spans
 from data_prep.clip import Tag
 
-Source = Literal["picture", "transcript", "voice", "tags", "sound"]
+Source = Literal["seen", "picture", "transcript", "voice", "tags", "sound", "written"]
 SHORT, MEDIUM, LONG = "short", "medium", "long"
 _QUOTE_GAP_S = 1.5  # a pause this long ends a quote and begins another
 _COUNTS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
+_COLOUR_FACTS = frozenset({"colours", "colour", "black_and_white"})
 _SHORT_QUOTE = 25  # words; a longer speech is named, not quoted, in the short caption
 
 
@@ -27,6 +29,7 @@ class Facts:
     Attributes:
         seconds: the clip's length.
         picture: from `describe`. transcript: from `transcribe`. sound: from `levels`. tags: from curation.
+        seen: phrases that stand, from `seen.phrases`.
     """
 
     seconds: float
@@ -34,6 +37,7 @@ class Facts:
     transcript: dict[str, Any] = field(default_factory=dict)
     sound: dict[str, Any] = field(default_factory=dict)
     tags: tuple[Tag, ...] = ()
+    seen: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,12 @@ class Sentence:
 
 def compose(facts: Facts, max_sounds: int) -> list[Sentence]:
     """Every sentence that the facts carry, in the fixed order."""
+    seen, picture = _seen(facts.seen), _picture(facts.picture)
+    if seen:  # colours of the whole picture are the least of what is then to be told
+        picture = [replace(one, variants=(LONG,)) if _COLOUR_FACTS & one.facts.keys() else one for one in picture]
     return [
-        *_picture(facts.picture),
+        *seen,
+        *picture,
         *_speech(facts),
         *_sounds(facts, max_sounds),
         *_music(facts),
@@ -60,6 +68,41 @@ def compose(facts: Facts, max_sounds: int) -> list[Sentence]:
 def text_of(sentences: list[Sentence], variant: str) -> str:
     """The caption of one variant: "short", "medium" or "long"."""
     return " ".join(sentence.text for sentence in sentences if variant in sentence.variants)
+
+
+def _seen(phrases: tuple[dict[str, Any], ...]) -> list[Sentence]:
+    """Setting, subjects with their looks, actions in time, writing on the screen."""
+    everywhere = (SHORT, MEDIUM, LONG)
+    of = {kind: [one for one in phrases if one["kind"] == kind] for kind in ("setting", "subject", "action", "text")}
+    out = [Sentence(f"The setting is {one['text']}.", "seen", _evidence(one), everywhere) for one in of["setting"]]
+    for at, one in enumerate(of["subject"]):
+        looks = [p for p in phrases if p["kind"] == "appearance" and p["subject"] == one["subject"]]
+        text = f"{_capital(one['text'])} can be seen"
+        shortest = (SHORT,) if at == 0 and not of["action"] else ()
+        if looks and shortest:
+            out.append(Sentence(f"{text}.", "seen", _evidence(one), shortest))
+        text = f"{text}: {_list([look['text'] for look in looks])}." if looks else f"{text}."
+        variants = (MEDIUM, LONG) if looks else (*shortest, MEDIUM, LONG)
+        out.append(Sentence(text, "seen", _evidence(one, *looks), variants))
+    before = None
+    for one in of["action"]:
+        # "Then" is a claim: the pictures must show it to begin and to end later.
+        then = before is not None and all(g > s for s, _ in before["spans"][:1] for _, g in one["spans"][:1])
+        text = f"Then {one['text']}." if then else f"{_capital(one['text'])}."
+        out.append(Sentence(text, "seen", _evidence(one), (MEDIUM, LONG) if before else everywhere))
+        before = one
+    out += [Sentence(f"The text {_quoted(one['text'])} is shown.", "seen", _evidence(one)) for one in of["text"]]
+    return out
+
+
+def _evidence(*phrases: dict[str, Any]) -> dict[str, Any]:
+    spans = sorted({(start, end) for one in phrases for start, end in one["spans"]})
+    scores = {one["text"]: one["score"] for one in phrases if one["score"] is not None}
+    return {"spans": [list(span) for span in spans]} | ({"scores": scores} if scores else {})
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _picture(picture: dict[str, Any]) -> list[Sentence]:
@@ -166,9 +209,17 @@ def quote(words: list[dict], *, unspaced: bool = False) -> str:
     """Words as said, between the only quotation marks of the caption. What was said cannot end its own quote."""
     said = " ".join((_unspaced(words) if unspaced else " ".join(word["word"] for word in words)).split())
     said = re.sub(r"""(?<=\w)["“”„«»](?=\w)""", " ", said)  # between two words, where an apostrophe would join them
-    said = said.translate(str.maketrans({"“": "‘", "”": "’", '"': "’", "„": "‘", "«": "‘", "»": "’"}))
-    said = " ".join("".join(c if c.isprintable() else " " for c in said).split())
-    return f"“{re.sub('[ .,;:、。，]+$', '', said)}”"
+    return _quoted(re.sub("[ .,;:、。，]+$", "", _inner(said)))
+
+
+def _quoted(text: str) -> str:
+    return f"“{_inner(text)}”"
+
+
+def _inner(text: str) -> str:
+    """Words as they may stand inside a quote: other quotation marks are made single, and nothing is unprintable."""
+    text = text.translate(str.maketrans({"“": "‘", "”": "’", '"': "’", "„": "‘", "«": "‘", "»": "’"}))
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _unspaced(words: list[dict]) -> str:

@@ -20,6 +20,11 @@ Spans = list[tuple[float, float]]
 _TOLERANCE_S = 0.3  # between a time in a caption and the time that was measured
 _MOMENTARY = -1.0  # stands for the end of a time that is a moment
 _QUOTE = re.compile(r"“([^“”]*)”|\"([^\"]*)\"")
+_WRITTEN = re.compile(r"\b[Tt]he (?:text|writing|words?) “([^“”]*)” (?:is|are) (?:shown|seen|visible)\b")
+_MAKERS = ("speech", "voice", "says", "say", "said", "speaking", "spoken", "speaks", "talking", "utters", "reads")
+_HEARING = re.compile(rf"\ue000|\b(?:sounds?|heard?|hears|hearing|audible|music|{'|'.join(_MAKERS)})\b")
+_SEEN = 0xE100  # the first of the characters that stand for what was seen, in a sentence that is read
+_PRIVATE = re.compile("[\ue000-\uf8ff]")  # no letters of anybody's: here they stand for quotes and for what was seen
 _NUMBER = r"(\d+(?:\.\d+)?)(?: seconds\b| ?s\b)?"
 _TIMES = re.compile(rf"(?:\bfrom |\bbetween |\b){_NUMBER} ?(?:to|and|until|till|–) {_NUMBER}")
 _MOMENT = re.compile(r"\bat (\d+(?:\.\d+)?) ?(?:seconds|s)\b")
@@ -30,7 +35,6 @@ _LINK = re.compile(r"\b(then|before|after|while)\b")
 _BREAK = re.compile(r"[,;:–]| - |\b(?:and|while|then|before|after|with|over|but|as)\b")
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _PIECE = re.compile(r"[^\W_]+")
-_MAKERS = ("speech", "voice", "says", "say", "said", "speaking", "spoken", "speaks", "talking", "utters", "reads")
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,10 @@ class _Part:
 def ground(sentences: list[Sentence], facts: Facts) -> tuple[list[Sentence], list[Removed]]:
     """The sentences whose every claim follows from the facts, and those that were taken out."""
     kept, removed = [], []
+    before = ""
     for sentence in sentences:
-        reasons = check(sentence.text, facts)
+        reasons = check(sentence.text, facts, before)
+        before = sentence.text
         if reasons:
             removed.append(Removed(sentence.text, tuple(reasons)))
         else:
@@ -111,6 +117,12 @@ def check(sentence: str, facts: Facts, before: str = "") -> list[str]:
     return _Reading(sentence, facts).reasons(before)
 
 
+def evidence_of(sentence: str, facts: Facts) -> list[list[float]]:
+    """Where in the clip the claims of a sentence were measured: [[start, end]] in seconds, ordered."""
+    spans = {span for part in _Reading(sentence, facts).parts() for claim in part.claims for span in claim}
+    return [list(span) for span in sorted(spans)]
+
+
 class _Reading:
     """One sentence: what it claims, where, and what of it no claim accounts for (`rest`, of unchanged length)."""
 
@@ -119,8 +131,15 @@ class _Reading:
         self.wrong: list[str] = []
         self.items: list[tuple[int, str, object]] = []  # where, what ("claim", "time", "throughout", "link"), value
         self.claims = 0
+        seen = _named_as_seen(facts)
+        sentence = _PRIVATE.sub(" ", sentence)
+        sentence = self._written(sentence, facts)
         quotes = [curly or plain for curly, plain in _QUOTE.findall(sentence)]
-        self.rest = usual(_QUOTE.sub(" \ue000 ", sentence).lower())
+        sentence = _QUOTE.sub(" \ue000 ", sentence).lower()
+        for at, one in enumerate(seen):
+            sentence = one.pattern.sub(chr(_SEEN + at), sentence)
+        self.rest = usual(sentence)
+        self._seen(seen)
         if re.search('[“”"]', self.rest):
             self.wrong.append("quote: a quotation mark without its pair")
         self._quotes(quotes)
@@ -200,6 +219,33 @@ class _Reading:
                 self.claims += 1
                 if not holds(test, match, self.facts):
                     self.wrong.append(f"{kind}: {match.group(0).strip()}")
+
+    def _written(self, sentence: str, facts: Facts) -> str:
+        """The sentence without its quotes of writing in the picture, each of which must be there."""
+        there = [one for one in facts.seen if one["kind"] == "text"]
+        for match in reversed(list(_WRITTEN.finditer(sentence))):
+            found = [one for one in there if normalise(one["text"]) == normalise(match.group(1))]
+            self.claims += 1
+            if not found:
+                self.wrong.append(f"text: {match.group(1)[:60]!r} was not read on the screen")
+            self.items.append((match.start(), "claim", [tuple(span) for one in found for span in one["spans"]]))
+            sentence = f"{sentence[: match.start()]}{' ' * len(match.group(0))}{sentence[match.end() :]}"
+        return sentence
+
+    def _seen(self, seen: list["_Seen"]) -> None:
+        """Takes out what was seen. It is no evidence of a sound or of who speaks, and one's looks are no other's."""
+        marks = re.compile(f"[{chr(_SEEN)}-{chr(_SEEN + len(seen))}]")
+        heard = _HEARING.search(self.rest)
+        last: set[int] = set()
+        for match in self._take(marks):
+            one = seen[ord(match.group(0)) - _SEEN]
+            self.claims += 1
+            self.items.append((match.start(), "claim", one.spans))
+            if heard:
+                self.wrong.append(f"sound: {one.words} was seen, not heard")
+            elif one.looks_of and not one.looks_of & last:
+                self.wrong.append(f"appearance: {one.words}")
+            last = one.subjects or last
 
     def _quotes(self, quotes: list[str]) -> None:
         """Each quote was said, and by whom the sentence says."""
@@ -333,6 +379,33 @@ def _said(quoted: str, facts: Facts, speaker: int | None = None) -> Spans:
         if [token for token, _ in spoken[at : at + len(wanted)]] == wanted
         and (speaker is None or all(words[i].get("speaker") == speaker for _, i in spoken[at : at + len(wanted)]))
     ]
+
+
+@dataclass
+class _Seen:
+    """A phrase that may be named as seen: when, the subjects that it names, and those whose looks it tells."""
+
+    words: str
+    spans: Spans = field(default_factory=list)
+    subjects: set[int] = field(default_factory=set)
+    looks_of: set[int] = field(default_factory=set)
+
+    @property
+    def pattern(self) -> re.Pattern:
+        return re.compile(rf"(?<!\w){re.escape(self.words)}(?!\w)")
+
+
+def _named_as_seen(facts: Facts) -> list[_Seen]:
+    """What may be named as seen, in these words; the longest first. Another article names the same thing."""
+    found: dict[str, _Seen] = {}
+    for one in facts.seen:
+        if one["kind"] != "text":
+            words = re.sub(r"^(?:a|an|the) ", "", one["text"].lower())
+            named = found.setdefault(words, _Seen(words))
+            named.spans += [tuple(span) for span in one["spans"]]
+            if one["subject"] is not None:
+                (named.subjects if one["kind"] == "subject" else named.looks_of).add(one["subject"])
+    return sorted(found.values(), key=lambda one: (-len(one.words), one.words))
 
 
 def _heard(facts: Facts) -> dict[str, tuple[frozenset[frozenset[str]], Spans]]:

@@ -1,8 +1,8 @@
 """Settings of the caption stage."""
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_prep.settings import Settings
 
@@ -62,10 +62,60 @@ class TranscribeSettings(Settings):
     max_words_per_second: float = Field(default=8.0, gt=0, description="text faster than this (voiced time) is removed")
 
 
+class SeenSettings(Settings):
+    """Which model looks at a clip, what it is shown, and what of its answers is believed."""
+
+    engine: Literal["", "transformers", "vllm", "openai"] = Field(
+        default="",
+        description="transformers: in this process; vllm: Ray Data's LLM processor; openai: an OpenAI-compatible "
+        "endpoint; '': no model looks, and what is seen is measured alone",
+    )
+    model: str = Field(default="", description="folder or hub id (transformers, vllm), or the endpoint's model name")
+    compose: Literal["rules", "engine"] = Field(
+        default="rules", description="who writes the paragraph: fixed rules, or the engine; both are checked"
+    )
+    frames: int = Field(default=8, ge=1, le=64, description="pictures shown of a clip at most")
+    frame_width: int = Field(default=448, ge=64, description="pixels on the longer side of a picture")
+    max_tokens: int = Field(default=768, ge=16, description="tokens of an answer at most")
+    time_limit_s: float = Field(default=120.0, gt=0, description="seconds for an answer (not vllm)")
+    device: str = Field(default="cpu", description="where transformers and open_clip run: cpu, cuda")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="bfloat16", description="arithmetic of transformers and vllm"
+    )
+    audio: bool = Field(default=True, description="let a model that hears hear the clip (transformers: Qwen Omni)")
+    endpoint: str = Field(default="", description="openai: base URL, such as http://localhost:8000/v1")
+    key_variable: str = Field(default="OPENAI_API_KEY", description="openai: environment variable of the API key")
+    attempts: int = Field(default=6, ge=1, description="openai: times a request is sent while the server fails")
+    concurrency: int = Field(default=8, ge=1, description="openai: requests under way at once, per worker")
+    requests_per_minute: float = Field(default=0.0, ge=0, description="openai: per worker; 0: no limit of ours")
+    engine_options: dict[str, Any] = Field(
+        default={}, description="vllm: engine arguments, such as tensor_parallel_size: 2 (in a recipe)"
+    )
+    workers: int = Field(default=1, ge=1, description="vllm: engines beside one another")
+    clip: str = Field(default="", description="open_clip model that scores what is said to be seen; '': not scored")
+    clip_weights: str = Field(
+        default="", description="its .safetensors file; not for a model that is named as hf-hub:ID"
+    )
+    min_clip_score: float = Field(
+        default=0.2, ge=-1, le=1, description="cosine of a phrase with its best picture; less takes it out"
+    )
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.engine and not self.model:
+            raise ValueError(f"model: engine {self.engine} needs one; give a folder, a hub id or the endpoint's name")
+        if self.engine == "openai" and not self.endpoint.startswith(("http://", "https://")):
+            raise ValueError("endpoint: engine openai needs its base URL, such as http://localhost:8000/v1")
+        if not self.engine and (self.compose == "engine" or self.clip):
+            raise ValueError("engine: compose=engine and clip need one; give transformers, vllm or openai")
+        return self
+
+
 class CaptionSettings(Settings):
     """What the caption stage listens with and how much of it is told."""
 
     transcribe: TranscribeSettings = Field(default=TranscribeSettings(), description="speech to text")
+    seen: SeenSettings = Field(default=SeenSettings(), description="a model that looks at the clip")
     min_tag_score: float = Field(
         default=0.5, ge=0, le=1, description="sound events scored below this are not mentioned"
     )

@@ -17,7 +17,7 @@ FRAME = frozenset(
     the a an of is are was were be being been and in on at there it its this that which who then seconds second s
     picture clip sound sounds heard hear hears hearing audible can one also by to with has have as something camera
     play plays playing played audio recording soundtrack comes come starts start begins begin lasts last
-    shows show shown seen visible words again
+    shows show shown seen visible setting words again
         """
     )
 )

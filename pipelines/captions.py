@@ -12,7 +12,15 @@ from pipelines.examples import Example
 
 NAME = "captions.html"
 # Evidence by its source, in the order of the time line's rows.
-ROWS = {"picture": "picture", "transcript": "words", "voice": "voice", "tags": "events", "sound": "level"}
+ROWS = {
+    "seen": "frames",
+    "picture": "picture",
+    "transcript": "words",
+    "voice": "voice",
+    "tags": "events",
+    "sound": "level",
+    "written": "claims",
+}
 
 
 def captioned(caption: dict) -> bool:
@@ -59,6 +67,7 @@ def _clip(row: dict, example: Example) -> dict[str, Any]:
                 "at": at,
                 "text": item["sentence"],
                 "source": item["source"],
+                "scores": item["facts"].get("scores", {}),
                 "spans": [
                     (round(100 * start / length, 2), round(100 * (end - start) / length, 2), start)
                     for start, end in evidence_spans(item, caption)
@@ -78,6 +87,8 @@ def evidence_spans(item: dict, caption: dict) -> list[tuple[float, float]]:
         return [(word["start"], word["end"]) for word in caption["transcript"]["words"][first:last]]
     if "tags" in facts:
         return [(tag["start_s"], tag["end_s"]) for tag in facts["tags"]]
+    if "spans" in facts:
+        return [(start, end) for start, end in facts["spans"]]
     if "voiced" in facts:
         return [(start, end) for start, end in facts["voiced"]]
     if "speakers" in facts:

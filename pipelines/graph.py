@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 
+from captioning.seen.engine import EngineGone
 from data_prep import near_duplicates
 from data_prep.clip import SEGMENT_SCHEMA, Segment, describe, from_table, to_table
 from data_prep.guarded import QUARANTINE
@@ -58,12 +59,14 @@ class Stage:
         build: makes the callable, inside a worker; loads the models. Must be picklable.
         batch: segments per call.
         gpu: whether it runs on a GPU where the cluster has any.
+        then: what the dataset of `ROW_SCHEMA` passes through after it; None for the last stage, which commits.
     """
 
     name: str
     build: Callable[[], Callables]
     batch: int = 1
     gpu: bool = False
+    then: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ def run_graph(
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
         )
+        if stage.then is not None:
+            data = stage.then(data)
     try:
         for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from _summaries(cast(pa.Table, batch))
@@ -252,7 +257,7 @@ def apply(name: str, call: Callables, segments: list[Segment]) -> list[Segment]:
     """
     try:
         return _checked(name, call, segments)
-    except ChildProcessError:  # the machine's fault, no source's: the run ends, and goes on when it is called again
+    except (ChildProcessError, EngineGone):  # no source's fault: the run ends, and goes on when it is called again
         raise
     except Exception as error:
         if len(segments) > 1:

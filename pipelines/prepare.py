@@ -47,10 +47,12 @@ _STAGES = {**STAGES, REJUDGE: CurateSettings}
 # Settings that may name a file or folder: made absolute, since a worker's working directory is not the user's.
 _PATHS = {
     *("tagger", "speech_quality", "active_speaker_weights", "picture_quality_weights"),
-    *("whisper", "weights", "text_encoder", "video_vae", "audio_vae", "text_conditioner"),
+    *("whisper", "weights", "model", "clip_weights", "text_encoder", "video_vae", "audio_vae", "text_conditioner"),
 }
 # Segments that the driver and Ray hold at a time: about a gigabyte, and hours of work for a cluster.
 WAVE = 1_000_000
+# The same where vLLM stands between two halves of the graph: what Ray's store and its disk hold of clips.
+VLLM_WAVE = 2_000
 # Seconds between two points of the tracked curves.
 _TRACK_EVERY_S = 5.0
 
@@ -86,8 +88,10 @@ def run_prepare(
     if REJUDGE in chosen:
         assert source is not None, "rejudge reads a set"
         chosen = {REJUDGE: _rejudged(source, chosen[REJUDGE])}
-    waves = _waves(listed, Ledger(root).done())
+    waves = _waves(listed, Ledger(root).done(), VLLM_WAVE if any(map(_through_vllm, chosen.values())) else WAVE)
     left, total = next(waves)
+    if left:
+        _check(chosen)
     claim(root, _record(chosen, source), [i if storage.is_remote(i) else os.path.abspath(i) for i in inputs])
     if "encode" in chosen and left:
         _warn_of_untrained(chosen["encode"])
@@ -126,8 +130,8 @@ def run_prepare(
     return summary
 
 
-def _waves(listed: Iterable[Segment], done: set[str]) -> Iterator[tuple[list[Segment], int]]:
-    """What is not done, at most `WAVE` segments at a time, each time with how many were listed so far."""
+def _waves(listed: Iterable[Segment], done: set[str], wave: int = WAVE) -> Iterator[tuple[list[Segment], int]]:
+    """What is not done, at most `wave` segments at a time, each time with how many were listed so far."""
     total, left = 0, dict[str, Segment]()  # by id: a list may name a source twice
     for segment in listed:
         if segment.segment_id in left:
@@ -135,7 +139,7 @@ def _waves(listed: Iterable[Segment], done: set[str]) -> Iterator[tuple[list[Seg
         total += 1
         if segment.segment_id not in done:
             left[segment.segment_id] = segment
-        if len(left) == WAVE:
+        if len(left) == wave:
             yield list(left.values()), total
             left = {}
     yield list(left.values()), total
@@ -150,10 +154,7 @@ class _Flow:
 
     def __init__(self, chosen: Mapping[str, Settings], root: str, source: str | None, run: Run) -> None:
         self.root, self.source, self.run = root, source, run
-        self.graph = [
-            Stage(name, partial(_build, name, stage), gpu=name not in ("curate", REJUDGE))
-            for name, stage in chosen.items()
-        ]
+        self.graph = [stage for name, settings in chosen.items() for stage in _stages(name, settings)]
         self.seconds: Counter[str] = Counter()
         self.segments = self.considered = self.kept = 0
         self.began = self.tracked = time.monotonic()
@@ -281,6 +282,29 @@ def _build(name: str, settings: Settings) -> Callables:
 
     assert isinstance(settings, EncodeSettings)
     return Encoder(settings)
+
+
+def _stages(name: str, settings: Settings) -> list[Stage]:
+    """A verb's stages of the graph."""
+    if _through_vllm(settings):
+        from pipelines.vllm import caption_stages
+
+        assert isinstance(settings, CaptionSettings)
+        return caption_stages(settings)
+    return [Stage(name, partial(_build, name, settings), gpu=name not in ("curate", REJUDGE))]
+
+
+def _through_vllm(settings: Settings) -> bool:
+    return isinstance(settings, CaptionSettings) and settings.seen.engine == "vllm"
+
+
+def _check(chosen: Mapping[str, Settings]) -> None:
+    """Refuse weights and endpoints that are missing, before any stage starts."""
+    for settings in chosen.values():
+        if isinstance(settings, CaptionSettings):
+            from captioning.caption import check
+
+            check(settings)
 
 
 def _funnel(summary: Mapping[str, Any]) -> dict[str, float]:

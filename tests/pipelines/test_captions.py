@@ -22,6 +22,12 @@ CAPTION = {
             "source": "tags",
             "facts": {"tags": [{"label": "Dog", "start_s": 2.0, "end_s": 3.0, "score": 0.9}]},
         },
+        {
+            "sentence": "A woman can be seen.",
+            "variants": ["medium"],
+            "source": "seen",
+            "facts": {"spans": [[0.5, 1.5], [3.0, 3.0]], "scores": {"a <woman>": 0.314}},
+        },
         {"sentence": "Long only.", "variants": ["long"], "source": "sound", "facts": {}},
     ],
     "removed": [{"text": "A sad cat.", "reasons": ["sound: cat", "forbidden: sad"]}],
@@ -38,12 +44,15 @@ def test_each_sentence_is_linked_to_where_its_evidence_lies() -> None:
     page = _page()
     marks = re.findall(r'data-of="(\d)" data-start="([\d.]+)" style="left:([\d.]+)%;width:([\d.]+)%"', page)
     assert marks == [
+        ("4", "0.5", "12.5", "25.0"),
+        ("4", "3.0", "75.0", "0.0"),
         ("1", "0.0", "0.0", "100.0"),
         ("2", "1.0", "25.0", "12.5"),
         ("2", "1.5", "37.5", "12.5"),
         ("3", "2.0", "50.0", "25.0"),
     ]
-    assert page.count('class="claim"') == 3
+    assert page.count('class="claim"') == 4
+    assert 'title="open_clip: a &lt;woman&gt; 0.31">A woman can be seen.' in page
     assert "Long only" not in page
 
 

@@ -1,0 +1,114 @@
+"""What an engine answers: the one output schema of every engine, strict and bounded.
+
+An answer that is not exactly this is refused, so neither a changed task nor a longer text can pass as a description.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+MAX_PHRASE = 100  # characters
+MAX_WRITING = 200
+MAX_TEXT = 3000
+# Marks of more than a phrase: sentences, quotes, code, addresses.
+_NO_PHRASE = re.compile(r"[\n\r\t\"“”„«»{}\[\]<>|\\`*#=;:!?]|\.\s|https?|www\.")
+
+
+def _phrase(text: str) -> str:
+    text = text.strip().rstrip(".").strip()
+    if len(text) > MAX_PHRASE:
+        raise ValueError(f"{len(text)} characters; a phrase has at most {MAX_PHRASE}")
+    if found := _NO_PHRASE.search(text):
+        raise ValueError(f"a phrase is plain words, without {found.group(0)!r}")
+    return text
+
+
+def _named(text: str) -> str:
+    if not text:
+        raise ValueError("empty; leave the whole entry out instead")
+    return text
+
+
+def _writing(text: str) -> str:
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if not text or len(text) > MAX_WRITING:
+        raise ValueError(f"{len(text)} characters; text on screen has 1 to {MAX_WRITING}")
+    return text
+
+
+def _bounded(text: str) -> str:
+    text = " ".join(text.split())
+    if not text or len(text) > MAX_TEXT:
+        raise ValueError(f"{len(text)} characters; a text has 1 to {MAX_TEXT}")
+    return text
+
+
+# The limits stand in our own checks, not in the schema that is sent: not every server's grammar knows maxLength.
+Phrase = Annotated[str, AfterValidator(_phrase), AfterValidator(_named)]
+Writing = Annotated[str, AfterValidator(_writing)]
+Text = Annotated[str, AfterValidator(_bounded)]
+Frames = Annotated[list[int], Field(min_length=1, max_length=64, description="numbers of the pictures that show it")]
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Subject(_Answer):
+    """Somebody or something that is seen."""
+
+    name: Phrase = Field(description="a noun phrase, such as: a woman")
+    appearance: list[Phrase] = Field(max_length=6, description="noun phrases, such as: long black hair")
+    frames: Frames
+
+
+class Action(_Answer):
+    """Something that is done."""
+
+    what: Phrase = Field(description="a clause in the present tense, such as: a woman opens a door")
+    frames: Frames
+
+
+class OnScreen(_Answer):
+    """Writing in the picture."""
+
+    words: Writing = Field(description="the words exactly as they are written")
+    frames: Frames
+
+
+class Seen(_Answer):
+    """What is seen in a clip. Actions stand in the order in which they happen."""
+
+    setting: Phrase = Field(description="a noun phrase, such as: a kitchen")
+    subjects: list[Subject] = Field(max_length=8)
+    actions: list[Action] = Field(max_length=12)
+    camera: Literal[
+        "static", "pans left", "pans right", "tilts up", "tilts down", "zooms in", "zooms out", "moves", "unclear"
+    ]
+    text_on_screen: list[OnScreen] = Field(max_length=8)
+
+
+class Told(_Answer):
+    """A caption in three lengths."""
+
+    short: Text
+    medium: Text
+    long: Text
+
+
+def wire_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema as it is sent to an engine, without references, which not every grammar compiler follows."""
+    schema = model.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def whole(node: Any) -> Any:
+        if isinstance(node, list):
+            return [whole(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return whole(parts[node["$ref"].rpartition("/")[2]])
+        return {key: whole(value) for key, value in node.items() if key not in ("title", "description")}
+
+    return whole(schema)
