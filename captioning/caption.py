@@ -4,7 +4,6 @@ A caption says what was measured and nothing else. A clip that fails at any of i
 never gets an empty or an invented caption.
 """
 
-from collections import Counter
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,9 +13,10 @@ from captioning.compose import LONG, MEDIUM, SHORT, Facts, compose, text_of
 from captioning.describe import describe
 from captioning.grounding import ground
 from captioning.levels import measure
+from captioning.onsets import refined
 from captioning.settings import CaptionSettings
 from captioning.transcribe import SAMPLE_RATE, Transcriber
-from data_prep.clip import Clip, Segment
+from data_prep.clip import Clip, Segment, Tag
 from data_prep.media import decode_audio, decode_video, span
 
 
@@ -66,8 +66,10 @@ class Captioner:
 
 
 class _Measured:
-    def __init__(self, clip: Clip, voice: np.ndarray, picture: dict[str, Any], sound: dict[str, Any]):
-        self.clip, self.voice, self.picture, self.sound = clip, voice, picture, sound
+    def __init__(
+        self, clip: Clip, voice: np.ndarray, picture: dict[str, Any], sound: dict[str, Any], tags: tuple[Tag, ...]
+    ):
+        self.clip, self.voice, self.picture, self.sound, self.tags = clip, voice, picture, sound, tags
 
 
 def _measure(clip: Clip, settings: CaptionSettings) -> _Measured:
@@ -78,7 +80,10 @@ def _measure(clip: Clip, settings: CaptionSettings) -> _Measured:
     frames, times_s = decode_video(
         clip.media, start_s, end_s, fps=settings.picture_fps, size=_size(clip, settings.picture_width)
     )
-    return _Measured(clip, audio.mean(0), describe(frames, times_s - start_s), measure(audio, SAMPLE_RATE))
+    voice = audio.mean(0)
+    tags = refined([tag for tag in clip.tags if tag.score >= settings.min_tag_score], voice)
+    sound = measure(audio, SAMPLE_RATE) | {"av_agreement": clip.scores.get("av_agreement")}
+    return _Measured(clip, voice, describe(frames, times_s - start_s), sound, tags)
 
 
 def _size(clip: Clip, width: int) -> tuple[int, int]:
@@ -97,7 +102,7 @@ def _caption(item: _Measured, heard: dict | Exception, settings: CaptionSettings
         picture=item.picture,
         transcript=heard,
         sound=item.sound,
-        tags=tuple(tag for tag in clip.tags if tag.score >= settings.min_tag_score),
+        tags=item.tags,
     )
     kept, removed = ground(compose(facts, settings.max_sounds), facts)
     texts = {variant: text_of(kept, variant) for variant in (SHORT, MEDIUM, LONG)}
@@ -120,14 +125,3 @@ def _caption(item: _Measured, heard: dict | Exception, settings: CaptionSettings
 def _result(item: "_Measured | Clip") -> Clip:
     assert isinstance(item, Clip), "every measured clip was captioned"
     return item
-
-
-def count_removed(segments: list[Segment]) -> dict[str, int]:
-    """What was kept out of the captions: transcribed windows by reason, sentences by kind of claim."""
-    counts = Counter()
-    for clip in (clip for segment in segments for clip in segment.clips if clip.caption):
-        for reason, windows in clip.caption["transcript"]["removed"].items():
-            counts[f"speech/{reason}"] += windows
-        for removed in clip.caption["removed"]:
-            counts.update(f"claim/{reason.split(':')[0]}" for reason in removed["reasons"])
-    return dict(counts)

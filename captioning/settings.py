@@ -50,6 +50,9 @@ class TranscribeSettings(Settings):
     min_log_probability: float = Field(
         default=-0.4, description="text whose mean token log-probability (natural) is below is removed"
     )
+    min_word_confidence: float = Field(
+        default=0.5, ge=0, le=1, description="a word less certain than this is in no text, and ends its quote"
+    )
     max_no_speech_probability: float = Field(
         default=0.6,
         ge=0,

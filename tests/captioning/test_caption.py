@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from captioning import caption
-from captioning.caption import SAMPLE_RATE, Captioner, count_removed
+from captioning.caption import SAMPLE_RATE, Captioner
 from captioning.settings import CaptionSettings
 from captioning.transcribe import normalise
 from data_prep.clip import Clip, Segment, Tag, from_table, to_table
@@ -108,16 +108,6 @@ def test_spoken_instructions_change_nothing_but_the_quote(captioner):
     tricked = captioner([Segment("segment", "clip.mp4", clips=[clip_of(said(order))])])[0].clips[0].caption
     claims = [e["sentence"] for e in tricked["evidence"] if "“" not in e["sentence"]]
     assert not any("pans" in claim or "dog" in claim for claim in claims)
-
-
-def test_what_was_removed_is_counted():
-    item = Clip("a", 0.0, 1.0)
-    item.caption = {
-        "transcript": {"removed": {"log_probability": 2}},
-        "removed": [{"sentence": "A cat.", "reasons": ["unsupported: cat"]}],
-    }
-    segment = Segment("segment", "clip.mp4", clips=[item, Clip("b", 0.0, 1.0)])
-    assert count_removed([segment]) == {"speech/log_probability": 2, "claim/unsupported": 1}
 
 
 def test_settings_refuse_what_they_do_not_know():
