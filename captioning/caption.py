@@ -18,17 +18,19 @@ from captioning.settings import CaptionSettings
 from captioning.transcribe import SAMPLE_RATE, Transcriber
 from data_prep.clip import Clip, Segment, Tag
 from data_prep.media import decode_audio, decode_video, span
+from data_prep.tags import Tagger, load_tagger
 
 
 class Captioner:
     """The caption stage. Holds its models; make one per worker.
 
     Raises:
-        ValueError: the Whisper weights named in the settings are not there.
+        ValueError: weights named in the settings are not there.
     """
 
     def __init__(self, settings: CaptionSettings):
         self.settings = settings
+        self.tagger = load_tagger(settings.tagger)
         self.transcriber = Transcriber(settings.transcribe)
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
@@ -41,7 +43,7 @@ class Captioner:
         measured: dict[str, _Measured | Clip] = {}
         for clip in (clip for segment in segments for clip in segment.clips if clip.kept):
             try:
-                measured[clip.clip_id] = _measure(clip, self.settings)
+                measured[clip.clip_id] = _measure(clip, self.settings, self.tagger)
             except Exception as error:  # whatever a file does to a decoder, it is this clip's verdict and no other's
                 measured[clip.clip_id] = clip.failed("caption", error)
         ready = [item for item in measured.values() if isinstance(item, _Measured)]
@@ -72,7 +74,7 @@ class _Measured:
         self.clip, self.voice, self.picture, self.sound, self.tags = clip, voice, picture, sound, tags
 
 
-def _measure(clip: Clip, settings: CaptionSettings) -> _Measured:
+def _measure(clip: Clip, settings: CaptionSettings, tagger: Tagger) -> _Measured:
     if not clip.media:
         raise ValueError("a kept clip without its media")
     start_s, end_s = span(clip)
@@ -81,7 +83,7 @@ def _measure(clip: Clip, settings: CaptionSettings) -> _Measured:
         clip.media, start_s, end_s, fps=settings.picture_fps, size=_size(clip, settings.picture_width)
     )
     voice = audio.mean(0)
-    tags = refined([tag for tag in clip.tags if tag.score >= settings.min_tag_score], voice)
+    tags = refined([tag for tag in clip.tags if tag.score >= settings.min_tag_score], voice, tagger)
     sound = measure(audio, SAMPLE_RATE) | {"av_agreement": clip.scores.get("av_agreement")}
     return _Measured(clip, voice, describe(frames, times_s - start_s), sound, tags)
 

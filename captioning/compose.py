@@ -19,6 +19,7 @@ SHORT, MEDIUM, LONG = "short", "medium", "long"
 _QUOTE_GAP_S = 1.5  # a pause this long ends a quote and begins another
 _COUNTS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
 IN_PICTURE = 4.0  # agreement of onsets and motion (`data_prep.sync`), by chance about 1 and rarely above 3
+_SURE = 0.6  # a score: what taggers say below it beside a surer sound is mostly that sound again
 _FROM_THE_START_S = 0.15  # what begins later is not told as being there throughout
 _SHORT_QUOTE = 25  # words; a longer speech is named, not quoted, in the short caption
 
@@ -207,14 +208,21 @@ def _utterances(words: list[dict], gap_s: float = _QUOTE_GAP_S) -> list[tuple[in
 
 
 def told(tags: tuple[Tag, ...]) -> dict[str, list[Tag]]:
-    """The tags worth telling, by phrase: no speech, no music as such, nothing too general, said more
-    narrowly, or likely another's echo."""
-    labels = {tag.label for tag in tags}
+    """The tags worth telling, by phrase: no speech, no music as such, nothing too general, drowned by a surer sound,
+    said more narrowly, or likely another's echo."""
+    heard = [tag for tag in tags if tag.label not in UNTOLD]
+    named = _by_phrase([tag for tag in heard if tag.label not in SPEECH | MUSIC])
+    sure = [tag for found in named.values() if not _drowned(found, heard) for tag in found]
+    labels = {tag.label for tag in sure}
+    groups = _by_phrase([tag for tag in sure if not _narrowed(tag, sure, labels)])
+    return {name: found for name, found in groups.items() if not _confused(name, groups)}
+
+
+def _by_phrase(tags: list[Tag]) -> dict[str, list[Tag]]:
     groups: dict[str, list[Tag]] = {}
     for tag in tags:
-        if tag.label not in SPEECH | UNTOLD | MUSIC and not _narrowed(tag, tags, labels):
-            groups.setdefault(phrase(tag.label), []).append(tag)
-    return {name: found for name, found in groups.items() if not _confused(name, groups)}
+        groups.setdefault(phrase(tag.label), []).append(tag)
+    return groups
 
 
 def weight(tags: list[Tag]) -> float:
@@ -233,11 +241,17 @@ def _confused(name: str, groups: dict[str, list[Tag]]) -> bool:
     )
 
 
+def _drowned(tags: list[Tag], heard: list[Tag]) -> bool:
+    """Whether the tagger is not sure of a sound, and surer of another at the same time."""
+    best = max(tag.score for tag in tags)
+    return best < _SURE and any(other.score > best and _overlap(other, tag) for other in heard for tag in tags)
+
+
 def _overlap(a: Tag, b: Tag) -> bool:
     return a.start_s < b.end_s and b.start_s < a.end_s
 
 
-def _narrowed(tag: Tag, tags: tuple[Tag, ...], labels: set[str]) -> bool:
+def _narrowed(tag: Tag, tags: list[Tag], labels: set[str]) -> bool:
     narrower = NARROWER.get(tag.label, frozenset()) & labels
     return any(other.label in narrower and _overlap(other, tag) for other in tags)
 

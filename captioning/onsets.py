@@ -3,16 +3,18 @@
 A beginning is a sudden rise of the spectrum, at least four of its bands together (spectral flux, as in Bello et al.
 2005, "A Tutorial on Onset Detection in Music Signals", §III-A, on a logarithmic scale). Within the window in which the
 tagger first hears a sound, it begins at the first rise that leads to about the window's level; where nothing rises, the
-tagger's time stands.
+tagger's time stands. A window that lay badly may have missed the first of several knocks: so the tagger is asked again,
+with windows laid on the beginnings before, and where it hears the same sound there, that is where it begins.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from scipy.fft import rfft
 
 from data_prep.clip import Tag
+from data_prep.tags import HOP, PATCH, Tagger, log_mel
 
 RATE = 16_000  # Hz
 _WINDOW, _HOP = 512, 160  # samples: 32 ms every 10 ms
@@ -25,18 +27,48 @@ _RISE_DB = 8.0
 _LOUD_DB = 15.0  # a beginning leads to a level at most this far below the window's loudest
 _FADED_DB = 25.0  # below the loudest, a sound has ended
 _PATCH_S = 0.96  # the tagger's window
+_LEAD_S = 0.1  # of a window before the beginning that it is laid on
+_STEP_S = 1.2  # between beginnings of one sound that is repeated
+_HALF_HEARD = 0.08  # a score that is enough where the tagger is sure of the same sound soon after
 _EARLY_S = 0.1  # a rise this long before the window is still the window's
 
 
-def refined(tags: Iterable[Tag], audio: np.ndarray) -> tuple[Tag, ...]:
+def refined(tags: Sequence[Tag], audio: np.ndarray, tagger: Tagger) -> tuple[Tag, ...]:
     """The tags of a clip, mono (N,) float32 at 16 kHz, with times to some hundredths of a second."""
+    if not tags:
+        return ()
     power = band_energies(audio)
     levels, begins = _db(power.max(axis=1)), onsets(power)
+    classes = {name: place for place, name in enumerate(tagger.names)}
+    scores = tagger.scores(_windows_at(audio, begins))
     found = []
     for tag in tags:
-        start_s = _begin(tag, levels, begins)
+        loudest = levels[_frame(tag.start_s) : _frame(min(tag.end_s, tag.start_s + _PATCH_S)) + 1].max(initial=-np.inf)
+        loud = np.array([levels[frame : frame + _BEFORE].max() >= loudest - _LOUD_DB for frame in begins], bool)
+        start_s = _begin(tag, begins[loud])
+        if tag.label in classes:
+            start_s = _earlier(start_s, begins[loud], scores[loud, classes[tag.label]])
         found.append(replace(tag, start_s=round(start_s, 2), end_s=round(_end(tag, start_s, levels), 2)))
     return tuple(found)
+
+
+def _windows_at(audio: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    """The tagger's windows (K, 96, 64) that have a beginning at their start, where the next events do not cover it."""
+    mel = log_mel(audio)
+    first = np.clip(np.round((begins * _HOP / RATE - _LEAD_S) * RATE / HOP).astype(int), 0, len(mel) - PATCH)
+    return mel[first[:, None] + np.arange(PATCH)]
+
+
+def _earlier(start_s: float, begins: np.ndarray, scores: np.ndarray) -> float:
+    """The first of the beginnings that lead up to `start_s` in short steps and at which the tagger hears it too."""
+    for frame, score in zip(begins[::-1], scores[::-1], strict=True):
+        at_s = _seconds(frame)
+        if at_s < start_s:
+            if start_s - at_s > _STEP_S:
+                break
+            if score >= _HALF_HEARD:
+                start_s = at_s
+    return start_s
 
 
 def onsets(power: np.ndarray) -> np.ndarray:
@@ -55,13 +87,9 @@ def onsets(power: np.ndarray) -> np.ndarray:
     return np.flatnonzero((rise >= _RISE_DB) & (rise > padded[:-2]) & (rise >= padded[2:]))
 
 
-def _begin(tag: Tag, levels: np.ndarray, begins: np.ndarray) -> float:
-    first, last = _frame(tag.start_s - _EARLY_S), _frame(min(tag.end_s, tag.start_s + _PATCH_S))
-    loudest = levels[first : last + 1].max(initial=-np.inf)
-    for frame in begins[(begins >= first) & (begins <= last)]:
-        if levels[frame : frame + _BEFORE].max() >= loudest - _LOUD_DB:
-            return _seconds(frame)
-    return tag.start_s
+def _begin(tag: Tag, begins: np.ndarray) -> float:
+    first_s, last_s = tag.start_s - _EARLY_S, min(tag.end_s, tag.start_s + _PATCH_S)
+    return next((at_s for at_s in map(_seconds, begins) if first_s <= at_s <= last_s), tag.start_s)
 
 
 def _end(tag: Tag, start_s: float, levels: np.ndarray) -> float:

@@ -69,6 +69,10 @@ class CaptionSettings(Settings):
     """What the caption stage listens with and how much of it is told."""
 
     transcribe: TranscribeSettings = Field(default=TranscribeSettings(), description="speech to text")
+    tagger: str = Field(
+        default="package:yamnet",
+        description="the network that tagged the sounds, asked again when they begin: package:yamnet or a folder",
+    )
     min_tag_score: float = Field(
         default=0.5, ge=0, le=1, description="sound events scored below this are not mentioned"
     )
