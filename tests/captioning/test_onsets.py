@@ -92,11 +92,11 @@ class Hears:
 @pytest.mark.parametrize(("label", "score", "begins"), [("Clock", 0.3, 0.6), ("Clock", 0.01, 2.1), ("Bark", 0.3, 2.1)])
 def test_a_repeated_sound_begins_where_the_tagger_hears_it_when_asked_again(label, score, begins):
     sound = scene("knock", list(np.arange(0.6, 4.0, 0.5)), 0.3, -60.0)
-    (tag,) = refined([Tag(label, 1.92, 4.8, 0.7)], sound, Hears(score))
+    (tag,) = refined([Tag(label, 1.92, 4.8, 0.7)], sound, Hears(score))  # pyright: ignore[reportArgumentType]
     assert abs(tag.start_s - begins) < 0.05
 
 
 def test_a_pause_ends_what_is_repeated():
     sound = scene("knock", [0.2, 2.0, 2.5], 0.3, -60.0)
-    (tag,) = refined([Tag("Clock", 1.92, 2.88, 0.7)], sound, Hears(0.9))
+    (tag,) = refined([Tag("Clock", 1.92, 2.88, 0.7)], sound, Hears(0.9))  # pyright: ignore[reportArgumentType]
     assert abs(tag.start_s - 2.0) < 0.05
