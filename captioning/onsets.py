@@ -48,7 +48,8 @@ def refined(tags: Sequence[Tag], audio: np.ndarray, tagger: Tagger) -> tuple[Tag
         start_s = _begin(tag, begins[loud])
         if tag.label in classes:
             start_s = _earlier(start_s, begins[loud], scores[loud, classes[tag.label]])
-        found.append(replace(tag, start_s=round(start_s, 2), end_s=round(_end(tag, start_s, levels), 2)))
+        end_s = _end(tag, start_s, levels)
+        found.append(replace(tag, start_s=round(float(start_s), 2), end_s=round(float(end_s), 2)))
     return tuple(found)
 
 

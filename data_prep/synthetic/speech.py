@@ -10,6 +10,7 @@ of the words come from.
 import json
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -147,16 +148,17 @@ def _stretched(band: np.ndarray, tract: float) -> np.ndarray:
 
 
 def _words(spoken: list[str], timed: list[tuple[str, float]], heard_s: np.ndarray) -> tuple[Word, ...]:
-    """Words without their punctuation. A word ends where its last phoneme does, or earlier, where it has died away."""
-    words: list[Word] = []
-    first_s = None
-    for symbol, at_s in timed:
-        inside = symbol.isalpha()
-        if inside and first_s is None:
-            first_s = max(0.0, at_s)
-        elif not inside and first_s is not None:
-            sounding = heard_s[(heard_s > first_s) & (heard_s < at_s)]
-            end_s = float(sounding[-1]) if len(sounding) else at_s
-            words.append(Word(spoken[len(words)].strip(",."), first_s, end_s))
-            first_s = None
+    """Words without their punctuation. Two words meet in the middle of the space between them, as in Kokoro's own
+    reckoning; a word after a comma begins with its own sound, and one ends earlier where it has died away."""
+    edges = [timed[1][1]]  # between the words, and at both ends
+    for (before, _), (symbol, at_s), (_, until_s) in zip(timed, timed[1:], timed[2:], strict=False):
+        if symbol == " ":
+            edges.append((at_s + until_s) / 2 if before.isalpha() else until_s)
+    edges.append(timed[-1][1])
+    words = []
+    for word, (start_s, until_s) in zip(spoken, pairwise(edges), strict=True):
+        start_s = max(0.0, start_s)
+        sounding = heard_s[(heard_s > start_s) & (heard_s < until_s)]
+        end_s = float(sounding[-1]) if len(sounding) else until_s
+        words.append(Word(word.strip(",."), start_s, end_s))
     return tuple(words)
