@@ -292,7 +292,8 @@ def _level(facts: Facts) -> list[Sentence]:
         out.append(Sentence("The sound is quiet.", "sound", {"level_db": sound["level_db"]}, (LONG,)))
     elif sound["level_db"] > -12:
         out.append(Sentence("The sound is loud.", "sound", {"level_db": sound["level_db"]}, (LONG,)))
-    if steady := sound.get("steady"):
+    steady = sound.get("steady")
+    if steady and not any(tag.label in MUSIC for tag in facts.tags):  # a held chord is no background
         where = f", strongest at {steady['band']} frequencies" if steady["band"] else ""
         out.append(Sentence(f"A steady sound is in the background{where}.", "sound", {"steady": steady}, (LONG,)))
     if (sound.get("av_agreement") or 0.0) >= IN_PICTURE:

@@ -129,3 +129,9 @@ def test_what_begins_later_is_not_there_throughout():
     tags = (Tag("Piano", 0.3, 9.9, 0.9),)
     sentences = [s.text for s in compose(Facts(10.0, tags=tags), 4)]
     assert "The sound of a piano is heard from 0.3 to 9.9 seconds." in sentences
+
+
+def test_a_steady_sound_is_the_background_where_there_is_no_music():
+    steady = "A steady sound is in the background, strongest at low frequencies."
+    assert steady in [s.text for s in compose(replace(FACTS, tags=()), 4)]
+    assert steady not in [s.text for s in compose(FACTS, 4)], "of music it is a chord that is held"
