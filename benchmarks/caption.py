@@ -1,8 +1,11 @@
-"""How true are captions composed from measured facts alone? A captioned synthetic corpus beside its labels.
+"""How true are captions composed from measured facts alone, and what does Ray cost the speech recogniser?
 
     kinotone synth --output CORPUS --synth.clips 160 --synth.seed 11
     kinotone curate --input CORPUS/clips --output CURATED && kinotone caption --input CURATED --output CAPTIONED
     python -m benchmarks.caption --labels CORPUS/labels.parquet --captioned CAPTIONED
+    python -m benchmarks.caption --speed CURATED [--workers 2] [--segments 60]
+
+The first, a captioned synthetic corpus beside its labels:
 
 - Word error rate: of all words that were said in kept clips, against the transcripts that the captions rest on; numbers
   and spellings are brought to one form by Whisper's own English normaliser. Beside it, that of the words that were
@@ -12,17 +15,36 @@
   which a named span begins within 0.15 s of the first of them.
 - Claims: named sounds and languages that the label's kind confirms, of all that are named. Colours and camera are not
   in the labels and not counted.
+
+The second, clips of speech a second through the recogniser: in Ray, from the curated set through decoding and
+recognition to commit, and called clip by clip in a plain loop on sound that was decoded before, with as many processes.
+The clock starts when every worker has done a segment: imports, weights and Ray's start are excluded in both.
 """
 
 import argparse
 import json
+import multiprocessing
 import re
+import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import pyarrow.parquet as pq
 
+from captioning.settings import TranscribeSettings
+from captioning.transcribe import SAMPLE_RATE, Transcriber
+from data_prep.clip import Clip, Segment
 from data_prep.index import read_manifest
+from data_prep.ledger import Ledger
+from data_prep.media import decode_audio, span
+from data_prep.shards import read_segment
+from pipelines.cluster import ray_running
+from pipelines.graph import Stage, run_graph
 
 ONSET_S = 0.15
 # What may truly be named of each kind of synthetic clip: a word of the sentence about it.
@@ -91,12 +113,86 @@ def _events(label: dict, caption: dict, counts: Counter) -> None:
     counts["events named in time"] += any(abs(at - first) <= ONSET_S for at in begins)
 
 
+@dataclass
+class Recogniser:
+    """The part of the caption stage that listens: decodes the kept clips of segments and transcribes them."""
+
+    settings: TranscribeSettings
+
+    def __post_init__(self) -> None:
+        self.transcriber = Transcriber(self.settings)
+
+    def __call__(self, segments: list[Segment]) -> list[Segment]:
+        return [replace(segment, clips=[self._heard(clip) for clip in segment.clips]) for segment in segments]
+
+    def _heard(self, clip: Clip) -> Clip:
+        return replace(clip, caption={"transcript": self.transcriber([voice_of(clip)])[0]}) if clip.kept else clip
+
+
+def voice_of(clip: Clip) -> np.ndarray:
+    """(N,) float32 at 16 kHz of a kept clip."""
+    assert clip.media
+    return decode_audio(clip.media, *span(clip), SAMPLE_RATE, 2).mean(0)
+
+
+def plain_rate(curated: str, ids: list[str], workers: int) -> float:
+    """Clips a second of plain loops in as many processes, each over its share of the segments."""
+    shares = [ids[at::workers] for at in range(workers)]
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(workers, mp_context=context) as pool:
+        barrier = manager.Barrier(workers)
+        return sum(pool.map(_plain_loop, [curated] * workers, shares, [barrier] * workers))
+
+
+def _plain_loop(curated: str, ids: list[str], barrier) -> float:
+    recognise = Transcriber(TranscribeSettings(threads=1))
+    segments = [read_segment(curated, segment_id) for segment_id in ids]
+    first, *rest = [[voice_of(clip) for clip in segment.clips if clip.kept] for segment in segments]
+    for voice in first:
+        recognise([voice])
+    barrier.wait()
+    began = time.perf_counter()
+    for voice in (voice for voices in rest for voice in voices):
+        recognise([voice])
+    return sum(map(len, rest)) / (time.perf_counter() - began)
+
+
+def ray_rate(curated: str, ids: list[str], workers: int) -> float:
+    """Clips a second of the recogniser as a stage of the graph, from set to set."""
+    stages = [Stage("caption", partial(Recogniser, TranscribeSettings(threads=1)))]
+    segments = [Segment(entry.segment_id, entry.uri, size=entry.size) for entry in Ledger(curated).entries()]
+    began, clips = 0.0, 0
+    with TemporaryDirectory() as output, ray_running(workers):
+        chosen = [segment for segment in segments if segment.segment_id in ids]
+        for count, one in enumerate(run_graph(chosen, stages, output, curated), 1):
+            clips += one.entry.kept if count > workers else 0
+            began = time.perf_counter() if count == workers else began
+        return clips / (time.perf_counter() - began)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--labels", type=Path, required=True)
-    parser.add_argument("--captioned", required=True)
+    parser.add_argument("--labels", type=Path)
+    parser.add_argument("--captioned")
+    parser.add_argument("--speed", metavar="CURATED", help="measure the recogniser's speed on this set")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--segments", type=int, default=60)
     args = parser.parse_args()
-    found = measure(args.labels, args.captioned)
+    if args.speed:
+        rows = read_manifest(args.speed).select(["segment_id", "verdict", "sound_class"]).to_pylist()
+        spoken = {row["segment_id"] for row in rows if (row["verdict"], row["sound_class"]) == ("kept", "speech")}
+        ids = sorted(spoken)[: args.segments]
+        plain, inside = plain_rate(args.speed, ids, args.workers), ray_rate(args.speed, ids, args.workers)
+        print(f"{len(ids)} segments, {args.workers} workers: {inside:.2f} clips/s in Ray, {plain:.2f} in a plain loop")
+        print(f"ratio {inside / plain:.3f}")
+    if args.labels and args.captioned:
+        show(measure(args.labels, args.captioned))
+    elif not args.speed:
+        parser.error("give --labels and --captioned, or --speed")
+
+
+def show(found: Counter) -> None:
+    """Print the shares."""
     transcribed = "word errors in transcribed clips", "words said in transcribed clips"
     for name, part, whole in (
         ("word error rate", "word errors", "words said"),

@@ -11,6 +11,7 @@ import numpy as np
 
 from captioning.describe import describe
 from captioning.levels import measure
+from captioning.onsets import refined
 from captioning.pending import Pending
 from captioning.seen import engine
 from captioning.seen.clip_scores import ClipScores
@@ -20,15 +21,17 @@ from captioning.settings import CaptionSettings
 from captioning.transcribe import SAMPLE_RATE, Transcriber, find_whisper
 from data_prep.clip import Clip, Segment
 from data_prep.media import decode_audio, decode_video, iterate_video, span
+from data_prep.tags import Tagger, load_tagger
 
 
 def check(settings: CaptionSettings) -> None:
-    """Refuse what cannot run before any stage starts; a server is asked once, no model is loaded.
+    """Refuse what cannot run before any stage starts; a server is asked once, and of the models the tagger alone is loaded.
 
     Raises:
         ValueError: a missing weight, package or endpoint; names the setting.
     """
     find_whisper(settings.transcribe.whisper)
+    load_tagger(settings.tagger)
     engine.check(settings.seen)
 
 
@@ -36,11 +39,12 @@ class Measurer:
     """Clips → what is measured of them, ready to be asked about or captioned. Holds Whisper; make one per worker.
 
     Raises:
-        ValueError: the Whisper weights named in the settings are not there.
+        ValueError: weights named in the settings are not there.
     """
 
     def __init__(self, settings: CaptionSettings):
         self.settings = settings
+        self.tagger = load_tagger(settings.tagger)
         self.transcriber = Transcriber(settings.transcribe)
 
     def measured(self, clips: Sequence[Clip]) -> list[Pending | Clip]:
@@ -52,7 +56,7 @@ class Measurer:
 
     def _one(self, clip: Clip) -> Pending | Clip:
         try:
-            return _measure(clip, self.settings)
+            return _measure(clip, self.settings, self.tagger)
         except Exception as error:  # whatever a file does to a decoder, it is this clip's verdict and no other's
             return clip.failed("caption", error)
 
@@ -142,21 +146,22 @@ def _heard(item: Pending, heard: dict | Exception) -> Pending | Clip:
     return item.clip.failed("caption", heard) if isinstance(heard, Exception) else replace(item, transcript=heard)
 
 
-def _measure(clip: Clip, settings: CaptionSettings) -> Pending:
+def _measure(clip: Clip, settings: CaptionSettings, tagger: Tagger) -> Pending:
     if not clip.media:
         raise ValueError("a kept clip without its media")
     start_s, end_s = span(clip)
     audio = decode_audio(clip.media, start_s, end_s, SAMPLE_RATE, 2)
+    voice = audio.mean(0)
     small, times_s, shown = _pictures(clip, settings)
     return Pending(
         clip,
         describe(small, times_s - start_s),
         {},
-        measure(audio, SAMPLE_RATE),
-        tuple(tag for tag in clip.tags if tag.score >= settings.min_tag_score),
+        measure(audio, SAMPLE_RATE) | {"av_agreement": clip.scores.get("av_agreement")},
+        refined([tag for tag in clip.tags if tag.score >= settings.min_tag_score], voice, tagger),
         tuple(Frame(round(time_s - start_s, 3), jpeg) for time_s, jpeg in shown),
         "look" if settings.seen.engine else "",
-        voice=audio.mean(0),
+        voice=voice,
     )
 
 

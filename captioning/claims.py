@@ -7,7 +7,7 @@ forms come before the shorter ones that they hold. A claim about what was never 
 import re
 from collections.abc import Callable
 
-from captioning.compose import Facts, largest
+from captioning.compose import IN_PICTURE, Facts, largest
 from captioning.describe import COLOURS
 from captioning.vocabulary import LANGUAGES
 from captioning.wording import NUMBERS
@@ -142,6 +142,16 @@ CLAIMS: list[tuple[re.Pattern, str, Holds]] = [
         (r"\bpicture is cut once\b|\b(?:one|a single) cut\b", "cut", lambda m, f: len(f.picture["cuts"]) == 1),
         (r"\bpicture is cut (\d+) times\b", "cut", lambda m, f: len(f.picture["cuts"]) == int(m.group(1))),
         (rf"\b({_COUNT}) cuts\b", "cut", lambda m, f: len(f.picture["cuts"]) == NUMBERS[m.group(1)]),
+        (
+            r"\bsteady sound is in the background(?:, strongest at (low|middle|high) frequencies)?",
+            "background",
+            lambda m, f: f.sound["steady"] is not None and m.group(1) in (None, f.sound["steady"]["band"]),
+        ),
+        (
+            r"\bsounds? begins? as something in the picture moves\b",
+            "picture and sound",
+            lambda m, f: f.sound["av_agreement"] >= IN_PICTURE,
+        ),
         (r"\b(?:sound|it) is quiet\b", "level", lambda m, f: f.sound["level_db"] < -40),
         (r"\b(?:sound|it) is loud\b", "level", lambda m, f: f.sound["level_db"] > -12),
         (r"\b(?:sound|it) grows (louder|quieter)\b", "level", _course),

@@ -1,11 +1,12 @@
 """A caption by rules from facts alone.
 
 Fixed order: setting and subjects, actions in time and writing (where an engine looked), picture, camera and movement,
-speech with its language and exact words, sounds in time, music, level and side. Each sentence keeps the facts that it
-was made from. Nothing is written that was not measured or seen: no emotion, no guess. The same facts give the same
-words.
+speech with its language and exact words, sounds in time, music, level, background and side. Each sentence keeps the
+facts that it was made from. Nothing is written that was not measured or seen: no emotion, no guess. The same facts give
+the same words.
 """
 
+import math
 import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -19,6 +20,9 @@ SHORT, MEDIUM, LONG = "short", "medium", "long"
 _QUOTE_GAP_S = 1.5  # a pause this long ends a quote and begins another
 _COUNTS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
 _COLOUR_FACTS = frozenset({"colours", "colour", "black_and_white"})
+IN_PICTURE = 4.0  # agreement of onsets and motion (`data_prep.sync`), by chance about 1 and rarely above 3
+_SURE = 0.6  # a score: what taggers say below it beside a surer sound is mostly that sound again
+_FROM_THE_START_S = 0.15  # what begins later is not told as being there throughout
 _SHORT_QUOTE = 25  # words; a longer speech is named, not quoted, in the short caption
 
 
@@ -28,7 +32,8 @@ class Facts:
 
     Attributes:
         seconds: the clip's length.
-        picture: from `describe`. transcript: from `transcribe`. sound: from `levels`. tags: from curation.
+        picture: from `describe`. transcript: from `transcribe`. sound: from `levels`, and
+            `av_agreement` where curation measured it. tags: from curation, their times from `onsets`.
         seen: phrases that stand, from `seen.phrases`.
     """
 
@@ -172,7 +177,8 @@ def _motion(picture: dict[str, Any]) -> list[Sentence]:
 def _speech(facts: Facts) -> list[Sentence]:
     spoken = facts.transcript
     words = [word for word in spoken.get("words", []) if normalise(word["word"])]
-    if not words:
+    utterances = _utterances(words)
+    if not utterances:
         # Voice activity alone also answers to singing: where no words can be trusted, the tagger must agree.
         voiced = spoken.get("voiced", [])
         if not voiced or not any(tag.label in SPEECH for tag in facts.tags):
@@ -186,15 +192,16 @@ def _speech(facts: Facts) -> list[Sentence]:
     subject = f"Speech in {language}" if language else "Speech"
     out = []
     if len(words) <= _SHORT_QUOTE:
-        text = f"{subject} is heard: {quote(words, unspaced=unspaced)}."
-        out.append(Sentence(text, "transcript", known | {"words": [0, len(words)]}, (SHORT,)))
+        quotes = [quote(words[first:last], unspaced=unspaced) for first, last in _utterances(words, gap_s=math.inf)]
+        span = [utterances[0][0], utterances[-1][1]]
+        out.append(Sentence(f"{subject} is heard: {_list(quotes)}.", "transcript", known | {"words": span}, (SHORT,)))
     else:
         out.append(Sentence(f"{subject} is heard.", "transcript", known, (SHORT,)))
     speakers = spoken.get("speakers", [])
     if 1 < len(speakers) < len(_COUNTS):
         spans = {"speakers": speakers}
         out.append(Sentence(f"{_COUNTS[len(speakers)]} speakers are heard.", "voice", spans, (SHORT, MEDIUM, LONG)))
-    for number, (first, last) in enumerate(_utterances(words)):
+    for number, (first, last) in enumerate(utterances):
         part = words[first:last]
         when = f"from {part[0]['start']:.1f} to {part[-1]['end']:.1f} seconds"
         told_as = subject if number == 0 else "Speech"
@@ -231,25 +238,42 @@ def _unspaced(words: list[dict]) -> str:
     return said
 
 
-def _utterances(words: list[dict]) -> list[tuple[int, int]]:
-    breaks = [
-        i
-        for i in range(1, len(words))
-        if words[i]["start"] - words[i - 1]["end"] >= _QUOTE_GAP_S
-        or words[i].get("speaker") != words[i - 1].get("speaker")
-    ]
-    return list(zip([0, *breaks], [*breaks, len(words)], strict=True))
+def _utterances(words: list[dict], gap_s: float = _QUOTE_GAP_S) -> list[tuple[int, int]]:
+    """First and last word, (first, last), of what is quoted in one piece: no doubted word, no pause, one speaker."""
+    found: list[tuple[int, int]] = []
+    for at, word in enumerate(words):
+        if word.get("doubted"):
+            continue
+        first, last = found[-1] if found else (0, 0)
+        before = words[at - 1]
+        if (
+            found
+            and last == at
+            and word["start"] - before["end"] < gap_s
+            and word.get("speaker") == before.get("speaker")
+        ):
+            found[-1] = (first, at + 1)
+        else:
+            found.append((at, at + 1))
+    return found
 
 
 def told(tags: tuple[Tag, ...]) -> dict[str, list[Tag]]:
-    """The tags worth telling, by phrase: no speech, no music as such, nothing too general, said more
-    narrowly, or likely another's echo."""
-    labels = {tag.label for tag in tags}
+    """The tags worth telling, by phrase: no speech, no music as such, nothing too general, drowned by a surer sound,
+    said more narrowly, or likely another's echo."""
+    heard = [tag for tag in tags if tag.label not in UNTOLD]
+    named = _by_phrase([tag for tag in heard if tag.label not in SPEECH | MUSIC])
+    sure = [tag for found in named.values() if not _drowned(found, heard) for tag in found]
+    labels = {tag.label for tag in sure}
+    groups = _by_phrase([tag for tag in sure if not _narrowed(tag, sure, labels)])
+    return {name: found for name, found in groups.items() if not _confused(name, groups)}
+
+
+def _by_phrase(tags: list[Tag]) -> dict[str, list[Tag]]:
     groups: dict[str, list[Tag]] = {}
     for tag in tags:
-        if tag.label not in SPEECH | UNTOLD | MUSIC and not _narrowed(tag, tags, labels):
-            groups.setdefault(phrase(tag.label), []).append(tag)
-    return {name: found for name, found in groups.items() if not _confused(name, groups)}
+        groups.setdefault(phrase(tag.label), []).append(tag)
+    return groups
 
 
 def weight(tags: list[Tag]) -> float:
@@ -268,11 +292,17 @@ def _confused(name: str, groups: dict[str, list[Tag]]) -> bool:
     )
 
 
+def _drowned(tags: list[Tag], heard: list[Tag]) -> bool:
+    """Whether the tagger is not sure of a sound, and surer of another at the same time."""
+    best = max(tag.score for tag in tags)
+    return best < _SURE and any(other.score > best and _overlap(other, tag) for other in heard for tag in tags)
+
+
 def _overlap(a: Tag, b: Tag) -> bool:
     return a.start_s < b.end_s and b.start_s < a.end_s
 
 
-def _narrowed(tag: Tag, tags: tuple[Tag, ...], labels: set[str]) -> bool:
+def _narrowed(tag: Tag, tags: list[Tag], labels: set[str]) -> bool:
     narrower = NARROWER.get(tag.label, frozenset()) & labels
     return any(other.label in narrower and _overlap(other, tag) for other in tags)
 
@@ -313,6 +343,13 @@ def _level(facts: Facts) -> list[Sentence]:
         out.append(Sentence("The sound is quiet.", "sound", {"level_db": sound["level_db"]}, (LONG,)))
     elif sound["level_db"] > -12:
         out.append(Sentence("The sound is loud.", "sound", {"level_db": sound["level_db"]}, (LONG,)))
+    steady = sound.get("steady")
+    if steady and not any(tag.label in MUSIC for tag in facts.tags):  # a held chord is no background
+        where = f", strongest at {steady['band']} frequencies" if steady["band"] else ""
+        out.append(Sentence(f"A steady sound is in the background{where}.", "sound", {"steady": steady}, (LONG,)))
+    if (sound.get("av_agreement") or 0.0) >= IN_PICTURE:
+        text = "Sounds begin as something in the picture moves."
+        out.append(Sentence(text, "sound", {"av_agreement": sound["av_agreement"]}, (LONG,)))
     if sound["course_db"] is not None and abs(sound["course_db"]) >= 10:
         course = "louder" if sound["course_db"] > 0 else "quieter"
         out.append(Sentence(f"The sound grows {course}.", "sound", {"course_db": sound["course_db"]}))
@@ -326,7 +363,7 @@ def _level(facts: Facts) -> list[Sentence]:
 
 def _when(intervals: list[tuple[float, float]], seconds: float) -> str:
     """ "throughout", or at most four spans in seconds, the longest ones."""
-    if sum(end - start for start, end in intervals) >= 0.9 * seconds:
+    if intervals[0][0] <= _FROM_THE_START_S and sum(end - start for start, end in intervals) >= 0.9 * seconds:
         return "throughout"
     longest = sorted(sorted(intervals, key=lambda span: span[0] - span[1])[:4])
     return _list([f"from {start:.1f} to {min(end, seconds):.1f} seconds" for start, end in longest])

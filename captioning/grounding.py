@@ -369,7 +369,11 @@ def _in_order(first: _Part, second: _Part) -> bool:
 def _said(quoted: str, facts: Facts, speaker: int | None = None) -> Spans:
     """When exactly these words were said (by that speaker), in this order and without a gap; every place."""
     words = facts.transcript.get("words", [])
-    spoken = [(token, index) for index, word in enumerate(words) for token in normalise(word["word"])]
+    spoken = [
+        ("" if word.get("doubted") else token, index)  # no quote goes across a doubted word
+        for index, word in enumerate(words)
+        for token in normalise(word["word"])
+    ]
     wanted = normalise(quoted)
     if not wanted:
         return []
@@ -413,7 +417,8 @@ def _heard(facts: Facts) -> dict[str, tuple[frozenset[frozenset[str]], Spans]]:
     heard = {name: (ways(name), spans(tags)) for name, tags in told(facts.tags).items()}
     if music := [tag for tag in facts.tags if tag.label in MUSIC]:
         heard["music"] = (ways("music"), spans(music))
-    words, voiced = facts.transcript.get("words", []), facts.transcript.get("voiced", [])
+    words = [word for word in facts.transcript.get("words", []) if not word.get("doubted")]
+    voiced = facts.transcript.get("voiced", [])
     speech = frozenset(frozenset({stem(word)}) for word in _MAKERS)
     if words:
         heard["speech"] = (speech, [(words[0]["start"], words[-1]["end"])])

@@ -4,6 +4,10 @@ import numpy as np
 
 _FRAME_S = 0.1
 _ACTIVE_DB = -60.0  # below, a frame is silent
+_STEADY_DB = -50.0  # a background that is fainter is not told
+_STEADY_BELOW_DB = 10.0  # and what never ceases is at most this far below the clip's level
+_BANDS_HZ = {"low": (50.0, 400.0), "middle": (400.0, 3000.0), "high": (3000.0, 8000.0)}
+_MOST = 0.6  # of the steady sound's energy: a band with this much is told
 
 
 def measure(audio: np.ndarray, sample_rate: int) -> dict:
@@ -13,19 +17,20 @@ def measure(audio: np.ndarray, sample_rate: int) -> dict:
         seconds; level_db: RMS over the frames that sound, dB below full scale (None: all silent); sounding: share of
         frames above -60 dB; course_db: last third's level less the first third's (None where either is silent);
         side_db: the right channel's level less the left's (None when silent); travel: "left to right", "right to
-        left" or "".
+        left" or ""; steady: {level_db, band} of the sound that is there nine tenths of the time (band "low", "middle",
+        "high" or ""), None where there is none to be told.
     """
     seconds = audio.shape[1] / sample_rate
     size = int(_FRAME_S * sample_rate)
     count = audio.shape[1] // size
     silent = {"seconds": round(seconds, 3), "level_db": None, "sounding": 0.0, "course_db": None, "side_db": None}
     if count == 0:
-        return {**silent, "travel": ""}
+        return {**silent, "travel": "", "steady": None}
     power = (audio[:, : count * size].reshape(len(audio), count, size).astype(np.float64) ** 2).mean(-1)
     total = power.mean(0)
     active = total > 10 ** (_ACTIVE_DB / 10)
     if not active.any():
-        return {**silent, "travel": ""}
+        return {**silent, "travel": "", "steady": None}
     left, right = power[0], power[-1]
     return {
         "seconds": round(seconds, 3),
@@ -34,7 +39,24 @@ def measure(audio: np.ndarray, sample_rate: int) -> dict:
         "course_db": _course(total),
         "side_db": round(_db(right[active].mean()) - _db(left[active].mean()), 1),
         "travel": _travel(left[active], right[active]),
+        "steady": _steady(audio.mean(0)[: count * size].reshape(count, size), sample_rate, _db(total.mean())),
     }
+
+
+def _steady(frames: np.ndarray, sample_rate: int, level_db: float) -> dict | None:
+    """What never ceases in frames (count, samples): of each band the level that nine tenths of the frames exceed."""
+    hertz = np.fft.rfftfreq(frames.shape[1], 1 / sample_rate)
+    power = 2 * np.abs(np.fft.rfft(frames)) ** 2 / frames.shape[1] ** 2  # sums to the mean square
+    floors = {
+        name: float(np.percentile(power[:, (hertz >= low) & (hertz < high)].sum(axis=1), 10))
+        for name, (low, high) in _BANDS_HZ.items()
+    }
+    total = sum(floors.values())
+    floor_db = _db(total)
+    if floor_db < max(_STEADY_DB, level_db - _STEADY_BELOW_DB):
+        return None
+    loudest = max(floors, key=lambda name: floors[name])
+    return {"level_db": round(floor_db, 1), "band": loudest if floors[loudest] >= _MOST * total else ""}
 
 
 def _db(power: float) -> float:

@@ -50,6 +50,9 @@ class TranscribeSettings(Settings):
     min_log_probability: float = Field(
         default=-0.4, description="text whose mean token log-probability (natural) is below is removed"
     )
+    min_word_confidence: float = Field(
+        default=0.5, ge=0, le=1, description="a word less certain than this is in no text, and ends its quote"
+    )
     max_no_speech_probability: float = Field(
         default=0.6,
         ge=0,
@@ -116,6 +119,10 @@ class CaptionSettings(Settings):
 
     transcribe: TranscribeSettings = Field(default=TranscribeSettings(), description="speech to text")
     seen: SeenSettings = Field(default=SeenSettings(), description="a model that looks at the clip")
+    tagger: str = Field(
+        default="package:yamnet",
+        description="the network that tagged the sounds, asked again when they begin: package:yamnet or a folder",
+    )
     min_tag_score: float = Field(
         default=0.5, ge=0, le=1, description="sound events scored below this are not mentioned"
     )

@@ -2,7 +2,8 @@
 
 Whisper writes fluent text for music, noise and silence ("Thank you.", "1-2-3-4-4-4…"). Two things keep that out: it is
 only asked about voiced spans (Silero), and what it answers must pass tests of its own probability, its repetitiveness
-and its pace. What is removed is counted by reason.
+and its pace. What is removed is counted by reason. Of a text that passes, the words that Whisper is unsure of are
+doubted: they stay in the transcript for whoever reads it, and are in no text and no quote.
 """
 
 import re
@@ -134,9 +135,10 @@ def transcript(windows: list, settings: TranscribeSettings) -> dict:
 
     Returns:
         language (ISO code, "" when nothing was understood), language_probability (None where the model knows one
-        language only), text, words: [{word, start, end, confidence}] (seconds), speakers: [{speaker, spans}] where
-        two or more are told apart (then each word has its `speaker`, 1 for who speaks first), voiced: [[start, end]]
-        (seconds), log_probability (mean), removed: {reason: windows}.
+        language only), text (without doubted words), words: [{word, start, end, confidence, doubted}] (seconds),
+        speakers: [{speaker, spans}] where two or more are told apart (then each word has its `speaker`, 1 for who
+        speaks first), voiced: [[start, end]] (seconds), log_probability (mean), removed: {reason: windows; "doubted":
+        words}.
     """
     removed = Counter()
     believed = []
@@ -146,18 +148,31 @@ def transcript(windows: list, settings: TranscribeSettings) -> dict:
             removed[reason] += 1
         else:
             believed.append(window)
+    least = settings.min_word_confidence
+    spoken = [
+        [w | {"doubted": w["confidence"] < least} for w in window.words if normalise(w["word"])] for window in believed
+    ]
+    if doubts := sum(word["doubted"] for words in spoken for word in words):
+        removed["doubted"] = doubts
     longest = max(believed, key=lambda window: window.voiced_s, default=None)
     probability = longest.language_probability if longest else None
     return {
         "language": longest.language if longest else "",
         "language_probability": None if probability is None else round(probability, 3),
-        "text": " ".join(window.text for window in believed),
-        "words": [word for window in believed for word in window.words if normalise(word["word"])],
+        "text": " ".join(filter(None, map(_believed_text, believed, spoken))),
+        "words": [word for words in spoken for word in words],
         "speakers": [],
         "voiced": [[round(start, 3), round(end, 3)] for window in windows for start, end in window.voiced],
         "log_probability": round(float(np.mean([w.log_probability for w in believed])), 3) if believed else None,
         "removed": dict(removed),
     }
+
+
+def _believed_text(window, words: list[dict]) -> str:
+    if not any(word["doubted"] for word in words):
+        return window.text
+    between = "" if window.language in UNSPACED else " "
+    return between.join(word["word"] for word in words if not word["doubted"])
 
 
 def why_not_believed(window, settings: TranscribeSettings) -> str:

@@ -179,6 +179,10 @@ ALIKE = tuple(
 
 # Phrases that the rule below would get wrong.
 _PHRASES = {
+    # Small lutes that taggers hear in any plucked string.
+    "Ukulele": "a plucked string instrument",
+    "Mandolin": "a plucked string instrument",
+    "Banjo": "a plucked string instrument",
     "Bark": "a dog barking",
     "Bow-wow": "a dog barking",
     "Yip": "a dog yipping",

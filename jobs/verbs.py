@@ -91,13 +91,27 @@ class Curate(_DataVerb):
 
 
 class Calibrate(Verb):
-    """labels against a curated set → precision, recall, every threshold's curve, proposed thresholds"""
+    """labels against a set → precision, recall, every threshold's curve, proposed thresholds"""
 
-    labels: Path = Field(description=".tsv with columns file, class and verdict (keep or drop), or .parquet of synth")
-    input: str = Field(description="folder or s3:// address of the set that `curate` made of the labelled files")
-    output: str = Field(description="folder for calibration.html, policy.yaml and summary.json")
+    labels: Path = Field(
+        description=".tsv with columns file, class and verdict (keep or drop), or .parquet of synth; or the filled-in "
+        "report/review.tsv of a captioned set"
+    )
+    input: str = Field(
+        description="folder or s3:// address of what `curate` made of the labelled files, or of that captioned set"
+    )
+    output: str = Field(description="folder for calibration.html, policy.yaml and summary.json; of captions the last")
 
     def run(self, display: Display) -> None:
+        from pipelines.review import is_review, run_review
+
+        if is_review(self.labels):
+            read = run_review(self.labels, self.input, self.output)
+            display.say(
+                f"{read['sentences']} sentences judged, {read['true']} of them true\n"
+                f"  summary  {self.output}/summary.json"
+            )
+            return
         from pipelines.calibrate import run_calibrate
 
         found = run_calibrate(self.labels, self.input, self.output)

@@ -1,7 +1,8 @@
 """`report/captions.html`: captions beside their clips, each sentence linked to its evidence on the clip's time line.
 
 A sentence's evidence is the words, the voice, the tagged events or the picture that it was made from. The page filters
-by language, sound class and the kind of what the checker took out, and says how much that was.
+by language, sound class, the kind of what the checker took out, and how sure the evidence is; it says how much was
+taken out.
 """
 
 from collections import Counter
@@ -29,17 +30,24 @@ def captioned(caption: dict) -> bool:
 
 
 def removed_kinds(caption: dict) -> Counter[str]:
-    """What was kept out of a caption: "speech: log_probability" by window, "claim: sound" by sentence and kind."""
+    """What was kept out of a caption: "speech: log_probability" by window or word, "claim: sound" by claim and kind.
+
+    A clip's captions tell the same claim in several lengths; it counts once.
+    """
     counts = Counter({f"speech: {reason}": n for reason, n in caption["transcript"]["removed"].items()})
-    counts.update(f"claim: {kind}" for item in caption["removed"] for kind in _kinds(item))
+    reasons = {reason for item in caption["removed"] for reason in item["reasons"]}
+    counts.update(f"claim: {reason.split(':')[0]}" for reason in reasons)
     return counts
 
 
-def render(shown: list[tuple[dict, Example]], removed: Counter[str], total: int, folder: str, index: str) -> bytes:
+def render(
+    shown: list[tuple[dict, Example]], removed: Counter[str], total: int, folder: str, index: str, review: str
+) -> bytes:
     """The page of `total` captioned clips, of which those of these rows are there to look at.
 
     Args:
         removed: the sum of their `removed_kinds`.
+        review: the file in which people judge those that are shown.
     """
     return pages.render(
         "captions.html",
@@ -49,15 +57,18 @@ def render(shown: list[tuple[dict, Example]], removed: Counter[str], total: int,
         rows=list(ROWS.items()),
         folder=folder,
         index=index,
+        review=review,
     )
 
 
 def _clip(row: dict, example: Example) -> dict[str, Any]:
     caption = row["caption"]
     length = max(caption["sound"]["seconds"], 0.001)
-    told = [item for item in caption["evidence"] if "medium" in item["variants"]]
+    sentences = told(caption)
+    scores = [score for item in sentences if (score := sureness(item, caption)) is not None]
     return {
         "example": example,
+        "score": min(scores, default=1.0),
         "language": caption["transcript"]["language"] or "none",
         "class": row["sound_class"] or "not judged",
         "kinds": sorted({kind for item in caption["removed"] for kind in _kinds(item)}),
@@ -73,10 +84,24 @@ def _clip(row: dict, example: Example) -> dict[str, Any]:
                     for start, end in evidence_spans(item, caption)
                 ],
             }
-            for at, item in enumerate(told, 1)
+            for at, item in enumerate(sentences, 1)
         ],
         "removed": [(item["text"], ", ".join(item["reasons"])) for item in caption["removed"]],
     }
+
+
+def told(caption: dict) -> list[dict]:
+    """The sentences of the caption as it is usually read, its middle length."""
+    return [item for item in caption["evidence"] if "medium" in item["variants"]]
+
+
+def sureness(item: dict, caption: dict) -> float | None:
+    """How sure a sentence's evidence is, in [0, 1]: its least sure word, its surest tag; None where none is scored."""
+    facts = item["facts"]
+    if "words" in facts:
+        first, last = facts["words"]
+        return min(word["confidence"] for word in caption["transcript"]["words"][first:last])
+    return max((tag["score"] for tag in facts.get("tags", [])), default=None)
 
 
 def evidence_spans(item: dict, caption: dict) -> list[tuple[float, float]]:

@@ -17,7 +17,7 @@ import yaml
 
 from data_prep import near_duplicates, storage
 from data_prep.index import each_manifest
-from pipelines import captions, pages
+from pipelines import captions, pages, review
 from pipelines.commit import SETTINGS, SUMMARY
 from pipelines.examples import Drawing, Example, spread
 from pipelines.tally import EXAMPLES, SCORES, Kind, Tally, tally
@@ -87,9 +87,10 @@ def write_report(root: str | Path) -> Report:
     named = [section.page for section in sections]
     if counted.captioned:
         shown = [pair for section in sections for pair in section.pairs if captions.captioned(pair[0]["caption"])]
-        page = captions.render(shown, counted.removed, counted.captioned, folder, NAME)
+        page = captions.render(shown, counted.removed, counted.captioned, folder, NAME, review.NAME)
         storage.put(storage.at(root, PAGES, captions.NAME), page)
-        named.append(captions.NAME)
+        storage.put(storage.at(root, PAGES, review.NAME), review.table([row for row, _ in shown]))
+        named += [captions.NAME, review.NAME]
     page = pages.render(
         "report.html",
         summary=summary,

@@ -47,7 +47,7 @@ _INFORMATIVE: dict[str, Kind] = {
     "clock": clock,
 }
 _QUIET = {name: quiet(name) for name in ("silence", "near_silent", "hiss", "hum", "tone", "no_audio")}
-_VERSION = 2  # raised when the same settings give other clips
+_VERSION = 3  # raised when the same settings give other clips
 _FADE_S = 0.002  # at each end of a shot's sound, so that a cut does not click
 
 

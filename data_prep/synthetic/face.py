@@ -95,7 +95,7 @@ def face(rng: np.random.Generator, form: Format, frames: int) -> Shot:
 
 def _talk(rng, voice: str, seconds: float) -> tuple[list[Utterance], list[float]]:
     """Sentences that fit into the shot, and the second at which each begins."""
-    speed, pitch = int(rng.integers(150, 185)), int(rng.integers(38, 62))
+    speed, pitch = float(rng.uniform(0.7, 0.9)), float(rng.uniform(0.93, 1.07))
     said: list[Utterance] = []
     starts: list[float] = []
     at = float(rng.uniform(0.1, 0.25))
@@ -125,10 +125,9 @@ def _envelope(track: np.ndarray, frames: int, form: Format) -> np.ndarray:
 
 def _shape(phoneme: str) -> float:
     """How the lips stand: −1 round (oo), 0 neutral, 1 wide (ee)."""
-    sound = phoneme.strip("',_|")
-    if sound[:1] in ("u", "U", "w", "o", "O"):
+    if phoneme in "uʊwɔOW":
         return -1.0
-    return 1.0 if sound[:1] in ("i", "I", "e", "s", "z") else 0.0
+    return 1.0 if phoneme in "iɪeɛAsz" else 0.0
 
 
 def _blinks(rng, frames: int, fps: float) -> np.ndarray:

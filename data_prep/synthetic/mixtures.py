@@ -53,7 +53,7 @@ def _speech(rng: np.random.Generator, samples: int) -> np.ndarray:
     track, at = np.zeros(samples, np.float32), int(rng.uniform(0, 0.3) * RATE)
     voice = str(rng.choice(MEN + WOMEN))
     while at < samples - RATE // 2:
-        said = speak(sentence(rng), voice, int(rng.uniform(130, 190)), int(rng.uniform(35, 65)))
+        said = speak(sentence(rng), voice, rng.uniform(0.7, 0.95), rng.uniform(0.9, 1.1))
         times = np.arange(int(said.seconds * RATE)) / RATE
         spoken = np.interp(times, np.arange(len(said.samples)) / said.sample_rate, said.samples)
         sounds.add(track, spoken.astype(np.float32), at)

@@ -1,4 +1,8 @@
-"""Plain sentences to be spoken, drawn from a small grammar. Each is true of the world."""
+"""Plain sentences to be spoken, drawn from a small grammar. Each is true of the world.
+
+A sentence whose words could as well be others by their sound ("oars", "ores") is not among them: nobody could tell what
+was said.
+"""
 
 import numpy as np
 
@@ -7,8 +11,8 @@ _FACTS = (
     "Snow is cold.",
     "Ice is frozen water.",
     "Grass is green.",
-    "Honey tastes sweet.",
-    "Lemons taste sour.",
+    "Honey is sweet.",
+    "Lemons are sour.",
     "Bees make honey.",
     "Cats like warm places.",
     "Fish live in water.",
@@ -40,7 +44,7 @@ _FACTS = (
     "Magnets attract iron.",
     "Gold does not rust.",
     "Elephants are larger than mice.",
-    "Wool comes from sheep.",
+    "Wool is warm.",
     "Milk comes from cows.",
     "Water boils at one hundred degrees.",
     "Leaves fall in the autumn.",
@@ -48,7 +52,7 @@ _FACTS = (
     "The sun sets in the west.",
 )
 _SUBJECTS = {
-    "A drum": ("struck", "a percussion instrument"),
+    "A drum": ("played with two sticks", "a percussion instrument"),
     "A piano": ("played with both hands", "a keyboard instrument"),
     "A violin": ("played with a bow", "a string instrument"),
     "A guitar": ("plucked", "a string instrument"),
@@ -56,21 +60,13 @@ _SUBJECTS = {
     "A trumpet": ("blown", "a brass instrument"),
     "A hammer": ("held in the hand", "a tool"),
     "A kettle": ("used to boil water", "found in a kitchen"),
-    "A bicycle": ("ridden on the road", "moved by two pedals"),
-    "A boat": ("used on water", "moved by wind or oars"),
+    "A bicycle": ("a vehicle with two wheels", "steered with both hands"),
+    "A boat": ("used on water", "moved by the wind"),
     "A clock": ("used to tell the time", "wound or driven by a motor"),
     "A letter": ("written on paper", "carried by the post"),
 }
-_FRUIT = ("Apples", "Cherries", "Plums", "Pears", "Oranges")
-_ANIMALS = {
-    "Dogs": "bark",
-    "Cats": "purr",
-    "Cows": "moo",
-    "Ducks": "quack",
-    "Frogs": "croak",
-    "Lions": "roar",
-    "Horses": "neigh",
-}
+_FRUIT = ("Apples", "Cherries", "Lemons", "Peaches", "Plums")
+_ANIMALS = ("Dogs", "Cats", "Cows", "Ducks", "Frogs", "Lions", "Horses")
 
 
 def sentence(rng: np.random.Generator) -> str:
@@ -83,5 +79,5 @@ def sentence(rng: np.random.Generator) -> str:
         return f"{subject} is {rng.choice(_SUBJECTS[subject])}."
     if form == 8:
         return f"{rng.choice(_FRUIT)} grow on trees."
-    first, second = rng.choice(list(_ANIMALS), 2, replace=False)
-    return f"{first} {_ANIMALS[str(first)]} and {str(second).lower()} {_ANIMALS[str(second)]}."
+    first, second = rng.choice(_ANIMALS, 2, replace=False)
+    return f"{first} and {str(second).lower()} are animals."

@@ -1,27 +1,45 @@
-"""Spoken sentences with the time of every word, from the espeak-ng library that the `espeakng_loader` package carries.
+"""Spoken sentences with the time of every word, from the small network (8 MB) that the `hibari-tts` package carries.
 
-The library runs in this process, in its synchronous mode: it hands over blocks of 16-bit samples at 22 050 Hz, and with
-them the events (word and phoneme starts) of each block. It keeps oscillator and noise state in global variables, which
-its own restart does not clear, so the same sentence would differ from call to call. It is therefore loaded for each
-utterance and unloaded after it (about 10 ms), which makes the samples a function of the arguments alone.
+Hibari says for every 12.5 ms how strong and how pitched each frequency is, and the package's signal processing makes
+sound of it. It speaks with one voice. The others are that voice with its pitch multiplied and its spectrum stretched,
+as a longer or shorter vocal tract does it: men's pitch is about half of women's, and their resonances lie about a sixth
+lower (Peterson and Barney 1952). How long each phoneme lasts is a tensor inside the network; that is where the times
+of the words come from.
 """
 
-import _ctypes
-import ctypes
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 
-MEN = ("en-us", "en-us+m3", "en-us+m7", "en-gb-scotland+m1", "en-gb-x-rp+m3", "en+m1")
-# The variants f2, f3, f5, Alicia and whisper are left out: their samples differ from process to process (measured).
-WOMEN = ("en-us+f4", "en+f1", "en-gb-x-rp+f1", "en-us+aunty", "en-us+linda", "en-gb-scotland+f4")
+from data_prep.onnx_session import opened
 
-_SYNCHRONOUS, _PHONEME_EVENTS, _UTF8, _AT_CHARACTER = 2, 1, 1, 1
-_RATE, _PITCH = 1, 3
-_END_OF_LIST, _WORD, _PHONEME = 0, 1, 7
+# Each voice: its pitch, and the length of its vocal tract, over the network's own.
+VOICES: dict[str, tuple[float, float]] = {
+    "woman 1": (1.0, 1.0),
+    "woman 2": (0.88, 1.0),
+    "woman 3": (1.12, 0.96),
+    "woman 4": (0.94, 0.96),
+    "man 1": (0.58, 1.14),
+    "man 2": (0.66, 1.1),
+    "man 3": (0.54, 1.18),
+    "man 4": (0.62, 1.06),
+}
+WOMEN = tuple(name for name in VOICES if name.startswith("woman"))
+MEN = tuple(name for name in VOICES if name.startswith("man"))
+
+_FRAME_S = 0.025
+_LAG_S = 3 * _FRAME_S  # from sound to duration, as in Kokoro's own reckoning (kokoro.pipeline, join_timestamps)
+_FRAMES_OF_PHONEMES = "/Clip_output_0"  # the tensor, (L,), that the network's length regulator repeats by
+_MARKS = "ˈˌː"  # of stress and length
+_SILENCE = "·"  # no phoneme: what the network wants at both ends
+_HEARD = 0.01  # of the loudest sample
+_MARGIN_S = 0.02  # left around the sound
 
 
 @dataclass(frozen=True)
@@ -42,7 +60,7 @@ class Utterance:
         samples: (N,) float32 mono, peak 1.
         sample_rate: Hz.
         words: in order, times from the first sample.
-        phonemes: (time in seconds, espeak's name), in order.
+        phonemes: (time in seconds, IPA character), in order; capitals are diphthongs (A as in day, I eye, O oh, W ow).
     """
 
     text: str
@@ -56,107 +74,91 @@ class Utterance:
         return len(self.samples) / self.sample_rate
 
 
-class _EventId(ctypes.Union):
-    _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
-
-
-class _Event(ctypes.Structure):
-    _fields_ = [
-        ("type", ctypes.c_int),
-        ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),
-        ("sample", ctypes.c_int),
-        ("user_data", ctypes.c_void_p),
-        ("id", _EventId),
-    ]
-
-
-_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
-_lock = threading.Lock()  # the library is one global machine
-
-
-@contextmanager
-def _library() -> Iterator[tuple[ctypes.CDLL, bytes]]:
-    """The library with its globals as the file has them, and the folder of its data."""
-    try:
-        import espeakng_loader
-    except ImportError:
-        raise ValueError(
-            "speech clips need the package espeakng-loader; install kinotone[demo], or set the speech and cuts "
-            "shares of the mix to 0"
-        ) from None
-    library = ctypes.CDLL(espeakng_loader.get_library_path())
-    try:
-        yield library, espeakng_loader.get_data_path().encode()
-    finally:
-        _ctypes.dlclose(library._handle)
-
-
-def speak(text: str, voice: str = MEN[0], words_per_minute: int = 165, pitch: int = 50) -> Utterance:
+def speak(text: str, voice: str = WOMEN[0], speed: float = 0.85, pitch: float = 1.0) -> Utterance:
     """Speak a text.
 
     Args:
-        text: plain English, ASCII.
-        voice: espeak-ng's language and variant, such as "en-us+f2".
-        words_per_minute: 80 to 450.
-        pitch: 0 to 100; 50 is the voice's own.
+        text: plain English words, with commas and full stops.
+        voice: a name in `VOICES`.
+        speed: 0.5 to 2; 1 is about 250 words a minute.
+        pitch: over the voice's own.
 
     Raises:
-        ValueError: the package is missing, or it does not know the voice.
+        ValueError: the package is missing, there is no such voice, or the text is more than words.
     """
-    blocks: list[np.ndarray] = []
-    starts: list[tuple[int, int, int]] = []  # sample, position and length in the text
-    phonemes: list[tuple[int, str]] = []
-
-    def receive(samples, count, events) -> int:
-        if samples and count > 0:
-            blocks.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        index = 0
-        while events[index].type != _END_OF_LIST:
-            event = events[index]
-            if event.type == _WORD:
-                starts.append((event.sample, event.text_position - 1, event.length))
-            elif event.type == _PHONEME:
-                phonemes.append((event.sample, event.id.string.decode("utf8", "replace")))
-            index += 1
-        return 0
-
-    callback = _CALLBACK(receive)
-    encoded = text.encode()
-    with _lock, _library() as (library, data):
-        rate = library.espeak_Initialize(_SYNCHRONOUS, 0, data, _PHONEME_EVENTS)
-        assert rate > 0, "espeak-ng does not start"
-        try:
-            library.espeak_SetSynthCallback(callback)
-            if library.espeak_SetVoiceByName(voice.encode()) != 0:
-                raise ValueError(f"espeak-ng knows no voice {voice!r}; such as: {', '.join(MEN + WOMEN)}")
-            library.espeak_SetParameter(_RATE, words_per_minute, 0)
-            library.espeak_SetParameter(_PITCH, pitch, 0)
-            library.espeak_Synth(encoded, len(encoded) + 1, 0, _AT_CHARACTER, 0, _UTF8, None, None)
-        finally:
-            library.espeak_Terminate()
-    samples = np.concatenate(blocks).astype(np.float32) / 32768
+    if voice not in VOICES:
+        raise ValueError(f"no voice {voice!r}; there are: {', '.join(VOICES)}")
+    parts = _parts()
+    spoken = text.split()
+    phonemes = parts.phonemes(text)
+    if len(phonemes.split()) != len(spoken):
+        raise ValueError(f"{text!r} is not spoken word for word; write numbers and signs as words")
+    symbols = [_SILENCE, *phonemes, _SILENCE]
+    ids = [parts.numbers.get(symbol, 0) for symbol in symbols]
+    given = {"ids": np.array([ids], np.int64), "speed": np.array([speed], np.float32)}
+    *bands, f0, frames = parts.network.run(None, given)
+    own_pitch, tract = VOICES[voice]
+    stretched = [_stretched(band[0], tract) for band in bands]
+    rng = np.random.default_rng(0)  # of the breath in the voice
+    sound = parts.dsp.synth(*stretched, f0[0] * np.float32(own_pitch * pitch), rng)
+    sound /= max(float(np.abs(sound).max()), 1e-6)
+    heard_s = np.flatnonzero(np.abs(sound) > _HEARD) / parts.dsp.SR
+    begin_s = max(0.0, heard_s[0] - _MARGIN_S)
+    begin, end = (round(at * parts.dsp.SR) for at in (begin_s, heard_s[-1] + _MARGIN_S))
+    starts_s = np.concatenate([[0], np.cumsum(frames.ravel())]) * _FRAME_S - _LAG_S
+    timed = [(symbol, float(at - begin_s)) for symbol, at in zip(symbols, starts_s, strict=False)]
     return Utterance(
         text,
-        samples / max(float(np.abs(samples).max()), 1e-6),
-        rate,
-        _words(text, starts, samples, rate),
-        tuple((sample / rate, name) for sample, name in phonemes),
+        sound[begin:end],
+        parts.dsp.SR,
+        _words(spoken, timed, heard_s - begin_s),
+        tuple((at, symbol) for symbol, at in timed if symbol.isalpha() and symbol not in _MARKS),
     )
 
 
-def _words(text: str, starts: list[tuple[int, int, int]], samples: np.ndarray, rate: int) -> tuple[Word, ...]:
-    """Words with their ends: where the next word starts, or earlier, where the sound before it has died away.
+@dataclass(frozen=True)
+class _Parts:
+    network: Any  # ids, speed → five (1, 601, F) parts of the spectrum, f0 (1, F), frames of each phoneme (L,)
+    phonemes: Any  # text → IPA, words apart by spaces
+    numbers: dict[str, int]  # of each symbol
+    dsp: Any
 
-    espeak gives starts only, and a word before a comma or the end of a sentence would otherwise hold the pause.
-    """
-    loud = np.flatnonzero(np.abs(samples) > 0.01)
+
+@cache
+def _parts() -> _Parts:
+    try:
+        from hibari import dsp, tts
+        from hibari.g2p import G2P
+    except ImportError:
+        raise ValueError(
+            "speech clips need the package hibari-tts; install kinotone[demo], or set the speech and cuts shares of "
+            "the mix to 0"
+        ) from None
+    assets = Path(tts.ASSETS)
+    model = onnx.load(str(assets / "hibari.onnx"))
+    model.graph.output.append(onnx.ValueInfoProto(name=_FRAMES_OF_PHONEMES))
+    numbers = json.loads((assets / "vocab.json").read_text(encoding="utf-8"))
+    return _Parts(opened(model.SerializeToString()), G2P(), numbers, dsp)
+
+
+def _stretched(band: np.ndarray, tract: float) -> np.ndarray:
+    """A part of the spectrum (601, F) with its resonances `tract` times lower; each bin takes the nearest one's."""
+    bins = np.minimum(np.round(np.arange(len(band)) * tract).astype(int), len(band) - 1)
+    return np.ascontiguousarray(band[bins])
+
+
+def _words(spoken: list[str], timed: list[tuple[str, float]], heard_s: np.ndarray) -> tuple[Word, ...]:
+    """Words without their punctuation. Two words meet in the middle of the space between them, as in Kokoro's own
+    reckoning; a word after a comma begins with its own sound, and one ends earlier where it has died away."""
+    edges = [timed[1][1]]  # between the words, and at both ends
+    for (before, _), (symbol, at_s), (_, until_s) in zip(timed, timed[1:], timed[2:], strict=False):
+        if symbol == " ":
+            edges.append((at_s + until_s) / 2 if before.isalpha() else until_s)
+    edges.append(timed[-1][1])
     words = []
-    for index, (sample, position, length) in enumerate(starts):
-        until = starts[index + 1][0] if index + 1 < len(starts) else len(samples)
-        inside = loud[(loud >= sample) & (loud < until)]
-        end = int(inside[-1]) + 1 if len(inside) else until
-        words.append(Word(text[position : position + length], sample / rate, end / rate))
+    for word, (start_s, until_s) in zip(spoken, pairwise(edges), strict=True):
+        start_s = max(0.0, start_s)
+        sounding = heard_s[(heard_s > start_s) & (heard_s < until_s)]
+        end_s = float(sounding[-1]) if len(sounding) else until_s
+        words.append(Word(word.strip(",."), start_s, end_s))
     return tuple(words)

@@ -20,6 +20,7 @@ PICTURE = {
     "cuts": [],
 }
 SOUND = {"seconds": 10.0, "level_db": -20.0, "sounding": 1.0, "course_db": 0.0, "side_db": 0.0, "travel": ""}
+SOUND |= {"steady": {"level_db": -28.0, "band": "low"}, "av_agreement": 5.2}
 SILENT = {
     "language": "",
     "language_probability": None,

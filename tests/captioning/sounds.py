@@ -14,7 +14,7 @@ from data_prep.synthetic.speech import speak
 
 def said(text: str, lead_s: float = 0.5, tail_s: float = 0.5) -> np.ndarray:
     """`text` spoken in a quiet room, mono (N,) float32 at 16 kHz."""
-    spoken = speak(text, words_per_minute=150)
+    spoken = speak(text)
     factor = math.gcd(SAMPLE_RATE, spoken.sample_rate)
     voice = 0.5 * resample_poly(spoken.samples, SAMPLE_RATE // factor, spoken.sample_rate // factor)
     return np.pad(voice, (round(lead_s * SAMPLE_RATE), round(tail_s * SAMPLE_RATE))).astype(np.float32)

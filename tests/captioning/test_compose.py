@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from captioning.compose import LONG, MEDIUM, SHORT, Facts, compose, text_of
+from captioning.compose import LONG, MEDIUM, SHORT, Facts, compose, text_of, told
 from captioning.grounding import ground
 from captioning.transcribe import normalise
 from captioning.vocabulary import FORBIDDEN
@@ -114,3 +114,24 @@ def test_every_sentence_has_its_evidence_and_the_same_facts_give_the_same_words(
     assert sentences == compose(facts, 4)
     assert all(sentence.facts is not None and sentence.source for sentence in sentences)
     assert all(sentence.variants for sentence in sentences)
+
+
+def test_what_the_tagger_half_hears_beside_a_surer_sound_is_not_told():
+    clock, ratchet = Tag("Clock", 1.0, 4.0, 0.8), Tag("Ratchet, pawl", 2.0, 3.0, 0.5)
+    assert list(told((clock, ratchet))) == ["a clock"]
+    assert list(told((ratchet,))) == ["a ratchet"]
+    assert list(told((clock, replace(ratchet, start_s=5.0, end_s=6.0)))) == ["a clock", "a ratchet"]
+    assert list(told((Tag("Bird", 0.0, 2.0, 0.9), Tag("Chirp, tweet", 0.0, 2.0, 0.5)))) == ["a bird"]
+    assert list(told((Tag("Bird", 0.0, 2.0, 0.9), Tag("Chirp, tweet", 0.0, 2.0, 0.8)))) == ["a bird chirping"]
+
+
+def test_what_begins_later_is_not_there_throughout():
+    tags = (Tag("Piano", 0.3, 9.9, 0.9),)
+    sentences = [s.text for s in compose(Facts(10.0, tags=tags), 4)]
+    assert "The sound of a piano is heard from 0.3 to 9.9 seconds." in sentences
+
+
+def test_a_steady_sound_is_the_background_where_there_is_no_music():
+    steady = "A steady sound is in the background, strongest at low frequencies."
+    assert steady in [s.text for s in compose(replace(FACTS, tags=()), 4)]
+    assert steady not in [s.text for s in compose(FACTS, 4)], "of music it is a chord that is held"

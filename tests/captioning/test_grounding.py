@@ -23,6 +23,9 @@ from tests.captioning.examples import FACTS, PICTURE, SILENT, SOUND, facts, spok
         "The sound of a dog barking is heard from 5.0 to 6.0 seconds.",
         "The sound of a piano is heard throughout.",
         "Music and a piano are heard throughout.",
+        "A steady sound is in the background, strongest at low frequencies.",
+        "A steady sound is in the background.",
+        "Sounds begin as something in the picture moves.",
     ],
 )
 def test_what_was_measured_may_be_said(sentence):
@@ -54,6 +57,7 @@ def test_what_was_measured_may_be_said(sentence):
         ("The picture is cut 2 times.", "cut"),
         ("The sound is quiet.", "level"),
         ("The sound is louder on the left.", "side"),
+        ("A steady sound is in the background, strongest at high frequencies.", "background"),
         ("The picture is beautiful.", "forbidden"),
         ("A happy dog barking is heard.", "forbidden"),
         ("Perhaps music is heard.", "forbidden"),
@@ -64,6 +68,13 @@ def test_what_was_measured_may_be_said(sentence):
 )
 def test_a_falsehood_is_caught_by_its_kind(sentence, kind):
     assert kind in {reason.split(":")[0] for reason in check(sentence, FACTS)}
+
+
+def test_what_was_not_measured_of_the_background_and_the_picture_is_not_said():
+    unknown = replace(FACTS, sound=SOUND | {"steady": None, "av_agreement": None})
+    assert check("A steady sound is in the background.", unknown)
+    assert check("Sounds begin as something in the picture moves.", unknown)
+    assert check("Sounds begin as something in the picture moves.", replace(FACTS, sound=SOUND | {"av_agreement": 2.9}))
 
 
 TALK = {

@@ -35,3 +35,22 @@ def test_side_and_travel():
 def test_a_rising_sound_rises():
     rising = np.linspace(0.01, 1, 3 * RATE, dtype=np.float32)
     assert measure(np.stack([tone() * rising] * 2), RATE)["course_db"] > 10
+
+
+@pytest.mark.parametrize(("hertz", "band"), [(100, "low"), (1000, "middle"), (5000, "high")])
+def test_what_never_ceases_is_the_background(hertz, band):
+    rng = np.random.default_rng(0)
+    hum = 0.02 * np.sin(2 * np.pi * hertz * np.arange(4 * RATE) / RATE)
+    talk = np.zeros(4 * RATE)
+    talk[RATE : 2 * RATE] = 0.03 * rng.standard_normal(RATE)
+    found = measure(np.stack([hum + talk] * 2).astype(np.float32), RATE)["steady"]
+    assert found["band"] == band
+    assert found["level_db"] == pytest.approx(20 * np.log10(0.02 / np.sqrt(2)), abs=0.5)
+
+
+@pytest.mark.parametrize("loud", [0.001, 1.0])
+def test_a_background_that_is_faint_or_ceases_is_none(loud):
+    hum = loud * tone(4.0)
+    if loud == 1.0:
+        hum[: round(0.6 * RATE)] = 0.0
+    assert measure(np.stack([hum, hum]), RATE)["steady"] is None

@@ -1,12 +1,16 @@
 import contextlib
 import io
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from captioning.compose import Facts, compose
+from captioning.grounding import check, ground
 from captioning.settings import TranscribeSettings
 from captioning.transcribe import SAMPLE_RATE, Transcriber, normalise, repeats, transcript, voiced_spans
+from data_prep.clip import Tag
 from data_prep.media import decode_audio
 from tests.captioning.sounds import chord, noise, said
 
@@ -54,6 +58,33 @@ def test_each_filter_removes_and_counts_what_it_is_for(window, reason):
     assert result["removed"] == ({reason: 1} if reason else {})
     assert bool(result["words"]) == (not reason)
     assert result["voiced"], "voice stays known where its words are not believed"
+
+
+def test_a_word_that_whisper_is_unsure_of_is_in_no_text_and_in_no_quote():
+    window = Heard()
+    window.words[2]["confidence"] = 0.3
+    heard = transcript([window], TranscribeSettings())
+    assert heard["text"] == "we went to the river"
+    assert [word["word"] for word in heard["words"] if word["doubted"]] == ["down"]
+    assert heard["removed"] == {"doubted": 1}
+    facts = Facts(4.0, transcript=heard)
+    sentences = compose(facts, 4)
+    told = " ".join(sentence.text for sentence in sentences)
+    assert re.findall("“([^“”]*)”", told) == ["we went", "to the river"] * 2
+    assert ground(sentences, facts)[1] == []
+    assert check("Speech is heard: “we went to the river”.", facts)
+    assert check("Speech is heard: “we went down to the river”.", facts)
+
+
+def test_speech_of_which_every_word_is_doubted_is_not_quoted():
+    window = Heard()
+    for word in window.words:
+        word["confidence"] = 0.1
+    heard = transcript([window], TranscribeSettings())
+    assert heard["text"] == ""
+    assert compose(Facts(4.0, transcript=heard), 4) == []
+    told = compose(Facts(4.0, transcript=heard, tags=(Tag("Speech", 0.0, 3.0, 0.9),)), 4)
+    assert [sentence.text for sentence in told] == ["Speech is heard from 0.0 to 3.0 seconds.", "Speech is heard."]
 
 
 def test_the_language_is_that_of_the_longest_speech():

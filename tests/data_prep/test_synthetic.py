@@ -11,7 +11,7 @@ import pytest
 from data_prep.media import decode_audio, decode_video
 from data_prep.synthetic import Mix, SynthSettings, generate, labels
 from data_prep.synthetic.corpus import kinds_of, make_clip
-from data_prep.synthetic.speech import MEN, WOMEN, speak
+from data_prep.synthetic.speech import MEN, VOICES, WOMEN, speak
 
 RATE = 48000
 NONE = {name: 0.0 for name in Mix.model_fields}
@@ -148,7 +148,7 @@ def test_words_are_where_the_voice_is(corpus, rows):
 
 
 def test_the_mouth_opens_with_the_voice():
-    truth, frames, audio = make_clip(only("speech"), 0, "speech")
+    truth, frames, audio = make_clip(only("speech"), 1, "speech")  # without a beard, as dark as a mouth
     assert audio is not None
     place = truth["positions"][0]
     moving = []
@@ -197,16 +197,44 @@ def test_the_same_seed_gives_the_same_bytes_and_a_clip_knows_nothing_of_the_othe
 
 
 def test_speech_is_a_function_of_its_arguments_alone():
-    voices = (MEN[0], WOMEN[1], WOMEN[4])
+    voices = (MEN[0], WOMEN[1], WOMEN[3])
     first = [speak("Snow is cold.", voice) for voice in voices]
-    speak("Something else altogether, said in between.", MEN[2], 200, 70)
+    speak("Something else altogether, said in between.", MEN[2], 1.2, 0.9)
     for before, voice in zip(first, voices, strict=True):
         again = speak("Snow is cold.", voice)
         assert np.array_equal(before.samples, again.samples)
         assert before.words == again.words
     assert [word.word for word in first[0].words] == ["Snow", "is", "cold"]
+    assert len({said.samples.tobytes() for said in first}) == len(voices)
+
+
+def test_what_cannot_be_spoken_word_for_word_is_refused():
     with pytest.raises(ValueError, match="no voice"):
-        speak("Snow is cold.", "xx-none")
+        speak("Snow is cold.", "nobody")
+    with pytest.raises(ValueError, match="word for word"):
+        speak("In 1815 it was cold.")
+
+
+@pytest.mark.parametrize("voice", VOICES)
+def test_a_voice_has_its_pitch_and_words_lie_where_they_sound(voice):
+    said = speak("The sun, the moon, the stars.", voice)
+    starts, ends = ([getattr(word, name) for word in said.words] for name in ("start_s", "end_s"))
+    assert 0 <= starts[0] < 0.06
+    assert said.seconds - 0.1 < ends[-1] <= said.seconds
+    assert all(0.02 < end - start < 0.9 for start, end in zip(starts, ends, strict=True))
+    assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
+    hertz = _pitch(said, said.words[3])  # a vowel between nasals: voiced throughout
+    middle = 205 * VOICES[voice][0]
+    assert 0.75 * middle < hertz < 1.35 * middle
+
+
+def _pitch(said, word):
+    """Of a word's middle, by autocorrelation, Hz."""
+    rate = said.sample_rate
+    middle = round((word.start_s + word.end_s) / 2 * rate)
+    part = said.samples[middle - rate // 25 : middle + rate // 25]
+    alike = np.correlate(part, part, "full")[len(part) - 1 :]
+    return rate / (rate // 330 + int(alike[rate // 330 : rate // 70].argmax()))
 
 
 def test_what_is_whole_is_not_made_again(tmp_path):

@@ -30,14 +30,18 @@ CAPTION = {
         },
         {"sentence": "Long only.", "variants": ["long"], "source": "sound", "facts": {}},
     ],
-    "removed": [{"text": "A sad cat.", "reasons": ["sound: cat", "forbidden: sad"]}],
+    "removed": [
+        {"text": "A sad cat.", "reasons": ["sound: cat", "forbidden: sad"]},
+        {"text": "A cat is heard from 1.0 to 2.0 seconds.", "reasons": ["sound: cat"]},
+    ],
 }
 ROW = {"caption": CAPTION, "sound_class": "speech"}
 
 
 def _page() -> str:
     example = Example(title="a & b.mp4", uri="x", span="0.0 – 4.0 s", sound_class="speech")
-    return captions.render([(ROW, example)], captions.removed_kinds(CAPTION), 1, "set", "report.html").decode()
+    removed = captions.removed_kinds(CAPTION)
+    return captions.render([(ROW, example)], removed, 1, "set", "report.html", "review.tsv").decode()
 
 
 def test_each_sentence_is_linked_to_where_its_evidence_lies() -> None:
@@ -71,3 +75,9 @@ def test_what_was_taken_out_is_counted_by_kind() -> None:
     assert '<td>claim: forbidden</td><td class="n">1</td>' in page
     assert 'data-removed="forbidden sound"' in page
     assert "<s>A sad cat.</s>" in page
+
+
+def test_a_clip_is_as_sure_as_the_least_sure_of_its_evidence() -> None:
+    assert 'data-score="0.900"' in _page()
+    pictures = {**CAPTION, "evidence": CAPTION["evidence"][:1]}
+    assert captions.sureness(pictures["evidence"][0], pictures) is None
