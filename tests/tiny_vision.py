@@ -113,7 +113,7 @@ def write_qwen_omni(folder: Path, *, untrained: bool = True) -> Path:
     model = Qwen2_5OmniThinkerForConditionalGeneration(config)
     processor: Any = Qwen2_5OmniProcessor(
         image_processor=Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=56 * 56),
-        video_processor=Qwen2VLVideoProcessor(),
+        video_processor=Qwen2VLVideoProcessor(),  # pyright: ignore[reportCallIssue]
         feature_extractor=WhisperFeatureExtractor(feature_size=16),
         tokenizer=tokenizer,
         chat_template=_QWEN_CHAT,

@@ -88,13 +88,15 @@ def test_the_runs_page_has_its_data_set_and_its_checkpoints(uninterrupted, data)
     output, _, _ = uninterrupted
     client = MlflowClient(tracking_uri=f"sqlite:///{output.parent / 'mlflow.db'}")
     run = client.get_run(json.loads((output / "mlflow_run.json").read_text())["run_id"])
+    assert run.inputs is not None
     (used,) = run.inputs.dataset_inputs
     assert json.loads(used.dataset.source) == {"uri": str(data)}
     models = {model.name: model for model in client.search_logged_models([run.info.experiment_id])}
     assert {"dit-6", "dit-8"} <= set(models)
-    last = read_metrics(output / METRICS)[-1]
+    last, measured = read_metrics(output / METRICS)[-1], models["dit-8"].metrics
+    assert measured is not None
     assert models["dit-8"].tags["path"] == str(output / "checkpoints" / "step-00000008")
-    assert {m.key: m.value for m in models["dit-8"].metrics}["loss/video"] == last["loss/video"]
+    assert {m.key: m.value for m in measured}["loss/video"] == last["loss/video"]
     assert [m.step for m in client.get_metric_history(run.info.run_id, "loss/video")] == list(range(1, 9))
 
 
