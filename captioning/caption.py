@@ -25,7 +25,7 @@ from data_prep.tags import Tagger, load_tagger
 
 
 def check(settings: CaptionSettings) -> None:
-    """Refuse what cannot run before any stage starts; a server is asked once, and of the models the tagger alone is loaded.
+    """Refuse what cannot run before any stage starts: a server is asked once, and the tagger alone is loaded.
 
     Raises:
         ValueError: a missing weight, package or endpoint; names the setting.
