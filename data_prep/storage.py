@@ -299,6 +299,8 @@ def _held(uri: str) -> bytes | None:
 def _in_range(fetch: Callable[[], bytes]) -> bytes:
     try:
         return fetch()
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError) as error:
         if "range" in str(error).lower():  # the object ends before it begins
             return b""
@@ -319,6 +321,8 @@ def file_system(protocol: str) -> Any:
     import fsspec  # slow to import, and no local set needs it
 
     if protocol not in ("s3", "s3a"):
+        # Asking what kind of bucket it is takes a permission that reading and writing do not.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         try:
             return fsspec.filesystem(protocol, use_listings_cache=False)
         except ImportError as error:
