@@ -2,9 +2,10 @@
 
 `python -m benchmarks.reconstructions --curated SET --video-vae FOLDER --audio-vae FOLDER --vocoder FOLDER --output DIR`
 
-Writes reconstruction_video.png (frames of two clips), reconstruction_mel.png (log-mels of three clips through the audio
-VAE) and reconstruction_sound.png (spectrograms of three clips whose mels the vocoder was given). Above each picture of
-what came out stands the original; the figures under them are printed too. FOLDER is a training run's output.
+Writes reconstruction_video.png (first and ninth frame of four clips), reconstruction_mel.png (log-mels of three clips
+through the audio VAE) and reconstruction_sound.png (spectrograms of three clips whose mels the vocoder was given).
+Above each picture of what came out stands the original. FOLDER is the output of a training run, such as
+tests/pipelines/test_overfit.py makes.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import torch
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from jobs.settings import load_recipe
+from data_prep.buckets import Bucket
 from model import weights
 from model.audio_vae import AudioVAE
 from model.mel import MelConfig, MelSpectrogram
@@ -26,7 +27,7 @@ from model.vocoder import Vocoder
 from pipelines.training.clips import PictureClips, SoundClips, as_pixels
 
 matplotlib.use("Agg")
-FRAMES = (0, 16, 32, 48)
+BUCKET = Bucket(frames=9, height=64, width=64)  # what the overfit tests train on
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -37,19 +38,18 @@ def save(figure: Figure, path: Path) -> None:
 
 def video(curated: str, folder: Path, path: Path) -> None:
     vae = cast(VideoVAE, weights.load_component(folder / "weights", "video_vae").eval())
-    buckets = load_recipe("tiny").encode.buckets
-    data = PictureClips(curated, buckets, frames=9, size=64, seed=0, cache_mb=0)
-    rows = [0, len(data.clips) // 2]
-    figure, axes = pyplot.subplots(2 * len(rows), len(FRAMES), figsize=(12, 4 * len(rows)), layout="constrained")
-    for turn, row in enumerate(rows):
+    data = PictureClips(curated, [BUCKET], frames=BUCKET.frames, size=BUCKET.height, seed=0, cache_mb=0)
+    rows = range(min(4, len(data.clips)))
+    figure, axes = pyplot.subplots(2, 2 * len(rows), figsize=(12, 3.6), layout="constrained")
+    for row in rows:
         pixels = as_pixels(data.whole(row)[None])
         made = vae.decode(vae.encode(pixels)).clamp(-1, 1)
         psnr = 10 * torch.log10(4 / (made - pixels).square().mean()).item()
-        for line, (name, film) in enumerate((("original", pixels), (f"through the VAE, {psnr:.1f} dB", made))):
-            for axis, n in zip(axes[2 * turn + line], FRAMES, strict=True):
+        for line, (name, film) in enumerate((("original", pixels), (f"{psnr:.1f} dB", made))):
+            for axis, n in zip(axes[line, 2 * row : 2 * row + 2], (0, BUCKET.frames - 1), strict=True):
                 axis.imshow(((film[0, :, n].permute(1, 2, 0) + 1) / 2).numpy())
                 axis.set_axis_off()
-            axes[2 * turn + line][0].set_title(name, loc="left", fontsize=10)
+            axes[line, 2 * row].set_title(name, loc="left", fontsize=10)
     save(figure, path)
 
 

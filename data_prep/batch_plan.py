@@ -106,10 +106,10 @@ class Plan:
         _, ends = _blocks(self, epoch, bucket)
         windows = np.searchsorted(ends, positions, side="right")
         rows = np.empty_like(positions)
-        for window in np.unique(windows):
+        for window in set(windows.tolist()):
             inside = windows == window
             start = ends[window - 1] if window else 0
-            rows[inside] = _window(self, epoch, bucket, int(window))[positions[inside] - start]
+            rows[inside] = _window(self, epoch, bucket, window)[positions[inside] - start]
         return rows
 
 

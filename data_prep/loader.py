@@ -10,7 +10,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -111,8 +111,7 @@ class EncodedSamples:
         """One sample's tensors and its metadata (fps, caption, fingerprints of the VAEs and of the text projection)."""
         with self._open([row]) as (sample,):
             tensors = {name: torch.empty(e.shape, dtype=e.dtype) for name, e in sample.entries.items()}
-            for name, tensor in tensors.items():
-                sample.fill(name, tensor)
+            sample.fill({name: _bytes(tensor) for name, tensor in tensors.items()})
         return tensors, sample.metadata
 
     def batch(self, rows: Sequence[int], weights: Sequence[float], registers: int) -> EncodedBatch:
@@ -124,12 +123,11 @@ class EncodedSamples:
         with self._open(rows) as samples:
             words = [sample.entries["video_features"].shape[0] for sample in samples]
             length = max(1, -(-max(words) // registers)) * registers
-            video_features = self._stack(samples, "video_features", length)
-            separate = "audio_features" in samples[0].entries
+            made = self._stacked(samples, {"video_features": length, "audio_features": length})
             return EncodedBatch(
-                *self._latents(rows, weights, samples),
-                video_features=video_features,
-                audio_features=self._stack(samples, "audio_features", length) if separate else video_features,
+                *self._latents(weights, samples, made),
+                video_features=made["video_features"],
+                audio_features=made.get("audio_features", made["video_features"]),
                 text_mask=torch.arange(length) >= length - torch.tensor(words)[:, None],
             )
 
@@ -141,7 +139,7 @@ class EncodedSamples:
         """
         with self._open(rows) as samples:
             captions = tuple(self.caption(row, sample.metadata) for row, sample in zip(rows, samples, strict=True))
-            return CaptionedBatch(*self._latents(rows, weights, samples), captions=captions)
+            return CaptionedBatch(*self._latents(weights, samples, self._stacked(samples, {})), captions=captions)
 
     def caption(self, row: int, about: dict[str, str]) -> str:
         """The caption in a sample's metadata; ValueError for a set that was encoded without."""
@@ -159,28 +157,40 @@ class EncodedSamples:
         with storage.open_ranges(self.root, [place[1:] for place in places]) as ranges:
             yield [_Stored(place[0], place[3], read) for place, read in zip(places, ranges, strict=True)]
 
-    def _stack(self, samples: Sequence["_Stored"], name: str, length: int | None = None) -> torch.Tensor:
-        """(B, …) of the samples' tensors of a name, as they are stored; with a length, (B, length, D), zeros first."""
-        first = samples[0].entries[name]
-        shape = first.shape if length is None else (length, *first.shape[1:])
-        made = torch.empty(len(samples), *shape, dtype=first.dtype, pin_memory=self._pin)
-        for place, sample in zip(made, samples, strict=True):
-            pads = 0 if length is None else length - sample.entries[name].shape[0]
-            place[:pads] = 0
-            sample.fill(name, place[pads:])
+    def _stacked(self, samples: Sequence["_Stored"], padded: Mapping[str, int]) -> dict[str, torch.Tensor]:
+        """The latents (B, …) and what is `padded` to a length (B, length, D), zeros first; as they are stored."""
+        first = samples[0].entries
+        made, places = {}, {}
+        for name in ("video_latent", "audio_latent", *(name for name in padded if name in first)):
+            shape = (padded[name], *first[name].shape[1:]) if name in padded else first[name].shape
+            made[name] = torch.empty(len(samples), *shape, dtype=first[name].dtype, pin_memory=self._pin)
+            places[name] = _bytes(made[name])
+        for row, sample in enumerate(samples):
+            filled = {}
+            for name, place in places.items():
+                entry, each = sample.expect(name, first[name], free=name in padded), len(place) // len(samples)
+                begin, end = (row + 1) * each - (entry.end - entry.start), (row + 1) * each
+                made[name][row, : padded.get(name, 0) - entry.shape[0]] = 0
+                filled[name] = place[begin:end]
+            sample.fill(filled)
         return made
 
     def _latents(
-        self, rows: Sequence[int], weights: Sequence[float], samples: Sequence["_Stored"]
+        self, weights: Sequence[float], samples: Sequence["_Stored"], made: Mapping[str, torch.Tensor]
     ) -> tuple[tuple[str, ...], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The fields of a `LatentBatch` in their order."""
         return (
             tuple(sample.clip_id for sample in samples),
             torch.tensor(weights, dtype=torch.float32),
-            self._stack(samples, "video_latent"),
-            self._stack(samples, "audio_latent"),
+            made["video_latent"],
+            made["audio_latent"],
             torch.tensor([float(sample.metadata["fps"]) for sample in samples]),
         )
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """A contiguous tensor's memory."""
+    return tensor.flatten().view(torch.uint8).numpy().data
 
 
 class _Entry(NamedTuple):
@@ -205,11 +215,11 @@ class _Stored:
     def __init__(self, clip_id: str, size: int, read_into: storage.ReadInto) -> None:
         self.clip_id, self._read_into = clip_id, read_into
         head = bytearray(min(size, _HEAD))
-        read_into(0, memoryview(head))
+        read_into(0, [memoryview(head)])
         begin = 8 + int.from_bytes(head[:8], "little")
         if len(head) < begin <= size:
             head = bytearray(begin)
-            read_into(0, memoryview(head))
+            read_into(0, [memoryview(head)])
         try:
             header = json.loads(head[8:begin])
             self.metadata: dict[str, str] = header.pop("__metadata__", {})
@@ -217,19 +227,36 @@ class _Stored:
                 name: _Entry(_TYPES[e["dtype"]], tuple(e["shape"]), *(begin + n for n in e["data_offsets"]))
                 for name, e in header.items()
             }
-        except (ValueError, KeyError, TypeError) as error:
+            assert all(begin <= e.start <= e.end <= size for e in self.entries.values())
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
             raise ValueError(f"sample {clip_id} is no safetensors file of latents; encode the set again") from error
 
-    def fill(self, name: str, place: torch.Tensor) -> None:
-        """Read a tensor into a contiguous one of its type and shape."""
-        entry = self.entries[name]
-        if (place.dtype, place.shape, place.nbytes) != (entry.dtype, entry.shape, entry.end - entry.start):
+    def expect(self, name: str, like: _Entry, free: bool) -> _Entry:
+        """The tensor's place; ValueError unless its type and shape are another's (`free`: but for the length)."""
+        entry = self.entries.get(name)
+        if entry is None or entry.dtype != like.dtype or entry.shape[free:] != like.shape[free:]:
+            found = "no such tensor" if entry is None else f"{list(entry.shape)} {entry.dtype}"
             raise ValueError(
-                f"sample {self.clip_id} holds {name} as {list(entry.shape)} {entry.dtype}, and not as the index says "
-                f"of its bucket; encode the set again"
+                f"sample {self.clip_id} holds {name} as {found}, another of its bucket as {list(like.shape)} "
+                f"{like.dtype}; encode the set again"
             )
-        if place.nbytes:
-            self._read_into(entry.start, place.flatten().view(torch.uint8).numpy().data)
+        return entry
+
+    def fill(self, places: Mapping[str, memoryview]) -> None:
+        """Read tensors into their places; those that lie side by side in the file in one go."""
+        run: list[memoryview] = []
+        begin = end = 0
+        for entry, place in sorted(((self.entries[name], place) for name, place in places.items()), key=_start):
+            if entry.start != end:
+                self._read_into(begin, run)
+                run, begin = [], entry.start
+            run.append(place)
+            end = entry.end
+        self._read_into(begin, run)
+
+
+def _start(placed: tuple[_Entry, memoryview]) -> int:
+    return placed[0].start
 
 
 _HEAD = 4096

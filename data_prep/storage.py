@@ -29,7 +29,7 @@ from data_prep import tars
 # Requests at once where many small files are read: an object store answers each after tens of milliseconds.
 AT_ONCE = 32
 HELD_BYTES = 64 << 20
-ReadInto = Callable[[int, memoryview], None]  # (place in a range, what to fill)
+ReadInto = Callable[[int, Sequence[memoryview]], None]  # (place in a range, what to fill one after the other)
 _CONNECT_S, _READ_S = 10, 20
 _ATTEMPTS = 10
 
@@ -167,9 +167,9 @@ def read_range(root: str | Path, relative: str, offset: int, size: int) -> bytes
 
 @contextmanager
 def open_ranges(root: str | Path, places: Sequence[tuple[str, int, int]]) -> Iterator[list[ReadInto]]:
-    """For each (file of a set, offset, size) what fills a buffer with its bytes from a place in it on.
+    """For each (file of a set, offset, size) what fills buffers, one after the other, with its bytes from a place on.
 
-    Local bytes go straight into the buffer; an object store's are all fetched at the beginning, many at once.
+    Local bytes go straight into the buffers; an object store's are all fetched at the beginning, many at once.
 
     Raises:
         ValueError: a file is missing or shorter than that.
@@ -192,17 +192,23 @@ def open_ranges(root: str | Path, places: Sequence[tuple[str, int, int]]) -> Ite
         yield found
 
 
-def _copy_into(data: bytes, start: int, buffer: memoryview) -> None:
-    buffer[:] = memoryview(data)[start : start + len(buffer)]
+def _copy_into(data: bytes, start: int, buffers: Sequence[memoryview]) -> None:
+    for buffer in buffers:
+        buffer[:] = memoryview(data)[start : start + len(buffer)]
+        start += len(buffer)
 
 
-def _read_into(handle: int, path: str, offset: int, start: int, buffer: memoryview) -> None:
-    got = 0
-    while got < len(buffer):
-        count = os.preadv(handle, [buffer[got:]], offset + start + got)
+def _read_into(handle: int, path: str, offset: int, start: int, buffers: Sequence[memoryview]) -> None:
+    left, at = [buffer for buffer in buffers if len(buffer)], offset + start
+    while left:
+        count = os.preadv(handle, left, at)
         if not count:
-            raise _damaged(path, offset + start + len(buffer))
-        got += count
+            raise _damaged(path, at + sum(map(len, left)))
+        at += count
+        while left and count >= len(left[0]):
+            count -= len(left.pop(0))
+        if count:
+            left[0] = left[0][count:]
 
 
 def _missing(path: str) -> ValueError:

@@ -167,15 +167,15 @@ def test_ranges_are_read_into_what_is_given(root):
     storage.put(storage.at(root, "ranges/a.bin"), bytes(range(200)))
     storage.put(storage.at(root, "ranges/b.bin"), bytes(range(100, 200)))
     with storage.open_ranges(root, [("ranges/a.bin", 50, 100), ("ranges/b.bin", 10, 20)]) as (a, b):
-        first, second = bytearray(30), bytearray(20)
-        a(5, memoryview(first))
-        b(0, memoryview(second))
-    assert first == bytes(range(55, 85))
-    assert second == bytes(range(110, 130))
-    with pytest.raises(ValueError, match="missing"), storage.open_ranges(root, [("ranges/c.bin", 0, 1)]):
+        first, second, third = bytearray(30), bytearray(0), bytearray(20)
+        a(5, [memoryview(first), memoryview(second), memoryview(third)])
+        assert first + third == bytes(range(55, 105))
+        b(0, [memoryview(third)])
+    assert third == bytes(range(110, 130))
+    with pytest.raises(ValueError, match="missing|damaged"), storage.open_ranges(root, [("ranges/c.bin", 0, 1)]):
         pass
     with pytest.raises(ValueError, match="damaged"), storage.open_ranges(root, [("ranges/b.bin", 90, 20)]) as (b,):
-        b(0, memoryview(bytearray(20)))
+        b(0, [memoryview(bytearray(20))])
 
 
 def test_a_file_that_is_written_anew_has_another_version(root):
