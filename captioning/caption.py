@@ -173,7 +173,8 @@ def _pictures(clip: Clip, settings: CaptionSettings) -> tuple[np.ndarray, np.nda
     if not settings.seen.engine:
         return *decode_video(media, start_s, end_s, fps=fps, size=size), []
     # Which pictures are shown is known once all were seen: kept as JPEG, a minute of them takes some MB.
-    large = _size(clip, settings.seen.frame_width)
+    own = max(clip.info.get("width", 0), clip.info.get("height", 0)) or settings.seen.frame_width
+    large = _size(clip, min(settings.seen.frame_width, own))
     times, small, files = [], [], []
     for time_s, frame in iterate_video(media, start_s, end_s, fps=fps, size=large):
         times.append(time_s)

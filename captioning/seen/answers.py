@@ -34,6 +34,9 @@ _FOREIGN = frozenset(
 )
 
 
+_FEW = 8  # words; so many in a row have a function word among them
+
+
 class Refused(ValueError):
     """An answer that is none; the text says why, as "kind: what"."""
 
@@ -84,7 +87,7 @@ def _texts(answer: BaseModel) -> list[str]:
 
 
 def is_english(texts: Iterable[str]) -> bool:
-    """Whether texts are in Latin letters and have at least as many English function words as foreign ones."""
+    """Whether texts are in Latin letters and have English function words, at least as many as foreign ones."""
     whole = " ".join(texts).lower()
     letters = [c for c in whole if c.isalpha()]
     if sum(c > "\u024f" for c in letters) > 0.1 * len(letters):
@@ -92,7 +95,7 @@ def is_english(texts: Iterable[str]) -> bool:
     told = re.findall(r"[^\W\d_]+", whole)
     english = sum(word in _ENGLISH for word in told)
     foreign = sum(word in _FOREIGN for word in told if word not in _ENGLISH)
-    return foreign <= english
+    return foreign <= english and (english > 0 or len(told) < _FEW)
 
 
 def _check_frames(answer: Seen, pictures: int) -> None:

@@ -119,6 +119,17 @@ def test_free_wording_of_what_was_seen_stands() -> None:
         (json.dumps({**ANSWER, "actions": [{"what": "a dog runs", "frames": []}]}), "malformed: actions.0.frames"),
         (json.dumps({**ANSWER, "subjects": [ANSWER["subjects"][0]] * 9}), "malformed: subjects"),
         (json.dumps({**ANSWER, "setting": "eine Küche mit einem Tisch", "subjects": [], "actions": []}), "language"),
+        (
+            json.dumps(
+                {
+                    **ANSWER,
+                    "setting": "Küche Fliesen Lampe",
+                    "actions": [],
+                    "subjects": [{"name": "junge Frau", "appearance": ["langes Haar", "roter Mantel"], "frames": [1]}],
+                }
+            ),
+            "language",
+        ),
         (json.dumps({**ANSWER, "setting": "厨房", "subjects": [], "actions": []}), "language"),
     ],
 )
