@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from captioning.transcribe import UNSPACED, normalise
-from captioning.vocabulary import ALIKE, LANGUAGES, MUSIC, NARROWER, SPEECH, UNTOLD, phrase, spans
+from captioning.vocabulary import ALIKE, LANGUAGES, MUSIC, NARROWER, SPEECH, STRUCK, UNTOLD, phrase, spans
 from data_prep.clip import Tag
 
 Source = Literal["seen", "picture", "transcript", "voice", "tags", "sound", "written"]
@@ -293,9 +293,12 @@ def _confused(name: str, groups: dict[str, list[Tag]]) -> bool:
 
 
 def _drowned(tags: list[Tag], heard: list[Tag]) -> bool:
-    """Whether the tagger is not sure of a sound, and surer of another at the same time."""
+    """Whether the tagger is not sure of a sound, and surer of another at the same time, or of a drum without music."""
     best = max(tag.score for tag in tags)
-    return best < _SURE and any(other.score > best and _overlap(other, tag) for other in heard for tag in tags)
+    beside = [other for other in heard if any(_overlap(other, tag) for tag in tags)]
+    if all(tag.label in STRUCK for tag in tags) and not any(other.label in MUSIC for other in beside):
+        return best < _SURE
+    return best < _SURE and any(other.score > best for other in beside)
 
 
 def _overlap(a: Tag, b: Tag) -> bool:

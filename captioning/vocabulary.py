@@ -149,6 +149,16 @@ NARROWER: dict[str, frozenset[str]] = {
     "Siren": frozenset({"Police car (siren)", "Ambulance (siren)", "Fire engine, fire truck (siren)"}),
 }
 
+# Instruments that taggers half hear in whatever is knocked.
+STRUCK = frozenset(
+    names(
+        """
+        Percussion|Cowbell|Rimshot|Timpani|Tabla|Cymbal|Hi-hat|Snare drum|Bass drum|Drum|Drum kit|Drum roll|Steelpan|
+        Gong|Tubular bells|Maraca|Tambourine|Rattle (instrument)
+        """
+    )
+)
+
 # Labels that taggers take for one another: of those heard at once, the strongest is told.
 ALIKE = tuple(
     frozenset(names(group))

@@ -122,6 +122,9 @@ def test_what_the_tagger_half_hears_beside_a_surer_sound_is_not_told():
     assert list(told((ratchet,))) == ["a ratchet"]
     assert list(told((clock, replace(ratchet, start_s=5.0, end_s=6.0)))) == ["a clock", "a ratchet"]
     assert list(told((Tag("Bird", 0.0, 2.0, 0.9), Tag("Chirp, tweet", 0.0, 2.0, 0.5)))) == ["a bird"]
+    cowbell = Tag("Cowbell", 0.0, 2.0, 0.55)
+    assert list(told((cowbell,))) == [], "any knock is half a cowbell"
+    assert list(told((cowbell, Tag("Music", 0.0, 2.0, 0.55)))) == ["a cowbell"]
     assert list(told((Tag("Bird", 0.0, 2.0, 0.9), Tag("Chirp, tweet", 0.0, 2.0, 0.8)))) == ["a bird chirping"]
 
 
