@@ -172,7 +172,7 @@ def test_ranges_are_read_into_what_is_given(root):
         assert first + third == bytes(range(55, 105))
         b(0, [memoryview(third)])
     assert third == bytes(range(110, 130))
-    with pytest.raises(ValueError, match="missing|damaged"), storage.open_ranges(root, [("ranges/c.bin", 0, 1)]):
+    with pytest.raises(ValueError, match=r"missing|damaged"), storage.open_ranges(root, [("ranges/c.bin", 0, 1)]):
         pass
     with pytest.raises(ValueError, match="damaged"), storage.open_ranges(root, [("ranges/b.bin", 90, 20)]) as (b,):
         b(0, [memoryview(bytearray(20))])
