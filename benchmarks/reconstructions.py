@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from PIL import Image
 
 from data_prep.buckets import Bucket
 from model import weights
@@ -31,8 +32,9 @@ BUCKET = Bucket(frames=9, height=64, width=64)  # what the overfit tests train o
 
 
 def save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=80, bbox_inches="tight", pil_kwargs={"optimize": True})
+    figure.savefig(path, dpi=80, bbox_inches="tight")
     pyplot.close(figure)
+    Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
     print(f"{path} ({path.stat().st_size / 1e3:.0f} kB)")
 
 

@@ -27,6 +27,7 @@ MANIFEST_PARTS = "manifest_parts"
 _NAMES = ["shard", "bucket"]  # columns of few values
 # An index file up to this size (half a million rows) is read by each process for itself.
 _HELD_BYTES = 8 << 20
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _CACHED_S = 30 * 24 * 3600
 INDEX_SCHEMA = pa.schema(
     [
@@ -134,7 +135,9 @@ def read_index(root: str | Path) -> pa.Table:
 
 def _laid_out(path: str) -> Path:
     """The index at `path` as an Arrow file in the cache; processes that ask at once wait for the first one's."""
-    key = hashlib.sha256(f"{path} {storage.version(path)}".encode()).hexdigest()[:32]
+    # Not flushed to the disk, which takes longer than all the rest; what a crash cut off is not found after the boot.
+    boot = _BOOT.read_text().strip() if _BOOT.exists() else ""
+    key = hashlib.sha256(f"{path} {storage.version(path)} {boot}".encode()).hexdigest()[:32]
     target = CACHE / "indexes" / f"{key}.arrow"
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_suffix(".lock").open("w") as lock:
@@ -144,8 +147,10 @@ def _laid_out(path: str) -> Path:
                 if time.time() - old.stat().st_mtime > _CACHED_S:
                     old.unlink()
             source = io.BytesIO(storage.read(path)) if storage.is_remote(path) else pa.memory_map(path)
-            with storage.whole(target) as out:
+            half = target.with_suffix(".half")
+            with half.open("wb") as out:
                 _lay_out(pq.ParquetFile(source, read_dictionary=_NAMES), out)
+            half.replace(target)
         target.touch()
     return target
 
