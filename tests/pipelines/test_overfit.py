@@ -45,12 +45,12 @@ class Fall:
 
 
 FALLS = {
-    "video-vae": Fall(200, 2.0, {"loss/l1": 0.15, "psnr_db": 20.0}),
-    "audio-vae": Fall(150, 2.0, {"loss/l1": 0.5}),
-    "vocoder": Fall(120, 2.0, {"loss/mel": 1.0}),
-    "upscaler": Fall(100, 1.5, {"loss/latent": 0.5}),
-    "dit": Fall(200, 2.0, {"loss/video": 0.5, "loss/audio": 0.5}),
-    "text-projection": Fall(80, 1.5, {"loss/video": 0.7, "loss/audio": 0.7}),
+    "video-vae": Fall(200, 4.0, {"loss/l1": 0.08, "psnr_db": 24.0}),
+    "audio-vae": Fall(150, 2.0, {"loss/l1": 0.7}),
+    "vocoder": Fall(120, 1.7, {"loss/mel": 1.2}),
+    "upscaler": Fall(100, 8.0, {"loss/latent": 0.02}),
+    "dit": Fall(200, 2.0, {"loss/video": 0.5, "loss/audio": 1.0}),
+    "text-projection": Fall(80, 1.2, {"loss/video": 1.0, "loss/audio": 1.5}),
 }
 # Pictures small enough for two cores: the same nine frames of each clip in every step.
 PICTURE = {"buckets": [{"frames": 9, "height": 64, "width": 64}], "crop_frames": 9, "crop_size": 64}
