@@ -112,7 +112,7 @@ def evidence_spans(item: dict, caption: dict) -> list[tuple[float, float]]:
         return [(word["start"], word["end"]) for word in caption["transcript"]["words"][first:last]]
     if "tags" in facts:
         return [(tag["start_s"], tag["end_s"]) for tag in facts["tags"]]
-    if "spans" in facts:
+    if facts.get("spans"):
         return [(start, end) for start, end in facts["spans"]]
     if "voiced" in facts:
         return [(start, end) for start, end in facts["voiced"]]

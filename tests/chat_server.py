@@ -63,8 +63,10 @@ class _Plan:
 
     def pick(self, colour: str) -> str:
         with self._lock:
-            fault = self.colours.get(colour) or self.faults[self._count % len(self.faults)]
-            self._count += 1
+            fault = self.colours.get(colour, "")
+            if not fault:
+                fault = self.faults[self._count % len(self.faults)]
+                self._count += 1
             self.met[fault] += 1
             return fault
 
@@ -143,7 +145,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.dumps(data).encode()
         try:
             self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            for name, value in {
+                **{"Content-Type": "application/json", "Content-Length": str(len(body))},
+                **(headers or {}),
+            }.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
