@@ -239,10 +239,10 @@ def _unspaced(words: list[dict]) -> str:
 
 
 def _utterances(words: list[dict], gap_s: float = _QUOTE_GAP_S) -> list[tuple[int, int]]:
-    """First and last word, (first, last), of what is quoted in one piece: no doubted word, no pause, one speaker."""
+    """First and last word, (first, last), of what is quoted in one piece: sure words, no pause, one speaker."""
     found: list[tuple[int, int]] = []
     for at, word in enumerate(words):
-        if word.get("doubted"):
+        if not word.get("quotable", True):
             continue
         first, last = found[-1] if found else (0, 0)
         before = words[at - 1]

@@ -370,7 +370,7 @@ def _said(quoted: str, facts: Facts, speaker: int | None = None) -> Spans:
     """When exactly these words were said (by that speaker), in this order and without a gap; every place."""
     words = facts.transcript.get("words", [])
     spoken = [
-        ("" if word.get("doubted") else token, index)  # no quote goes across a doubted word
+        (token if word.get("quotable", True) else "", index)  # no quote goes across a word that is not sure
         for index, word in enumerate(words)
         for token in normalise(word["word"])
     ]

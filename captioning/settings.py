@@ -53,6 +53,9 @@ class TranscribeSettings(Settings):
     min_word_confidence: float = Field(
         default=0.5, ge=0, le=1, description="a word less certain than this is in no text, and ends its quote"
     )
+    min_quote_confidence: float = Field(
+        default=0.65, ge=0, le=1, description="a word less certain than this is not quoted, and ends its quote"
+    )
     max_no_speech_probability: float = Field(
         default=0.6,
         ge=0,

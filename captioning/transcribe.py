@@ -135,10 +135,10 @@ def transcript(windows: list, settings: TranscribeSettings) -> dict:
 
     Returns:
         language (ISO code, "" when nothing was understood), language_probability (None where the model knows one
-        language only), text (without doubted words), words: [{word, start, end, confidence, doubted}] (seconds),
-        speakers: [{speaker, spans}] where two or more are told apart (then each word has its `speaker`, 1 for who
-        speaks first), voiced: [[start, end]] (seconds), log_probability (mean), removed: {reason: windows; "doubted":
-        words}.
+        language only), text (without doubted words), words: [{word, start, end, confidence, doubted, quotable}]
+        (seconds), speakers: [{speaker, spans}] where two or more are told apart (then each word has its `speaker`, 1
+        for who speaks first), voiced: [[start, end]] (seconds), log_probability (mean), removed: {reason: windows;
+        "doubted": words}.
     """
     removed = Counter()
     believed = []
@@ -148,9 +148,14 @@ def transcript(windows: list, settings: TranscribeSettings) -> dict:
             removed[reason] += 1
         else:
             believed.append(window)
-    least = settings.min_word_confidence
+    least, quoted = settings.min_word_confidence, max(settings.min_word_confidence, settings.min_quote_confidence)
     spoken = [
-        [w | {"doubted": w["confidence"] < least} for w in window.words if normalise(w["word"])] for window in believed
+        [
+            word | {"doubted": word["confidence"] < least, "quotable": word["confidence"] >= quoted}
+            for word in window.words
+            if normalise(word["word"])
+        ]
+        for window in believed
     ]
     if doubts := sum(word["doubted"] for words in spoken for word in words):
         removed["doubted"] = doubts

@@ -184,7 +184,10 @@ def _timed_words(alignment, window: Window) -> list[dict]:
             confidence = round(float(item["probability"]), 3)
             words.append({"word": text.strip(), "start": start, "end": end, "confidence": confidence})
     for word in words:
-        word["start"], word["end"] = round(min(word["start"], window.end), 3), round(min(word["end"], window.end), 3)
+        start, end = min(word["start"], window.end), min(word["end"], window.end)
+        # The pause before a word is part of it to Whisper; the voice detector knows where it ends.
+        begins = next((low for low, high in window.voiced if low < end and high > start), start)
+        word["start"], word["end"] = round(max(start, begins), 3), round(end, 3)
     return words
 
 

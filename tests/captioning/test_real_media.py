@@ -14,7 +14,7 @@ LTX2_LINE = "That's it. Dad's lost it and we've lost it. Stop being so dramatic,
 
 
 def heard(captioner, name: str, seconds: float) -> dict:
-    return captioner.transcriber([decode_audio(str(MEDIA / name), 0.0, seconds, SAMPLE_RATE, 1)[0]])[0]
+    return captioner.measurer.transcriber([decode_audio(str(MEDIA / name), 0.0, seconds, SAMPLE_RATE, 1)[0]])[0]
 
 
 def test_the_line_of_a_generated_clip(captioner):
@@ -43,6 +43,6 @@ _WORDLESS = (
 
 def test_no_speech_is_invented_where_nobody_speaks(captioner):
     clips = [decode_audio(str(MEDIA / name), 0.0, 12.0, SAMPLE_RATE, 1)[0] for name in _WORDLESS]
-    for name, found in zip(_WORDLESS, captioner.transcriber(clips), strict=True):
+    for name, found in zip(_WORDLESS, captioner.measurer.transcriber(clips), strict=True):
         assert found["text"] == "", name
         assert found["words"] == [], name

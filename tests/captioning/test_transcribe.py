@@ -76,12 +76,35 @@ def test_a_word_that_whisper_is_unsure_of_is_in_no_text_and_in_no_quote():
     assert check("Speech is heard: “we went down to the river”.", facts)
 
 
-def test_speech_of_which_every_word_is_doubted_is_not_quoted():
+def test_a_word_that_is_likely_but_not_sure_is_in_the_text_and_in_no_quote():
+    window = Heard()
+    window.words[2]["confidence"] = 0.6
+    heard = transcript([window], TranscribeSettings())
+    assert heard["text"] == "we went down to the river"
+    assert heard["removed"] == {}
+    facts = Facts(4.0, transcript=heard)
+    told = " ".join(sentence.text for sentence in compose(facts, 4))
+    assert re.findall("“([^“”]*)”", told) == ["we went", "to the river"] * 2
+    assert check("Speech is heard: “we went down to the river”.", facts)
+
+
+def test_a_word_begins_where_the_voice_does():
+    from captioning.whisper import Window, _timed_words  # seconds, and only here
+
+    window = Window(0, 0.0, 6.0, [(0.5, 2.0), (3.0, 5.0)], language="en")
+    heard = [(" We", 0.3, 0.9), (" went", 0.9, 1.4), (" down", 1.4, 3.6), (" home", 2.1, 3.6), (" again", 5.2, 5.6)]
+    alignment = [{"word": word, "start": start, "end": end, "probability": 0.9} for word, start, end in heard]
+    starts = [word["start"] for word in _timed_words(alignment, window)]
+    assert starts == [0.5, 0.9, 1.4, 3.0, 5.2]
+
+
+@pytest.mark.parametrize(("confidence", "text"), [(0.1, ""), (0.6, "we went down to the river")])
+def test_speech_of_which_no_word_is_sure_is_not_quoted(confidence, text):
     window = Heard()
     for word in window.words:
-        word["confidence"] = 0.1
+        word["confidence"] = confidence
     heard = transcript([window], TranscribeSettings())
-    assert heard["text"] == ""
+    assert heard["text"] == text
     assert compose(Facts(4.0, transcript=heard), 4) == []
     told = compose(Facts(4.0, transcript=heard, tags=(Tag("Speech", 0.0, 3.0, 0.9),)), 4)
     assert [sentence.text for sentence in told] == ["Speech is heard from 0.0 to 3.0 seconds.", "Speech is heard."]
@@ -124,7 +147,7 @@ def test_a_voiced_span_fits_whispers_window():
 
 def test_synthetic_speech_is_heard_word_for_word_with_times(captioner):
     audio = said(SENTENCE, lead_s=1.0)
-    heard = captioner.transcriber([audio])[0]
+    heard = captioner.measurer.transcriber([audio])[0]
     assert normalise(heard["text"]) == normalise(SENTENCE)
     assert [normalise(word["word"])[0] for word in heard["words"]] == normalise(SENTENCE)
     assert heard["language"] == "en"
@@ -137,21 +160,21 @@ def test_synthetic_speech_is_heard_word_for_word_with_times(captioner):
 
 def test_nothing_is_heard_where_nobody_speaks(captioner):
     sounds = [np.zeros(4 * SAMPLE_RATE, np.float32), noise(4), noise(4, 0.001), chord(4), np.zeros(0, np.float32)]
-    for heard in captioner.transcriber(sounds):
+    for heard in captioner.measurer.transcriber(sounds):
         assert heard["text"] == ""
         assert heard["words"] == []
 
 
 def test_a_clip_gets_the_same_words_in_any_company(captioner):
     one, other = said(SENTENCE), said("Light is faster than sound.", 0.3)
-    together = captioner.transcriber([one, noise(1.01), other])
-    assert together[0] == captioner.transcriber([one])[0]
-    assert together[2] == captioner.transcriber([other])[0]
+    together = captioner.measurer.transcriber([one, noise(1.01), other])
+    assert together[0] == captioner.measurer.transcriber([one])[0]
+    assert together[2] == captioner.measurer.transcriber([other])[0]
 
 
 def test_nothing_is_printed_to_standard_output(captioner):
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        captioner.transcriber([said("Hello there everybody")])
+        captioner.measurer.transcriber([said("Hello there everybody")])
     assert printed.getvalue() == ""
 
 
@@ -162,7 +185,7 @@ def test_a_missing_weight_names_the_setting():
 
 @pytest.mark.skipif(not JFK.exists(), reason="shared/media/audio/jfk.flac is not on this machine")
 def test_jfk_word_for_word(captioner):
-    heard = captioner.transcriber([decode_audio(str(JFK), 0.0, 11.0, SAMPLE_RATE, 1)[0]])[0]
+    heard = captioner.measurer.transcriber([decode_audio(str(JFK), 0.0, 11.0, SAMPLE_RATE, 1)[0]])[0]
     assert normalise(heard["text"]) == normalise(
         "And so my fellow Americans ask not what your country can do for you ask what you can do for your country"
     )
