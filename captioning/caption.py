@@ -158,7 +158,7 @@ def _measure(clip: Clip, settings: CaptionSettings, tagger: Tagger) -> Pending:
         describe(small, times_s - start_s),
         {},
         measure(audio, SAMPLE_RATE) | {"av_agreement": clip.scores.get("av_agreement")},
-        refined([tag for tag in clip.tags if tag.score >= settings.min_tag_score], voice, tagger),
+        refined(clip.tags, voice, tagger, settings.min_tag_score),
         tuple(Frame(round(time_s - start_s, 3), jpeg) for time_s, jpeg in shown),
         "look" if settings.seen.engine else "",
         voice=voice,

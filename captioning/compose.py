@@ -177,7 +177,7 @@ def _motion(picture: dict[str, Any]) -> list[Sentence]:
 def _speech(facts: Facts) -> list[Sentence]:
     spoken = facts.transcript
     words = [word for word in spoken.get("words", []) if normalise(word["word"])]
-    utterances = _utterances(words)
+    utterances = [part for part in stretches(words) if _sure(words, *part)]
     if not utterances:
         # Voice activity alone also answers to singing: where no words can be trusted, the tagger must agree.
         voiced = spoken.get("voiced", [])
@@ -192,8 +192,9 @@ def _speech(facts: Facts) -> list[Sentence]:
     subject = f"Speech in {language}" if language else "Speech"
     out = []
     if len(words) <= _SHORT_QUOTE:
-        quotes = [quote(words[first:last], unspaced=unspaced) for first, last in _utterances(words, gap_s=math.inf)]
-        span = [utterances[0][0], utterances[-1][1]]
+        sure = [run for part in stretches(words, gap_s=math.inf) for run in _sure(words, *part)]
+        quotes = [quote(words[first:last], unspaced=unspaced) for first, last in sure]
+        span = [sure[0][0], sure[-1][1]]
         out.append(Sentence(f"{subject} is heard: {_list(quotes)}.", "transcript", known | {"words": span}, (SHORT,)))
     else:
         out.append(Sentence(f"{subject} is heard.", "transcript", known, (SHORT,)))
@@ -207,7 +208,9 @@ def _speech(facts: Facts) -> list[Sentence]:
         told_as = subject if number == 0 else "Speech"
         if part[0].get("speaker"):
             told_as = f"Speaker {part[0]['speaker']}" + (f" in {language}" if language and number == 0 else "")
-        text = f"{told_as} is heard {when}: {quote(part, unspaced=unspaced)}."
+        sure = _sure(words, first, last)
+        quotes = _list([quote(words[begin:end], unspaced=unspaced) for begin, end in sure])
+        text = f"{told_as} is heard {when}{':' if sure == [(first, last)] else ', with the words'} {quotes}."
         out.append(Sentence(text, "transcript", known | {"words": [first, last]}))
     return out
 
@@ -238,21 +241,26 @@ def _unspaced(words: list[dict]) -> str:
     return said
 
 
-def _utterances(words: list[dict], gap_s: float = _QUOTE_GAP_S) -> list[tuple[int, int]]:
-    """First and last word, (first, last), of what is quoted in one piece: sure words, no pause, one speaker."""
+def stretches(words: list[dict], gap_s: float = _QUOTE_GAP_S) -> list[tuple[int, int]]:
+    """First and last word, (first, last), of what one speaker says without a pause."""
     found: list[tuple[int, int]] = []
     for at, word in enumerate(words):
-        if not word.get("quotable", True):
-            continue
-        first, last = found[-1] if found else (0, 0)
         before = words[at - 1]
-        if (
-            found
-            and last == at
-            and word["start"] - before["end"] < gap_s
-            and word.get("speaker") == before.get("speaker")
-        ):
-            found[-1] = (first, at + 1)
+        if at and word["start"] - before["end"] < gap_s and word.get("speaker") == before.get("speaker"):
+            found[-1] = (found[-1][0], at + 1)
+        else:
+            found.append((at, at + 1))
+    return found
+
+
+def _sure(words: list[dict], first: int, last: int) -> list[tuple[int, int]]:
+    """The parts of a stretch that may be quoted: runs of sure words."""
+    found: list[tuple[int, int]] = []
+    for at in range(first, last):
+        if not words[at].get("quotable", True):
+            continue
+        if found and found[-1][1] == at:
+            found[-1] = (found[-1][0], at + 1)
         else:
             found.append((at, at + 1))
     return found

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from captioning.claims import CLAIMS, LANGUAGE_NAMES, PEOPLE, Holds, holds
-from captioning.compose import Facts, Sentence, told
+from captioning.compose import Facts, Sentence, stretches, told
 from captioning.transcribe import normalise
 from captioning.vocabulary import FORBIDDEN, MUSIC, SPEECH, spans
 from captioning.wording import FRAME, NUMBERS, stem, usual, ways
@@ -131,6 +131,7 @@ class _Reading:
         self.wrong: list[str] = []
         self.items: list[tuple[int, str, object]] = []  # where, what ("claim", "time", "throughout", "link"), value
         self.claims = 0
+        self.around: dict[tuple[float, float], tuple[float, float]] = {}  # a quote's span → that of the talk it is in
         seen = _named_as_seen(facts)
         sentence = _PRIVATE.sub(" ", sentence)
         sentence = self._written(sentence, facts)
@@ -260,6 +261,7 @@ class _Reading:
             elif speaker is not None and not (found := _said(said, self.facts, speaker)):
                 self.wrong.append(f"speaker: {said[:60]!r} was not said by speaker {speaker}")
             self.items.append((at, "claim", found))
+            self.around |= {span: _stretch(*span, self.facts) for span in found}
         if who and not quotes:
             known = {item["speaker"]: item["spans"] for item in self.facts.transcript.get("speakers", [])}
             for at, speaker in who:
@@ -309,8 +311,9 @@ class _Reading:
             return ["time: of nothing that was measured"]
         for part in timed:
             for measured in part.claims:
+                there = measured + [self.around[span] for span in measured if span in self.around]
                 reasons += [
-                    f"time: from {s} to {e} seconds" for s, e in part.times if not _at(measured, s, e, self.onsets)
+                    f"time: from {s} to {e} seconds" for s, e in part.times if not _at(there, s, e, self.onsets)
                 ]
                 if part.throughout and sum(e - s for s, e in measured) < 0.85 * self.facts.seconds:
                     reasons.append("time: throughout")
@@ -383,6 +386,15 @@ def _said(quoted: str, facts: Facts, speaker: int | None = None) -> Spans:
         if [token for token, _ in spoken[at : at + len(wanted)]] == wanted
         and (speaker is None or all(words[i].get("speaker") == speaker for _, i in spoken[at : at + len(wanted)]))
     ]
+
+
+def _stretch(start_s: float, end_s: float, facts: Facts) -> tuple[float, float]:
+    """When the talk that holds these words is heard; some of its words may be too unsure to be quoted."""
+    words = facts.transcript["words"]
+    spans = [(words[first]["start"], words[last - 1]["end"]) for first, last in stretches(words)]
+    starts = [s for s, e in spans if s <= start_s <= e]
+    ends = [e for s, e in spans if s <= end_s <= e]
+    return starts[0] if starts else start_s, ends[-1] if ends else end_s
 
 
 @dataclass

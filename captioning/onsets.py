@@ -5,6 +5,9 @@ A beginning is a sudden rise of the spectrum, at least four of its bands togethe
 tagger first hears a sound, it begins at the first rise that leads to about the window's level; where nothing rises, the
 tagger's time stands. A window that lay badly may have missed the first of several knocks: so the tagger is asked again,
 with windows laid on the beginnings before, and where it hears the same sound there, that is where it begins.
+
+What knocks on what is often beyond the tagger: it half hears a hammer, a door and a wood block at once. That it is one
+of them is then sure, and said with the name that AudioSet's ontology has above them: "Generic impact sounds".
 """
 
 from collections.abc import Sequence
@@ -13,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.fft import rfft
 
+from captioning.vocabulary import IMPACT, KNOCKS
 from data_prep.clip import Tag
 from data_prep.tags import HOP, PATCH, Tagger, log_mel
 
@@ -30,27 +34,39 @@ _PATCH_S = 0.96  # the tagger's window
 _LEAD_S = 0.1  # of a window before the beginning that it is laid on
 _STEP_S = 1.2  # between beginnings of one sound that is repeated
 _HALF_HEARD = 0.08  # a score that is enough where the tagger is sure of the same sound soon after
+_IMPACTS = 2  # surely heard, at least
 _EARLY_S = 0.1  # a rise this long before the window is still the window's
 
 
-def refined(tags: Sequence[Tag], audio: np.ndarray, tagger: Tagger) -> tuple[Tag, ...]:
-    """The tags of a clip, mono (N,) float32 at 16 kHz, with times to some hundredths of a second."""
-    if not tags:
-        return ()
+def refined(tags: Sequence[Tag], audio: np.ndarray, tagger: Tagger, least: float) -> tuple[Tag, ...]:
+    """The tags of a clip, mono (N,) float32 at 16 kHz, that reach `least`, with times to some hundredths of a second;
+    with them, impacts that no tag names."""
     power = band_energies(audio)
     levels, begins = _db(power.max(axis=1)), onsets(power)
-    classes = {name: place for place, name in enumerate(tagger.names)}
     scores = tagger.scores(_windows_at(audio, begins))
+    by_class = dict(zip(tagger.names, scores.T, strict=True))
+    knocks = 1 - np.prod([1 - by_class[name] for name in KNOCKS if name in by_class] or [np.ones(len(begins))], axis=0)
+    by_class |= dict.fromkeys((*KNOCKS, IMPACT), knocks)
     found = []
-    for tag in tags:
+    for tag in (*(tag for tag in tags if tag.score >= least), *_impacts(begins, knocks, least, len(audio) / RATE)):
         loudest = levels[_frame(tag.start_s) : _frame(min(tag.end_s, tag.start_s + _PATCH_S)) + 1].max(initial=-np.inf)
         loud = np.array([levels[frame : frame + _BEFORE].max() >= loudest - _LOUD_DB for frame in begins], bool)
         start_s = _begin(tag, begins[loud])
-        if tag.label in classes:
-            start_s = _earlier(start_s, begins[loud], scores[loud, classes[tag.label]])
+        if tag.label in by_class:
+            start_s = _earlier(start_s, begins[loud], by_class[tag.label][loud])
         end_s = _end(tag, start_s, levels)
         found.append(replace(tag, start_s=round(float(start_s), 2), end_s=round(float(end_s), 2)))
     return tuple(found)
+
+
+def _impacts(begins: np.ndarray, knocks: np.ndarray, least: float, seconds: float) -> list[Tag]:
+    """From the first to the last of the beginnings that are surely a knock of some kind; one alone may be a mistake."""
+    sure = np.flatnonzero(knocks >= least)
+    if len(sure) < _IMPACTS:
+        return []
+    first_s, last_s = _seconds(begins[sure[0]]), _seconds(begins[sure[-1]])
+    end_s = min(seconds, last_s + _PATCH_S - _LEAD_S)
+    return [Tag(IMPACT, first_s, end_s, round(float(knocks[sure].mean()), 4))]
 
 
 def _windows_at(audio: np.ndarray, begins: np.ndarray) -> np.ndarray:

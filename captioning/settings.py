@@ -54,7 +54,10 @@ class TranscribeSettings(Settings):
         default=0.5, ge=0, le=1, description="a word less certain than this is in no text, and ends its quote"
     )
     min_quote_confidence: float = Field(
-        default=0.65, ge=0, le=1, description="a word less certain than this is not quoted, and ends its quote"
+        default=0.65,
+        ge=0,
+        le=1,
+        description="a word less certain than this is not quoted; beside it, half the doubt is allowed",
     )
     max_no_speech_probability: float = Field(
         default=0.6,

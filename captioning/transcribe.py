@@ -149,13 +149,13 @@ def transcript(windows: list, settings: TranscribeSettings) -> dict:
         else:
             believed.append(window)
     least, quoted = settings.min_word_confidence, max(settings.min_word_confidence, settings.min_quote_confidence)
+    heard = [[word for word in window.words if normalise(word["word"])] for window in believed]
     spoken = [
         [
-            word | {"doubted": word["confidence"] < least, "quotable": word["confidence"] >= quoted}
-            for word in window.words
-            if normalise(word["word"])
+            word | {"doubted": word["confidence"] < least, "quotable": sure}
+            for word, sure in zip(words, _quotable([word["confidence"] for word in words], quoted), strict=True)
         ]
-        for window in believed
+        for words in heard
     ]
     if doubts := sum(word["doubted"] for words in spoken for word in words):
         removed["doubted"] = doubts
@@ -171,6 +171,16 @@ def transcript(windows: list, settings: TranscribeSettings) -> dict:
         "log_probability": round(float(np.mean([w.log_probability for w in believed])), 3) if believed else None,
         "removed": dict(removed),
     }
+
+
+def _quotable(confidences: list[float], least: float) -> list[bool]:
+    """Which words may be quoted. A mishearing spreads: beside a word that is not sure, only half the doubt is let
+    pass."""
+    sure = [True, *(confidence >= least for confidence in confidences), True]
+    return [
+        confidence >= (least if sure[at] and sure[at + 2] else (1 + least) / 2)
+        for at, confidence in enumerate(confidences)
+    ]
 
 
 def _believed_text(window, words: list[dict]) -> str:

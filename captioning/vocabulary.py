@@ -154,10 +154,19 @@ STRUCK = frozenset(
     names(
         """
         Percussion|Cowbell|Rimshot|Timpani|Tabla|Cymbal|Hi-hat|Snare drum|Bass drum|Drum|Drum kit|Drum roll|Steelpan|
-        Gong|Tubular bells|Maraca|Tambourine|Rattle (instrument)
+        Gong|Tubular bells|Maraca|Tambourine|Rattle (instrument)|Drum machine
         """
     )
 )
+
+# What is struck by something, whatever it is; and the class above them in AudioSet's ontology, which no tagger gives.
+KNOCKS = names(
+    """
+    Hammer|Chop|Wood|Chopping (food)|Tools|Knock|Tap|Thump, thud|Thunk|Bang|Basketball bounce|Bouncing|Wood block|
+    Whack, thwack|Slap, smack|Clip-clop|Door|Slam
+    """
+)
+IMPACT = "Generic impact sounds"
 
 # Labels that taggers take for one another: of those heard at once, the strongest is told.
 ALIKE = tuple(
@@ -189,6 +198,7 @@ ALIKE = tuple(
 
 # Phrases that the rule below would get wrong.
 _PHRASES = {
+    IMPACT: "impacts",
     # Small lutes that taggers hear in any plucked string.
     "Ukulele": "a plucked string instrument",
     "Mandolin": "a plucked string instrument",
@@ -367,6 +377,20 @@ _GENRES = names(
 )
 # A tagger hears genres where there are none (a harp as "Christian music"); of a genre only the music is told.
 MUSIC = frozenset(["Music", *_GENRES])
+NARROWER[IMPACT] = (
+    frozenset(KNOCKS)
+    | STRUCK
+    | MUSIC
+    | frozenset(
+        names(
+            """
+            Clock|Tick|Tick-tock|Mechanisms|Chink, clink|Glass|Ping|Ding|Shatter|Smash, crash|Breaking|Coin (dropping)|
+            Keys jangling|Dishes, pots, and pans|Cutlery, silverware|Gunshot, gunfire|Machine gun|Cap gun|Explosion|
+            Fireworks|Firecracker|Walk, footsteps|Run|Clapping|Finger snapping|Typing|Typewriter|Computer keyboard
+            """
+        )
+    )
+)
 
 # Emotion, intent, guess and judgement: never a fact that was measured.
 FORBIDDEN = frozenset(

@@ -96,11 +96,12 @@ def told(caption: dict) -> list[dict]:
 
 
 def sureness(item: dict, caption: dict) -> float | None:
-    """How sure a sentence's evidence is, in [0, 1]: its least sure word, its surest tag; None where none is scored."""
+    """How sure a sentence's evidence is, in [0, 1]: its least sure quoted word, its surest tag; None: not scored."""
     facts = item["facts"]
     if "words" in facts:
         first, last = facts["words"]
-        return min(word["confidence"] for word in caption["transcript"]["words"][first:last])
+        words = caption["transcript"]["words"][first:last]
+        return min(word["confidence"] for word in words if word.get("quotable", True))
     return max((tag["score"] for tag in facts.get("tags", [])), default=None)
 
 

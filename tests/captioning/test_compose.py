@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 
 from captioning.compose import LONG, MEDIUM, SHORT, Facts, compose, text_of, told
-from captioning.grounding import ground
+from captioning.grounding import check, ground
 from captioning.transcribe import normalise
 from captioning.vocabulary import FORBIDDEN
 from data_prep.clip import Tag
@@ -34,6 +34,22 @@ def test_pauses_part_quotes():
         word["end"] += 3
     quotes = re.findall("“.*?”", text_of(compose(replace(FACTS, transcript=said), 0), MEDIUM))
     assert quotes == ["“one two”", "“three four”"]
+
+
+def test_talk_is_heard_from_its_first_word_on_even_where_that_is_too_unsure_to_be_quoted():
+    said = spoken("rain falls from dark clouds")
+    for at in (0, 3):
+        said["words"][at]["quotable"] = False
+    sentences = compose(talk := replace(FACTS, transcript=said), 0)
+    begins, ends = said["words"][0]["start"], said["words"][-1]["end"]
+    wanted = (
+        f"Speech in English is heard from {begins:.1f} to {ends:.1f} seconds, with the words “falls from” and “clouds”."
+    )
+    assert wanted in text_of(sentences, MEDIUM)
+    assert ground(sentences, talk)[1] == []
+    assert check(wanted.replace("“falls from”", "“rain falls from”"), talk)
+    assert check(wanted.replace(f"{begins:.1f}", f"{begins - 0.5:.1f}"), talk)
+    assert check("The sound of falls is heard.", talk)
 
 
 def test_a_language_is_told_only_when_it_was_measured():

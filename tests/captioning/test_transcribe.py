@@ -60,6 +60,23 @@ def test_each_filter_removes_and_counts_what_it_is_for(window, reason):
     assert result["voiced"], "voice stays known where its words are not believed"
 
 
+@pytest.mark.parametrize(
+    ("confidences", "quoted"),
+    [
+        ([0.7, 0.7, 0.7, 0.7, 0.7], "we went down to the"),
+        ([0.7, 0.6, 0.7, 0.7, 0.7], "to the"),
+        ([0.7, 0.6, 0.9, 0.7, 0.7], "down to the"),
+    ],
+)
+def test_a_mishearing_is_taken_to_spread_to_the_words_beside_it(confidences, quoted):
+    window = Heard()
+    window.words = window.words[:5]
+    for word, confidence in zip(window.words, confidences, strict=True):
+        word["confidence"] = confidence
+    heard = transcript([window], TranscribeSettings())
+    assert [word["word"] for word in heard["words"] if word["quotable"]] == quoted.split()
+
+
 def test_a_word_that_whisper_is_unsure_of_is_in_no_text_and_in_no_quote():
     window = Heard()
     window.words[2]["confidence"] = 0.3
