@@ -26,6 +26,7 @@ from data_prep.timeline import runs
 
 PREROLL_S = 0.25
 RESAMPLE_BLOCK = 1 << 16  # samples that stay in the processor's cache: the same result in less than half the time
+ROOM = 1 << 21  # samples that a track is given room for at first
 FULLEST = 4.0  # no sound is louder, of full scale
 FILTER_S = 0.05  # further than the rate converter's filter reaches
 INF = float("inf")
@@ -139,7 +140,8 @@ class _Track:
         self.rate = self.channels = 0
         self.times: list[float] = []
         self.ends = [0]  # samples after each frame, at `rate`
-        self.blocks: list[np.ndarray] = []  # (channels, samples) of many frames; one row if all channels are the same
+        self.blocks: list[np.ndarray] = []  # (channels, samples) of each form before; one row for all alike
+        self.block, self.count = np.empty((1, 0), np.float32), 0  # of the running form, with room for more
         self.form = ("", "", 0)
         self.waiting, self.before = av.AudioFifo(), 0
         self.mixer: av.AudioResampler | None = None
@@ -176,16 +178,27 @@ class _Track:
         frame = self.waiting.read()
         if frame is not None:
             frames = self.mixer.resample(frame) if self.mixer else [frame]
-            self.blocks += [mixed.to_ndarray() for mixed in frames]
+            for mixed in frames:
+                self._append(mixed)
 
     def _finish(self) -> None:
         """Mix what waits; what the mixer rounded at another rate is made good."""
         self._mix()
         if self.mixer is not None:
-            self.blocks += [mixed.to_ndarray() for mixed in self.mixer.resample(None)]
-        lacking = self.ends[-1] - sum(block.shape[1] for block in self.blocks)
-        if lacking and self.blocks:
-            self.blocks[-1] = padded(self.blocks[-1], 0, max(0, self.blocks[-1].shape[1] + lacking))
+            for mixed in self.mixer.resample(None):
+                self._append(mixed)
+        if self.count or self.blocks:
+            wanted = self.ends[-1] - sum(block.shape[1] for block in self.blocks)
+            self.blocks.append(padded(self.block[:, : self.count], 0, max(0, wanted)))
+            self.block, self.count = np.empty((1, 0), np.float32), 0
+
+    def _append(self, frame: av.AudioFrame) -> None:
+        if self.count + frame.samples > self.block.shape[1]:
+            # Room that is never filled costs nothing: the system gives memory when it is written to.
+            more = np.empty((len(frame.planes), max(ROOM, 2 * (self.count + frame.samples))), np.float32)
+            more[:, : self.count] = self.block[:, : self.count]
+            self.block = more
+        self.count = _put(frame, self.block, self.count)
 
     def sound(self, start_s: float, end_s: float, sample_rate: int) -> Sound:
         self._finish()
@@ -197,7 +210,7 @@ class _Track:
             return Sound(empty, sample_rate, start_s, start_s, start_s, self.errors, self.packets)
         distinct = max(len(block) for block in self.blocks)
         wide = [np.broadcast_to(block, (distinct, block.shape[1])) for block in self.blocks]
-        whole = np.concatenate(wide, axis=1)
+        whole = wide[0] if len(wide) == 1 else np.concatenate(wide, axis=1)
         self.blocks.clear()
         pieces = [(run.begin_s, self.ends[run.first], self.ends[run.last]) for run in found]
         begin = min(begin_s for begin_s, _, _ in pieces)
@@ -234,14 +247,25 @@ def resample(samples: np.ndarray, rate: int, target: int) -> np.ndarray:
         return np.zeros((samples.shape[0], round(samples.shape[1] * target / rate)), np.float32)
     layout = "mono" if samples.shape[0] == 1 else "stereo"
     resampler = av.AudioResampler(format="fltp", layout=layout, rate=target)
-    blocks = []
+    out = np.empty((samples.shape[0], samples.shape[1] * target // rate + RESAMPLE_BLOCK), np.float32)
+    count = 0
     for start in range(0, samples.shape[1], RESAMPLE_BLOCK):
         piece = np.ascontiguousarray(samples[:, start : start + RESAMPLE_BLOCK], np.float32)
         frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout=layout)
         frame.sample_rate = rate
-        blocks += [out.to_ndarray() for out in resampler.resample(frame)]
-    blocks += [out.to_ndarray() for out in resampler.resample(None)]
-    return np.concatenate(blocks, axis=1) if blocks else np.zeros((samples.shape[0], 0), np.float32)
+        for done in resampler.resample(frame):
+            count = _put(done, out, count)
+    for done in resampler.resample(None):
+        count = _put(done, out, count)
+    return out[:, :count]
+
+
+def _put(frame: av.AudioFrame, out: np.ndarray, first: int) -> int:
+    """Copy a planar float frame into `out` (channels, N) from column `first`; where it ends there."""
+    last = first + frame.samples
+    for row, plane in zip(out, frame.planes, strict=True):
+        row[first:last] = np.frombuffer(plane, np.float32, frame.samples)
+    return last
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Plain sentences to be spoken, drawn from a small grammar. Each is true of the world.
 
 A sentence whose words could as well be others by their sound ("oars", "ores") is not among them: nobody could tell what
-was said.
+was said. Nor is one with a word that the voices of `speech` do not say as it is written ("rust" comes out as "rest",
+"wool" as "well", "kettle" as "cattle", in every voice that was tried): its label would be false.
 """
 
 import numpy as np
@@ -27,7 +28,7 @@ _FACTS = (
     "Glass is made from sand.",
     "Sound travels through air.",
     "Light is faster than sound.",
-    "Birds build nests in spring.",
+    "Birds sing in the morning.",
     "Spiders have eight legs.",
     "Insects have six legs.",
     "A week has seven days.",
@@ -42,9 +43,9 @@ _FACTS = (
     "Rivers flow to the sea.",
     "Iron sinks and wood floats.",
     "Magnets attract iron.",
-    "Gold does not rust.",
+    "Gold is yellow.",
     "Elephants are larger than mice.",
-    "Wool is warm.",
+    "Fire is hot.",
     "Milk comes from cows.",
     "Water boils at one hundred degrees.",
     "Leaves fall in the autumn.",
@@ -59,7 +60,7 @@ _SUBJECTS = {
     "A flute": ("blown", "a wind instrument"),
     "A trumpet": ("blown", "a brass instrument"),
     "A hammer": ("held in the hand", "a tool"),
-    "A kettle": ("used to boil water", "found in a kitchen"),
+    "A candle": ("used to give light", "made of wax"),
     "A bicycle": ("a vehicle with two wheels", "steered with both hands"),
     "A boat": ("used on water", "moved by the wind"),
     "A clock": ("used to tell the time", "wound or driven by a motor"),
