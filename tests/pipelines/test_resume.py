@@ -4,7 +4,6 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 
 import model
 from pipelines.settings import TrainSettings
@@ -39,10 +38,12 @@ def conditioner(tmp_path_factory) -> Path:
 
 
 def same_averages(output: Path, reference: Path) -> None:
-    """The exported weights, which are the moving average's."""
+    """The exported weights, which are the moving average's. Adam makes of a gradient near zero, whose sign is rounding,
+    a whole step: single numbers may differ, a tensor may not."""
     ours, theirs = (model.weights.load(folder / "weights").state_dict() for folder in (output, reference))
-    for name, value in ours.items():
-        assert torch.allclose(value, theirs[name], rtol=1e-3, atol=1e-4), name
+    apart = {name: float((value - theirs[name]).norm() / theirs[name].norm()) for name, value in ours.items()}
+    print(f"greatest relative difference of a tensor: {max(apart.values()):.1e}")
+    assert not {name: by for name, by in apart.items() if not by <= 1e-3}
 
 
 @pytest.mark.slow
