@@ -49,7 +49,7 @@ from pipelines.graph import Stage, run_graph
 ONSET_S = 0.15
 # What may truly be named of each kind of synthetic clip: a word of the sentence about it.
 CLASSES = {
-    "ball": r"knock|impact|thump|thud|bounc|clink|tap\b|tapping|hammer|wood|chop|ping|a bouncing ball|glass|whack|thunk",
+    "ball": r"knock|impact|thump|thud|bounc|clink|tap\b|tapping|hammer|wood|chop|ping|glass|whack|thunk",
     "bars": r"marimba|xylophone|glockenspiel|vibraphone|mallet|percussion|chime|bell|tubular|[Mm]usic|steelpan|ding",
     "music": r"[Mm]usic|piano|keyboard|harp|guitar|plucked|string|zither|strumming",
     "bird": r"bird|chirp|whistl|squawk|owl|coo",

@@ -64,7 +64,7 @@ def _impacts(begins: np.ndarray, knocks: np.ndarray, least: float, seconds: floa
     sure = np.flatnonzero(knocks >= least)
     if len(sure) < _IMPACTS:
         return []
-    first_s, last_s = _seconds(begins[sure[0]]), _seconds(begins[sure[-1]])
+    first_s, last_s = _seconds(int(begins[sure[0]])), _seconds(int(begins[sure[-1]]))
     end_s = min(seconds, last_s + _PATCH_S - _LEAD_S)
     return [Tag(IMPACT, first_s, end_s, round(float(knocks[sure].mean()), 4))]
 

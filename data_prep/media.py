@@ -264,7 +264,7 @@ def _put(frame: av.AudioFrame, out: np.ndarray, first: int) -> int:
     """Copy a planar float frame into `out` (channels, N) from column `first`; where it ends there."""
     last = first + frame.samples
     for row, plane in zip(out, frame.planes, strict=True):
-        row[first:last] = np.frombuffer(plane, np.float32, frame.samples)
+        row[first:last] = np.frombuffer(memoryview(plane), np.float32, frame.samples)
     return last
 
 
