@@ -76,7 +76,7 @@ def test_two_workers_then_one_then_four(ray_session, conditioner, tmp_path, monk
 @pytest.mark.slow
 def test_two_workers_then_one_then_four_with_an_adversary(ray_session, tmp_path):
     """ZeRO-1 and two engines; spectral norms estimate in buffers."""
-    data = write_curated_set(tmp_path / "data", [(192, 128)] * 4)
+    data = write_curated_set(tmp_path, [(192, 128)] * 4)
     base = {
         "input": data,
         "log_every": 1,
