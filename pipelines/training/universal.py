@@ -17,6 +17,7 @@ import argparse
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,19 +111,23 @@ def main() -> None:
     _import_deepspeed(torch.device("cpu"))
     from deepspeed.checkpoint import ds_to_universal
 
-    beside = [path.name for path in called.source.iterdir() if path.is_dir()]
-    for name in ("main", *beside):
-        ds_to_universal.main(
-            argparse.Namespace(
-                input_folder=str(called.source / name if name in beside else called.source),
-                output_folder=str(called.target / name),
-                num_extract_workers=called.processes,
-                num_merge_workers=called.processes,
-                keep_temp_folder=False,
-                strict=True,
-                inject_missing_state=True,
+    folders = {path.name: path for path in called.source.iterdir() if path.is_dir()}
+    for name, source in {"main": called.source, **folders}.items():
+        with tempfile.TemporaryDirectory() as own:  # DeepSpeed looks into folders below, too: it is given files alone
+            for file in source.iterdir():
+                if file.is_file():
+                    (Path(own) / file.name).symlink_to(file.absolute())
+            ds_to_universal.main(
+                argparse.Namespace(
+                    input_folder=own,
+                    output_folder=str(called.target / name),
+                    num_extract_workers=called.processes,
+                    num_merge_workers=called.processes,
+                    keep_temp_folder=False,
+                    strict=True,
+                    inject_missing_state=True,
+                )
             )
-        )
 
 
 if __name__ == "__main__":
