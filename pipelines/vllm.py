@@ -25,7 +25,7 @@ from data_prep.clip import Clip, Segment, from_table
 from pipelines.graph import Stage, apply, to_rows
 
 _REQUESTS = pa.schema([("segment_id", pa.string()), ("at", pa.int32()), ("request", pa.string())])
-# What a stage beside the engine holds. At Ray's one CPU each they would leave none on a small machine, and wait for ever.
+# What each of the four stages beside the engine holds; by default a CPU each, more than a small machine has.
 _BESIDE = {"num_cpus": 0.05}
 # (segment, place of the clip in it) → what the engine answered
 Replies = dict[tuple[str, int], str | NoAnswer]
@@ -165,8 +165,9 @@ def engine_config(settings: SeenSettings, *, gpus: bool = True) -> Any:
         # Content as parts: the models' own templates put a picture's marker where it stands.
         prepare_multimodal_stage={"enabled": True, "chat_template_content_format": "openai", **_BESIDE},
         chat_template_stage=_BESIDE,
-        tokenize_stage=_BESIDE,
-        detokenize_stage=_BESIDE,
+        # vLLM does both itself; as stages each is one more process with all that vLLM imports.
+        tokenize_stage=False,
+        detokenize_stage=False,
     )
 
 
