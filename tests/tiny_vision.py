@@ -39,6 +39,7 @@ def write_gemma_vision(folder: Path, *, untrained: bool = True) -> Path:
     # As in Gemma's vocabulary, where vLLM looks for them.
     tokenizer.add_tokens(["\n" * count for count in range(1, 5)])
     ids: dict[str, Any] = {name: tokenizer.convert_tokens_to_ids(text) for name, text in names.items()}
+    # 32: the smallest head that vLLM has on a CPU.
     config = Gemma3Config(
         text_config={
             **{"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2},
