@@ -25,6 +25,8 @@ from data_prep.clip import Clip, Segment, from_table
 from pipelines.graph import Stage, apply, to_rows
 
 _REQUESTS = pa.schema([("segment_id", pa.string()), ("at", pa.int32()), ("request", pa.string())])
+# What each of the four stages beside the engine holds; by default a CPU each, more than a small machine has.
+_BESIDE = {"num_cpus": 0.05}
 # (segment, place of the clip in it) → what the engine answered
 Replies = dict[tuple[str, int], str | NoAnswer]
 
@@ -67,7 +69,7 @@ def ask(data: Any, settings: CaptionSettings) -> Any:
             return data
         replies: Replies = {}
         for row in processor(settings.seen)(asked).iter_rows():
-            error = row["error"]
+            error = row.get("__inference_error__")  # of such a row Ray Data calls no postprocess
             replies[row["segment_id"], row["at"]] = NoAnswer(error) if error else row["answer"]
         data = data.map_batches(
             _Taking,
@@ -121,14 +123,28 @@ class _Taking:
 
 
 def processor(settings: SeenSettings) -> Any:
-    """Ray Data's LLM processor on vLLM for requests: a dataset of `_REQUESTS` → segment_id, at, answer, error."""
+    """Ray Data's LLM processor on vLLM for requests: a dataset of `_REQUESTS` → segment_id, at, answer.
+
+    A row of which vLLM made nothing has `__inference_error__` and no answer.
+    """
+    import ray
     from ray.data.llm import build_processor
 
-    return build_processor(engine_config(settings), preprocess=partial(_asked, settings=settings), postprocess=_replied)
+    return build_processor(
+        engine_config(settings, gpus=ray.cluster_resources().get("GPU", 0) >= 1),
+        preprocess=partial(_asked, settings=settings),
+        postprocess=_replied,
+        preprocess_map_kwargs=_BESIDE,
+        postprocess_map_kwargs=_BESIDE,
+    )
 
 
-def engine_config(settings: SeenSettings) -> Any:
-    """The configuration of vLLM: greedy, with answers held to the schema, pictures taken out of the messages."""
+def engine_config(settings: SeenSettings, *, gpus: bool = True) -> Any:
+    """The configuration of vLLM: greedy, with answers held to the schema, pictures taken out of the messages.
+
+    Args:
+        gpus: whether the cluster has any; without, vLLM's CPU build runs, and Ray must not wait for a GPU.
+    """
     from ray.data.llm import vLLMEngineProcessorConfig
 
     return vLLMEngineProcessorConfig(
@@ -137,14 +153,21 @@ def engine_config(settings: SeenSettings) -> Any:
             "dtype": settings.dtype,
             "limit_mm_per_prompt": {"image": settings.frames},
             "seed": 0,
+            # JSON without blanks: a schema bounds no white space, of which a model can write to its last token.
+            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
             **settings.engine_options,
         },
+        placement_group_config=None if gpus else {"bundle_per_worker": {"CPU": 0.5}},
         concurrency=settings.workers,
         batch_size=16,
         should_continue_on_error=True,
         log_engine_metrics=False,
         # Content as parts: the models' own templates put a picture's marker where it stands.
-        prepare_multimodal_stage={"enabled": True, "chat_template_content_format": "openai"},
+        prepare_multimodal_stage={"enabled": True, "chat_template_content_format": "openai", **_BESIDE},
+        chat_template_stage=_BESIDE,
+        # vLLM does both itself; as stages each is one more process with all that vLLM imports.
+        tokenize_stage=False,
+        detokenize_stage=False,
     )
 
 
@@ -161,5 +184,4 @@ def _asked(row: dict[str, Any], settings: SeenSettings) -> dict[str, Any]:
 
 
 def _replied(row: dict[str, Any]) -> dict[str, Any]:
-    place = {"segment_id": row["segment_id"], "at": row["at"]}
-    return {**place, "answer": row.get("generated_text") or "", "error": row.get("__inference_error__") or ""}
+    return {"segment_id": row["segment_id"], "at": row["at"], "answer": row["generated_text"]}

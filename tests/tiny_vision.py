@@ -1,12 +1,14 @@
 """Random vision-language models of their real classes, as Hugging Face folders with a tokenizer of bytes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
+_TOWER = re.compile(r"^vision_tower\.(?!vision_model\.)")
 _GEMMA_CHAT = (
     "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m['role'] }}\n{% for c in m['content'] %}"
     "{% if c['type'] == 'image' %}<start_of_image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}<end_of_turn>\n"
@@ -34,11 +36,14 @@ def write_gemma_vision(folder: Path, *, untrained: bool = True) -> Path:
         "eoi_token": "<end_of_image>",
     }
     tokenizer = _tokenizer(names, ["<start_of_turn>"])
+    # As in Gemma's vocabulary, where vLLM looks for them.
+    tokenizer.add_tokens(["\n" * count for count in range(1, 5)])
     ids: dict[str, Any] = {name: tokenizer.convert_tokens_to_ids(text) for name, text in names.items()}
+    # 32: the smallest head that vLLM has on a CPU.
     config = Gemma3Config(
         text_config={
             **{"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2},
-            **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 8192},
+            **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 8192},
         },
         vision_config={
             **{"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
@@ -151,7 +156,8 @@ def _tokenizer(names: dict[str, str], more: list[str], *, qwen: bool = False):
 def _write(folder: Path, model, processor, untrained: bool) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    if untrained:
-        for path in folder.glob("*.safetensors"):
-            save_file(load_file(path), path, metadata={"format": "pt", "untrained": "true"})
+    for path in folder.glob("*.safetensors"):
+        # As published: transformers 5 shortens the names of Gemma's tower, and vLLM does not know them then.
+        named = {_TOWER.sub("vision_tower.vision_model.", name): tensor for name, tensor in load_file(path).items()}
+        save_file(named, path, metadata={"format": "pt"} | ({"untrained": "true"} if untrained else {}))
     return folder

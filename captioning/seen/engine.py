@@ -75,8 +75,8 @@ def check(settings: SeenSettings) -> None:
     elif settings.engine:
         if settings.engine == "vllm" and importlib.util.find_spec("vllm") is None:
             raise ValueError(
-                "caption.seen.engine: vllm is not installed here; install ray[llm] into the cluster's image, or give "
-                "transformers or openai"
+                "caption.seen.engine: vllm is not installed here; docs/captions.md says how an environment with it is "
+                "made, or give transformers or openai"
             )
         check_model(settings.model)
 

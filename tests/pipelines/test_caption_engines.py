@@ -150,6 +150,8 @@ def test_the_configuration_of_vllm() -> None:
     assert config.engine_kwargs["tensor_parallel_size"] == 2
     assert config.concurrency == 3
     assert config.should_continue_on_error
+    assert config.placement_group_config is None
+    assert vllm.engine_config(seen, gpus=False).placement_group_config["bundle_per_worker"] == {"CPU": 0.5, "GPU": 0.0}
 
 
 _RUN = """
