@@ -40,7 +40,8 @@ clean:              ## remove the environment and every run
 	rm -rf $(VENV) runs
 
 # uv comes from the machine or, else, from the package index through the new environment's own pip.
-# The stamp is written last, so a set-up that was cut off is done again.
+# The stamp is written last, so a set-up that was cut off is done again. Bytecode is compiled here: where Python may not
+# write it (PYTHONDONTWRITEBYTECODE), each of Ray's many processes would compile torch anew, and a run start twice as slow.
 $(STAMP): requirements.lock pyproject.toml
 	@set -e; start=$$SECONDS; \
 	command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing; install it (Debian/Ubuntu: apt-get install python3.11 python3.11-venv), or name another 3.11 with PYTHON=…" >&2; exit 2; }; \
@@ -49,6 +50,6 @@ $(STAMP): requirements.lock pyproject.toml
 	echo "Setting up $(VENV) (about 9 GB, a minute or two) …"; \
 	$(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) has no venv module; Debian/Ubuntu: apt-get install python3.11-venv" >&2; exit 2; }; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv; \
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock; \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock; \
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .; \
 	touch $(STAMP); echo "Set up in $$((SECONDS - start)) s."
