@@ -33,6 +33,7 @@ BANDS = 32  # of equal width in octaves
 LOW_HZ, HIGH_HZ = 60.0, 15_500.0
 RUMBLE_HZ = 100.0  # below it a band's energy counts less and less, 12 dB per octave
 BLOCK = 15  # spectra that are averaged, 0.24 s, before asking what is always there
+SPECTRA_BLOCK = 1 << 16  # samples that stay in the processor's cache
 LONG_WINDOW = 8192  # samples: 256 ms, 4 Hz apart, for lines
 # A band is salient when it is this far above its floor: by chance it never is, and an uneasy noise floor hardly ever.
 SALIENT_DEVIATIONS, SALIENT_DB = 8.0, 6.0
@@ -240,9 +241,12 @@ def louder_mix(sound: np.ndarray) -> np.ndarray:
 def _spectra(mono: np.ndarray, window: int, hop: int) -> np.ndarray:
     frames = np.lib.stride_tricks.sliding_window_view(mono, window)[::hop]
     shape = np.hanning(window).astype(np.float32)
-    spectra = (rfft(frames[start : start + 1024] * shape) for start in range(0, len(frames), 1024))
-    blocks = [np.asarray(block, np.complex64) for block in spectra]
-    return np.concatenate([np.square(block.real) + np.square(block.imag) for block in blocks])
+    power = np.empty((len(frames), window // 2 + 1), np.float32)
+    each = max(1, SPECTRA_BLOCK // window)
+    for start in range(0, len(frames), each):
+        block = np.asarray(rfft(frames[start : start + each] * shape), np.complex64)
+        power[start : start + each] = np.square(block.real) + np.square(block.imag)
+    return power
 
 
 def _band_energies(mono: np.ndarray) -> np.ndarray:
