@@ -8,6 +8,7 @@ and one more for what is refused.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -27,6 +28,8 @@ from pipelines.graph import Stage, apply, to_rows
 _REQUESTS = pa.schema([("segment_id", pa.string()), ("at", pa.int32()), ("request", pa.string())])
 # What each of the four stages beside the engine holds; by default a CPU each, more than a small machine has.
 _BESIDE = {"num_cpus": 0.05}
+# Where a chat template writes the token itself; the braces stay, for they may trim the blanks around them.
+_BOS = re.compile(r"(\{\{-?\s*)bos_token(\s*-?\}\})")
 # (segment, place of the clip in it) → what the engine answered
 Replies = dict[tuple[str, int], str | NoAnswer]
 
@@ -131,7 +134,11 @@ def processor(settings: SeenSettings) -> Any:
     from ray.data.llm import build_processor
 
     return build_processor(
-        engine_config(settings, gpus=ray.cluster_resources().get("GPU", 0) >= 1),
+        engine_config(
+            settings,
+            gpus=ray.cluster_resources().get("GPU", 0) >= 1,
+            chat_template=template_without_bos(settings.model),
+        ),
         preprocess=partial(_asked, settings=settings),
         postprocess=_replied,
         preprocess_map_kwargs=_BESIDE,
@@ -139,11 +146,26 @@ def processor(settings: SeenSettings) -> Any:
     )
 
 
-def engine_config(settings: SeenSettings, *, gpus: bool = True) -> Any:
+def template_without_bos(model: str) -> str | None:
+    """The model's chat template without the BOS that its tokenizer adds too; None where it has none to leave out.
+
+    The template's text reaches vLLM as any text does, and is given its special tokens there.
+    """
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(model)
+    tokenizer, template = getattr(processor, "tokenizer", processor), processor.chat_template
+    adds = tokenizer.bos_token_id in tokenizer("").input_ids
+    without = _BOS.sub(r"\1''\2", template or "", count=1)
+    return without if adds and without != template else None
+
+
+def engine_config(settings: SeenSettings, *, gpus: bool = True, chat_template: str | None = None) -> Any:
     """The configuration of vLLM: greedy, with answers held to the schema, pictures taken out of the messages.
 
     Args:
         gpus: whether the cluster has any; without, vLLM's CPU build runs, and Ray must not wait for a GPU.
+        chat_template: in place of the model's own.
     """
     from ray.data.llm import vLLMEngineProcessorConfig
 
@@ -164,7 +186,7 @@ def engine_config(settings: SeenSettings, *, gpus: bool = True) -> Any:
         log_engine_metrics=False,
         # Content as parts: the models' own templates put a picture's marker where it stands.
         prepare_multimodal_stage={"enabled": True, "chat_template_content_format": "openai", **_BESIDE},
-        chat_template_stage=_BESIDE,
+        chat_template_stage={"chat_template": chat_template, **_BESIDE},
         # vLLM does both itself; as stages each is one more process with all that vLLM imports.
         tokenize_stage=False,
         detokenize_stage=False,

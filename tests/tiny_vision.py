@@ -136,7 +136,7 @@ def write_qwen_omni(folder: Path, *, untrained: bool = True) -> Path:
 
 
 def _tokenizer(names: dict[str, str], more: list[str], *, qwen: bool = False):
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -144,6 +144,10 @@ def _tokenizer(names: dict[str, str], more: list[str], *, qwen: bool = False):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in (*names.values(), *more)])
+    if not qwen:  # as Gemma's adds it to any text
+        bos = names["bos_token"]
+        begun, ids = [bos, "$A"], [(bos, tokenizer.token_to_id(bos))]
+        tokenizer.post_processor = processors.TemplateProcessing(single=begun, pair=[*begun, "$B"], special_tokens=ids)
     standard = {"bos_token", "eos_token", "pad_token"}
     kind = Qwen2TokenizerFast if qwen else PreTrainedTokenizerFast
     return kind(

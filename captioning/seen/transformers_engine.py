@@ -80,10 +80,13 @@ class TransformersEngine:
         content += [{"type": "audio"}] if sound is not None else []
         chat = [{"role": "user", "content": [*content, {"type": "text", "text": request.text}]}]
         text = self._processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        text = text[0] if isinstance(text, list) else text
         # Several of these processors do not take None for what is not there.
         given: dict[str, Any] = {}
+        if (bos := self._processor.tokenizer.bos_token) and text.startswith(bos):
+            given["add_special_tokens"] = False  # the chat template has written it, and once is enough
         if request.pictures:
             given["images"] = [from_jpeg(file) for file in request.pictures]
         if sound is not None:
             given |= {"audio": [sound], "sampling_rate": 16000}
-        return self._processor(text=text[0] if isinstance(text, list) else text, return_tensors="pt", **given)
+        return self._processor(text=text, return_tensors="pt", **given)

@@ -191,6 +191,17 @@ def test_random_weights_of_the_real_class_are_marked_and_never_told(write, tmp_p
     assert again == done
 
 
+def test_a_prompt_begins_once(tmp_path: Path) -> None:
+    """Gemma's chat template and its tokenizer both begin a text."""
+    model = str(write_gemma_vision(tmp_path))
+    engine = TransformersEngine(SeenSettings(engine="transformers", model=model, dtype="float32"))
+    bos = engine._processor.tokenizer.bos_token_id
+    assert engine._processor.tokenizer("a").input_ids[0] == bos
+    tokens = engine._inputs(prompt.look([PICTURE], [0.0], "", None)).input_ids[0].tolist()
+    assert tokens[0] == bos
+    assert tokens.count(bos) == 1
+
+
 def test_an_omni_model_hears_and_text_that_is_no_answer_is_a_verdict(tmp_path: Path) -> None:
     model = str(write_qwen_omni(tmp_path, untrained=False))
     engine = TransformersEngine(SeenSettings(engine="transformers", model=model, max_tokens=24, dtype="float32"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoProcessor
 
 from captioning.seen.engine import EngineGone
 from captioning.settings import CaptionSettings, SeenSettings
@@ -22,7 +23,7 @@ from pipelines.prepare import run_prepare
 from tests.chat_server import MODEL, NAMES, Chat, chat_server
 from tests.pipelines.caption_set import write_caption_set
 from tests.pipelines.killing import ROOT, counts, digests, end_family
-from tests.tiny_vision import write_gemma_vision
+from tests.tiny_vision import write_gemma_vision, write_qwen_omni
 
 # Every kind of fault that passes, and none: by request.
 PASSING = ["", "429", "slow", "", "500", "dropped", "", "503"]
@@ -152,6 +153,21 @@ def test_the_configuration_of_vllm() -> None:
     assert config.should_continue_on_error
     assert config.placement_group_config is None
     assert vllm.engine_config(seen, gpus=False).placement_group_config["bundle_per_worker"] == {"CPU": 0.5, "GPU": 0.0}
+
+
+def test_a_prompt_of_vllm_begins_once(tmp_path: Path) -> None:
+    """vLLM gives a template's text the special tokens of any text."""
+    gemma = str(write_gemma_vision(tmp_path / "gemma"))
+    processor = AutoProcessor.from_pretrained(gemma)
+    chat = [{"role": "user", "content": [{"type": "text", "text": "What is this?"}]}]
+
+    def begins(template: str | None) -> int:
+        text = processor.apply_chat_template(chat, tokenize=False, chat_template=template)
+        return processor.tokenizer(text).input_ids.count(processor.tokenizer.bos_token_id)
+
+    assert begins(None) == 2
+    assert begins(vllm.template_without_bos(gemma)) == 1
+    assert vllm.template_without_bos(str(write_qwen_omni(tmp_path / "qwen"))) is None
 
 
 _RUN = """
