@@ -153,7 +153,7 @@ def test_what_an_engine_invents_is_asked_for_once_more_and_then_taken_out() -> N
 
 
 def test_what_is_missing_is_refused_naming_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read once, when it is imported
     with chat_server() as chat:
         check(CaptionSettings(seen=_settings(chat)))
         with pytest.raises(ValueError, match=rf"^caption\.seen\.model 'other'.*{MODEL}"):
