@@ -26,7 +26,6 @@ from pipelines.training.loop import METRICS, read_metrics
 
 pytestmark = pytest.mark.slow
 
-SAMPLES = 200
 MIX = dict.fromkeys(("ball", "bars", "speech", "music"), 1)
 QUIET = dict.fromkeys(("bird", "clock", "cuts", "silence", "near_silent", "hiss", "hum", "tone", "no_audio"), 0)
 
@@ -89,7 +88,7 @@ class Place:
 
     @property
     def curated(self) -> Path:
-        synth = SynthSettings.model_validate({"clips": SAMPLES, "seconds_max": 2.6, "mix": {**QUIET, **MIX}})
+        synth = SynthSettings.model_validate({"clips": self.clips, "seconds_max": 2.6, "mix": {**QUIET, **MIX}})
         corpus = self.made("corpus", lambda path: synthesise(synth, path)) / "clips"
         settings = {"curate": self.recipe.curate}
         return self.made("curated", lambda path: run_prepare(("curate",), [str(corpus)], path, settings))
