@@ -237,7 +237,7 @@ def plain_losses(chosen: TrainSettings, steps: int) -> list[float]:
         total = count = torch.zeros(())
         micros = plan.step(step).ranks[0]
         for micro in micros:
-            loss, means = trainee(dataset.batch(micro, step), step)
+            loss, means = trainee(dataset.batch(micro, step).to(device), step)
             (loss / len(micros)).backward()
             total, count = total + means["loss"][0].detach(), count + means["loss"][1]
         torch.nn.utils.clip_grad_norm_(trained, o.clip_norm)
