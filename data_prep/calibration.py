@@ -26,6 +26,7 @@ THRESHOLDS = {
     "stationary_min": "stationarity",
     "salient_min": "salient_ratio",
     "prominent_min_s": "prominent_s",
+    "speech_trace_min": "tag_speech_max",
     "voice_min": "voice_ratio",
     "tone_min": "tone_ratio",
     "event_min": "tag_event",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import dropwhile
 from pathlib import Path
 
 import av
@@ -146,12 +147,11 @@ class Packets:
         begin = max(0.0, (self.container.start_time or 0) / av.time_base)
         if self.start_s <= begin + 1.0 or not any(self._seek(self.start_s - back) for back in SEEK_BACK_S):
             self._seek(None)
-        whole = not isinstance(self.stream, VideoStream)
-        for packet in self._read():
+        packets = self._read()
+        if isinstance(self.stream, VideoStream):
             # Without an index a seek lands anywhere; nothing before the first key frame can be decoded.
-            whole = whole or packet.is_keyframe
-            if whole or not packet.size:
-                yield packet
+            return dropwhile(lambda packet: not packet.is_keyframe, packets)
+        return packets
 
     def _seek(self, time_s: float | None) -> bool:
         """Seek to `time_s`, or for None to the start if anything was read; whether decoding can begin from there in

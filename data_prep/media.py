@@ -42,9 +42,11 @@ def span(clip: Clip) -> tuple[float, float]:
 
 @dataclass
 class Sound:
-    """Samples on a time line: sample k of `samples` (channels, N) float32 is at `start_s + k / sample_rate`.
+    """Samples on a time line: sample k of `samples` (rows, N) float32 is at `start_s + k / sample_rate`.
 
     Attributes:
+        samples: a row per channel; one row where all are the same to the bit (a mono or a silent track).
+        channels: that were asked for.
         first_s, last_s: where the track's own sound begins and ends inside the span; outside it is padding.
         errors: packets that could not be decoded.
         packets: packets read.
@@ -52,6 +54,7 @@ class Sound:
     """
 
     samples: np.ndarray
+    channels: int
     sample_rate: int
     start_s: float
     first_s: float
@@ -62,10 +65,19 @@ class Sound:
     native_channels: int = 0
 
     def between(self, start_s: float, end_s: float) -> np.ndarray:
-        """(channels, round((end_s − start_s) · sample_rate)) samples, silence where there is none."""
+        """(channels, round((end_s − start_s) · sample_rate)) samples, silence where there is none.
+
+        Not to be written to: channels that are the same are one place in memory.
+        """
         offset = round((start_s - self.start_s) * self.sample_rate)
         count = round((end_s - start_s) * self.sample_rate)
-        return padded(self.samples, offset, count)
+        found = padded(self.samples, offset, count)
+        return found if len(found) == self.channels else np.broadcast_to(found, (self.channels, count))
+
+
+def distinct(samples: np.ndarray) -> np.ndarray:
+    """(channels, N) → the channels that differ: one, where all are one place in memory."""
+    return samples if samples.strides[0] else samples[:1]
 
 
 def padded(samples: np.ndarray, offset: int, count: int) -> np.ndarray:
@@ -97,7 +109,8 @@ def decode_audio(media: Media, start_s: float, end_s: float, sample_rate: int, c
     sound = read_sound(media, start_s, end_s, sample_rate, channels)
     if sound is None:
         return np.zeros((channels, 0 if end_s == INF else round((end_s - start_s) * sample_rate)), np.float32)
-    return sound.between(start_s, sound.last_s if end_s == INF else end_s)
+    # A copy where channels are one place in memory: what is decoded for others is theirs to write to.
+    return np.require(sound.between(start_s, sound.last_s if end_s == INF else end_s), requirements="W")
 
 
 def read_sound(media: Media, start_s: float, end_s: float, sample_rate: int, channels: int) -> Sound | None:
@@ -151,8 +164,9 @@ class _Track:
         form = frame.format.name, frame.layout.name, frame.sample_rate
         if form != self.form:
             self._begin(*form, frame.layout.nb_channels)
-        if frame.pts is not None and self.base is not None:
-            time_s = seconds_of(frame.pts, self.base)
+        stamp = frame.pts
+        if stamp is not None and self.base is not None:
+            time_s = seconds_of(stamp, self.base)
         else:
             time_s = self.times[-1] + (self.ends[-1] - self.ends[-2]) / self.rate if self.times else 0.0
         frame.pts = None  # the queue is not to keep time; this does
@@ -206,10 +220,10 @@ class _Track:
         lengths = [after - before for before, after in pairwise(self.ends)]
         found = [run for run in runs(self.times, lengths, self.rate) if run.begin_s < end_s] if any(lengths) else []
         if not found:
-            empty = np.zeros((channels, 0), np.float32)
-            return Sound(empty, sample_rate, start_s, start_s, start_s, self.errors, self.packets)
-        distinct = max(len(block) for block in self.blocks)
-        wide = [np.broadcast_to(block, (distinct, block.shape[1])) for block in self.blocks]
+            empty = np.zeros((1, 0), np.float32)
+            return Sound(empty, channels, sample_rate, start_s, start_s, start_s, self.errors, self.packets)
+        rows = max(len(block) for block in self.blocks)
+        wide = [np.broadcast_to(block, (rows, block.shape[1])) for block in self.blocks]
         whole = wide[0] if len(wide) == 1 else np.concatenate(wide, axis=1)
         self.blocks.clear()
         pieces = [(run.begin_s, self.ends[run.first], self.ends[run.last]) for run in found]
@@ -221,7 +235,7 @@ class _Track:
         if len(pieces) == 1:
             native = padded(whole, round((low_s - begin) * self.rate), count)
         else:
-            native = np.zeros((distinct, count), np.float32)
+            native = np.zeros((rows, count), np.float32)
             for begin_s, first, last in pieces:  # where two say the same time, the later one is heard
                 position = round((begin_s - low_s) * self.rate)
                 low, high = max(0, position), min(count, position + last - first)
@@ -230,12 +244,12 @@ class _Track:
         # A broken decoder's NaN or 1e30 would poison every measure after it.
         if not -FULLEST <= native.min(initial=0.0) <= native.max(initial=0.0) <= FULLEST:
             native = np.clip(np.nan_to_num(native, nan=0.0, posinf=0.0, neginf=0.0), -FULLEST, FULLEST)
+        if np.array_equal(native[0], native[-1]):
+            native = native[:1]
         samples = resample(native, self.rate, sample_rate)
-        if distinct < channels:
-            samples = samples.repeat(channels, axis=0)
-        first, last = max(begin, start_s), min(end, end_s)
+        first, last = max(begin, start_s), max(begin, start_s, min(end, end_s))
         return Sound(
-            samples, sample_rate, low_s, first, max(first, last), self.errors, self.packets, self.rate, self.channels
+            *(samples, channels, sample_rate, low_s, first, last, self.errors, self.packets, self.rate, self.channels)
         )
 
 

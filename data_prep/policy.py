@@ -24,6 +24,9 @@ class PolicySettings(Settings):
     stationary_min: float = Field(default=0.55, ge=0, le=1, description="share of energy that is always there: noise?")
     salient_min: float = Field(default=0.15, ge=0, le=1, description="share of the time that something rises from it")
     prominent_min_s: float = Field(default=0.4, ge=0, description="or seconds in which something rises from it by far")
+    speech_trace_min: float = Field(
+        default=0.07, ge=0, le=1, description="speech score at its best moment that makes a steady clip be asked for voices"
+    )
     voice_min: float = Field(default=0.1, ge=0, le=1, description="share of speech that saves a steady clip")
     tone_min: float = Field(default=0.5, ge=0, le=1, description="share of the energy in unceasing lines: hum, tone")
     event_min: float = Field(default=0.3, ge=0, le=1, description="event score that saves a steady clip: waterfall")
@@ -139,9 +142,12 @@ def _gaussian_noise(scores, policy: PolicySettings) -> Judgement | None:
 def _steady_noise(scores, policy: PolicySettings) -> Judgement | None:
     """Hiss, fan, noise floor: always the same, and not known as the sound of anything, or too even to be one."""
     names = ("stationarity", "salient_ratio", "prominent_s", "wander", "uneven_db")
-    if not _has(scores, *names, "voice_ratio", "tag_event", "tag_noise", "tag_music", "tag_speech"):
+    if not _has(scores, *names, "tag_event", "tag_noise", "tag_music", "tag_speech") or not _steady(scores, policy):
         return None
-    if not _steady(scores, policy) or scores["voice_ratio"] >= policy.voice_min:
+    # The tagger costs less than the voice detector, and where it hears no trace of speech in what is steady, neither
+    # does that one.
+    traced = scores.get("tag_speech_max", 1.0) >= policy.speech_trace_min
+    if traced and scores.get("voice_ratio", 1.0) >= policy.voice_min:
         return None
     # In noise the tagger still hears talk that the voice detector has lost.
     if scores["tag_music"] >= policy.music_min or scores["tag_speech"] >= policy.speech_min:

@@ -13,6 +13,7 @@ leap decoded, and measured against the motion there. A dissolve is no hard cut a
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -51,7 +52,7 @@ class Track:
     key: np.ndarray
     sizes: np.ndarray
 
-    @property
+    @cached_property
     def step(self) -> float:
         """The usual time from one frame to the next, seconds."""
         return float(np.median(np.diff(self.times))) if len(self.times) > 1 else 0.04

@@ -21,7 +21,7 @@ from scipy.stats import gamma
 
 from data_prep import tags
 from data_prep.clip import Tag
-from data_prep.media import resample
+from data_prep.media import distinct, resample
 from data_prep.voice_activity import FRAME as VOICE_FRAME
 from data_prep.voice_activity import RATE as VOICE_RATE
 
@@ -84,12 +84,13 @@ def level_scores(sound: np.ndarray, silence_db: float) -> dict[str, float]:
     if not count:
         sound = np.pad(sound, ((0, 0), (0, LEVEL_FRAME - sound.shape[1])))
         count = 1
-    frames = sound[:, : count * LEVEL_FRAME].reshape(2, count, LEVEL_FRAME)
+    rows = distinct(sound)
+    frames = rows[:, : count * LEVEL_FRAME].reshape(len(rows), count, LEVEL_FRAME)
     power = np.einsum("cnf,cnf->cn", frames, frames).max(axis=0) / LEVEL_FRAME  # without a copy of the sound
     levels = _db(power)
     peaks = np.maximum(frames.max(axis=2), -frames.min(axis=2)).max(axis=0)
-    peak = float(max(sound.max(), -sound.min()))
-    clipped = float((np.abs(sound) >= FULL_SCALE).mean()) if peak >= FULL_SCALE else 0.0
+    peak = float(max(rows.max(), -rows.min()))
+    clipped = float((np.abs(rows) >= FULL_SCALE).mean()) if peak >= FULL_SCALE else 0.0
     (left, right), length = sound, sound.shape[1]
     energies, shared = (float(left @ left), float(right @ right)), float(left @ right)
     side = max(0.0, sum(energies) - 2 * shared)
@@ -175,8 +176,8 @@ def tag_scores(mono: np.ndarray, tagger: tags.Tagger) -> tuple[dict[str, float],
 
     Gives the mean over the time in which it is loud (within 30 dB of the loudest) of `tag_speech`, `tag_music`,
     `tag_singing`, `tag_noise`, `tag_silence` (of several classes, the strongest) and `tag_event`, the strongest class
-    that is none of those and is not vague; `tag_event_max`, the same at its best moment. And the events, with times
-    from the sound's start.
+    that is none of those and is not vague; `tag_event_max` and `tag_speech_max`, those two at their best moment. And the
+    events, with times from the sound's start.
     """
     patches, begins_s = tags.patches(mono, TAG_HOP_S)
     scores = tagger.scores(patches)
@@ -196,6 +197,7 @@ def tag_scores(mono: np.ndarray, tagger: tags.Tagger) -> tuple[dict[str, float],
         "tag_silence": float(mean[index["Silence"]]),
         "tag_event": strongest("event"),
         "tag_event_max": strongest("event", best),
+        "tag_speech_max": strongest("speech", best),
     }
     return found, tags.events(tagger.names, scores, begins_s, len(mono) / tags.RATE, TAG_LEAST)
 

@@ -45,6 +45,7 @@ SCORES = {
     "wander": Axis("unsteadiness, 1 = Gaussian noise", thresholds=("wander_min",), high=6.0),
     "bandwidth_hz": Axis("bandwidth", "Hz", ("bandwidth_min_hz",), high=16_000.0),
     "clipped_ratio": Axis("share of samples at full scale", thresholds=("clipped_max",), high=0.24),
+    "tag_speech_max": Axis("speech at its best moment", thresholds=("speech_trace_min",)),
     "voice_ratio": Axis("share of time with a voice", thresholds=("voice_min",)),
     "tag_event": Axis("strongest sound event", thresholds=("event_min",)),
     "tag_music": Axis("music", thresholds=("music_min",)),

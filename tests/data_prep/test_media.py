@@ -10,8 +10,9 @@ import pytest
 from av.error import FFmpegError
 
 from data_prep.container import choose_streams, last_timestamp, open_for_sound, open_media
-from data_prep.media import INF, decode_audio, decode_video, frame_times, read_sound, resample
+from data_prep.media import INF, decode_audio, decode_video, distinct, frame_times, read_sound, resample
 from data_prep.scenes import read_track
+from data_prep.sound import level_scores
 from data_prep.timeline import runs
 from tests.data_prep.marked_media import lag_s, noise_sound, number_of, numbered_frame, write
 
@@ -135,6 +136,23 @@ def test_sound_that_changes_its_form_on_the_way(rate, layout):
         second = found.between(start_s, start_s + 1.0)
         assert np.abs(np.fft.rfft(second[1])).argmax() == hertz
         assert second.std(axis=1) == pytest.approx(0.3 / np.sqrt(2), rel=0.03)
+
+
+def test_equal_channels_are_kept_once_and_handed_out_as_two(tmp_path):
+    frames = [numbered_frame(k) for k in range(25)]
+    alike, unlike = noise_sound(1.0, 48000), np.stack([noise_sound(1.0, 48000, seed)[0] for seed in (1, 2)])
+    for sound, rows in ((alike, 1), (unlike, 2)):
+        path = write(tmp_path / f"{rows}.mkv", frames, sound, codecs=("libx264", "pcm_s16le"))
+        track = read_sound(path, 0.0, INF, 32000, 2)
+        assert track is not None
+        assert len(track.samples) == rows
+        measured, given = track.between(0.0, 1.5), decode_audio(path, 0.0, 1.5, 32000, 2)
+        assert len(distinct(measured)) == rows
+        np.testing.assert_array_equal(measured, given)
+        assert level_scores(measured, -55.0) == level_scores(given, -55.0)
+        before = given[1].copy()
+        given[0] = 0.0
+        np.testing.assert_array_equal(given[1], before)
 
 
 def test_resampling_keeps_time_zero():

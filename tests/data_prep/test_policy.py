@@ -58,6 +58,16 @@ def test_rules(scores, verdict, reason, sound_class):
     assert (found.verdict, found.reason, found.sound_class) == (verdict, reason, sound_class)
 
 
+def test_only_where_the_tagger_hears_a_trace_of_speech_is_a_steady_sound_asked_for_voices():
+    hiss = {name: value for name, value in STEADY.items() if name != "voice_ratio"} | {"tag_event": 0.0}
+    assert judge(hiss | {"tag_speech_max": 0.02}, PolicySettings()).reason == "steady_noise"
+    assert judge(hiss | {"tag_speech_max": 0.2}, PolicySettings()).verdict == "kept"  # not yet
+    assert judge(hiss | {"tag_speech_max": 0.2, "voice_ratio": 0.0}, PolicySettings()).reason == "steady_noise"
+    assert judge(hiss | {"tag_speech_max": 0.2, "voice_ratio": 0.3}, PolicySettings()).verdict == "kept"
+    # A set that was judged before the trace was stored has its voices.
+    assert judge(hiss | {"voice_ratio": 0.0}, PolicySettings()).reason == "steady_noise"
+
+
 def test_noise_that_is_even_in_all_respects_is_dropped_without_a_network():
     names = ("has_audio", "active_s", "silence_ratio", "stationarity", "salient_ratio", "prominent_s", "tone_ratio")
     measured = {name: STEADY[name] for name in (*names, "bandwidth_hz")} | {"salient_ratio": 0.0, "wander": 1.0}
