@@ -25,7 +25,7 @@ class PolicySettings(Settings):
     salient_min: float = Field(default=0.15, ge=0, le=1, description="share of the time that something rises from it")
     prominent_min_s: float = Field(default=0.4, ge=0, description="or seconds in which something rises from it by far")
     speech_trace_min: float = Field(
-        default=0.07, ge=0, le=1, description="speech score at its best moment that makes a steady clip be asked for voices"
+        default=0.07, ge=0, le=1, description="a steady clip whose best speech score is lower is not asked for voices"
     )
     voice_min: float = Field(default=0.1, ge=0, le=1, description="share of speech that saves a steady clip")
     tone_min: float = Field(default=0.5, ge=0, le=1, description="share of the energy in unceasing lines: hum, tone")

@@ -176,8 +176,8 @@ def tag_scores(mono: np.ndarray, tagger: tags.Tagger) -> tuple[dict[str, float],
 
     Gives the mean over the time in which it is loud (within 30 dB of the loudest) of `tag_speech`, `tag_music`,
     `tag_singing`, `tag_noise`, `tag_silence` (of several classes, the strongest) and `tag_event`, the strongest class
-    that is none of those and is not vague; `tag_event_max` and `tag_speech_max`, those two at their best moment. And the
-    events, with times from the sound's start.
+    that is none of those and is not vague; `tag_event_max` and `tag_speech_max`, those two at their best moment. And
+    the events, with times from the sound's start.
     """
     patches, begins_s = tags.patches(mono, TAG_HOP_S)
     scores = tagger.scores(patches)
