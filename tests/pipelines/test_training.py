@@ -252,8 +252,13 @@ def plain_losses(chosen: TrainSettings, steps: int) -> list[float]:
 @pytest.mark.slow
 def test_fifty_steps_of_zero_3_are_those_of_plain_pytorch(ray_session, data, conditioner, tmp_path):
     """Two ranks with ZeRO-3 beside one process without DeepSpeed; and with the other stages, with accumulation, with
-    recomputation and with accumulation in smaller micro-batches: fp32, the same samples in each step."""
+    recomputation and with accumulation in smaller micro-batches: fp32, the same samples in each step.
+
+    At this rate a start that is one rounding off is one rounding off after fifty steps too (1e-7); at the 2e-3 of the
+    other tests it grows to 3e-5, and the engine's several roundings to 2e-4.
+    """
     steps = 50
+    optimizer = {"lr": 5e-4, "warmup_steps": 2, "schedule": "constant", "ema_decay": 0.9}
     tokens = settings(data, conditioner).batch.tokens
     runs: dict[str, dict] = {
         "zero 3": {},
@@ -263,11 +268,11 @@ def test_fifty_steps_of_zero_3_are_those_of_plain_pytorch(ray_session, data, con
         "accumulated": {"batch": {"tokens": tokens // 2, "micro_batches": 4}},
         "recomputed": {"workers": {"recompute": 1}},
     }
-    plain = plain_losses(settings(data, conditioner, steps=steps), steps)
+    plain = plain_losses(settings(data, conditioner, steps=steps, optimizer=optimizer), steps)
     assert plain[-1] < 0.8 * plain[0]
     worst = {}
     for name, changes in runs.items():
-        train("dit", settings(data, conditioner, steps=steps, **changes), tmp_path / name)
+        train("dit", settings(data, conditioner, steps=steps, optimizer=optimizer, **changes), tmp_path / name)
         ours = [record["loss"] for record in read_metrics(tmp_path / name / METRICS)]
         assert len(ours) == steps
         worst[name] = max(abs(a / b - 1) for a, b in zip(ours, plain, strict=True))
