@@ -277,4 +277,4 @@ def test_fifty_steps_of_zero_3_are_those_of_plain_pytorch(ray_session, data, con
         assert len(ours) == steps
         worst[name] = max(abs(a / b - 1) for a, b in zip(ours, plain, strict=True))
     print(f"greatest relative difference of a loss from plain PyTorch's: {worst}")
-    assert max(worst.values()) <= 1e-4
+    assert max(worst.values()) <= 1e-5  # latents in bfloat16 are 3e-5 at the first step
