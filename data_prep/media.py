@@ -164,9 +164,8 @@ class _Track:
         form = frame.format.name, frame.layout.name, frame.sample_rate
         if form != self.form:
             self._begin(*form, frame.layout.nb_channels)
-        stamp = frame.pts
-        if stamp is not None and self.base is not None:
-            time_s = seconds_of(stamp, self.base)
+        if frame.pts is not None and self.base is not None:
+            time_s = seconds_of(frame.pts, self.base)
         else:
             time_s = self.times[-1] + (self.ends[-1] - self.ends[-2]) / self.rate if self.times else 0.0
         frame.pts = None  # the queue is not to keep time; this does
@@ -244,7 +243,7 @@ class _Track:
         # A broken decoder's NaN or 1e30 would poison every measure after it.
         if not -FULLEST <= native.min(initial=0.0) <= native.max(initial=0.0) <= FULLEST:
             native = np.clip(np.nan_to_num(native, nan=0.0, posinf=0.0, neginf=0.0), -FULLEST, FULLEST)
-        if np.array_equal(native[0], native[-1]):
+        if len(native) > 1 and np.array_equal(native[0], native[1]):
             native = native[:1]
         samples = resample(native, self.rate, sample_rate)
         first, last = max(begin, start_s), max(begin, start_s, min(end, end_s))

@@ -145,7 +145,7 @@ def _steady_noise(scores, policy: PolicySettings) -> Judgement | None:
     if not _has(scores, *names, "tag_event", "tag_noise", "tag_music", "tag_speech") or not _steady(scores, policy):
         return None
     # The tagger costs less than the voice detector, and where it hears no trace of speech in what is steady, neither
-    # does that one.
+    # does that one. Where it hears one, the rule waits for the voices.
     traced = scores.get("tag_speech_max", 1.0) >= policy.speech_trace_min
     if traced and scores.get("voice_ratio", 1.0) >= policy.voice_min:
         return None
