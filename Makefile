@@ -7,7 +7,11 @@ STAMP  := $(VENV)/.installed
 # A run leaves its files here; `make demo` again resumes them.
 RUNS   ?= runs/demo
 
-.PHONY: help install demo ui test test-all check format lock clean
+# Python of the machine with the GPU, for the wheels that it may lack.
+GPU_PYTHON ?= 3.12
+GPU_WHEELS := $(addprefix --platform manylinux,_2_28_x86_64 _2_27_x86_64 _2_17_x86_64 2014_x86_64 1_x86_64)
+
+.PHONY: help install demo ui test test-all check format lock gpu-bundle clean
 
 help:       ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | column -t -s "$$(printf '\t')"
@@ -35,6 +39,11 @@ format: $(STAMP)    ## let ruff lay the code out
 lock: $(STAMP)      ## resolve pyproject.toml anew into requirements.lock (versions and hashes, no addresses)
 	@$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --generate-hashes \
 	  --no-header --no-annotate --no-emit-index-url --upgrade -o requirements.lock
+
+gpu-bundle: $(STAMP) ## fetch what a machine with bare torch lacks to run benchmarks.gpu (wheels, 30 MiB)
+	@rm -rf gpu-bundle; $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
+	  --only-binary=:all: --python-version $(GPU_PYTHON) --implementation cp $(GPU_WHEELS) \
+	  -d gpu-bundle -r benchmarks/gpu/requirements.txt && du -sh gpu-bundle
 
 clean:              ## remove the environment and every run
 	rm -rf $(VENV) runs

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.train_step import make_inputs
 from model.activations import transformer_activations
-from model.modality import Modality, audio_positions, video_positions
 from model.presets import PRESETS, preset
 from model.transformer import DualStreamTransformer, TransformerConfig
 
@@ -30,18 +30,8 @@ def saved_bytes(
 ) -> int:
     """Bytes alive after a forward beyond weights and inputs."""
     model = DualStreamTransformer(config).to(device, dtype)
-    f, h, w = grid
-    sigma = torch.rand(batch, device=device)
-
-    def modality(positions: torch.Tensor, channels: int, width: int) -> Modality:
-        latent = torch.randn(batch, positions.shape[2], channels, device=device, dtype=dtype)
-        context = torch.randn(batch, text_tokens, config.caption_channels or width, device=device, dtype=dtype)
-        return Modality(latent, sigma[:, None], sigma, positions, context)
-
-    place = video_positions(f, h, w, 24.0, batch=batch, device=device)
-    video = modality(place, config.in_channels, config.cross_attention_dim)
-    place = audio_positions(audio_tokens, batch=batch, device=device)
-    audio = modality(place, config.audio_in_channels, config.audio_cross_attention_dim)
+    inputs = make_inputs(config, grid, audio_tokens, text_tokens, batch=batch, device=device, dtype=dtype)
+    video, audio = inputs.video, inputs.audio
     model(video, audio)  # the rotary tables, which later steps find made
     if device == "cuda":
         before = torch.cuda.memory_allocated()

@@ -23,14 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.gpu.timing import peak_tflops, wait
 from model.flops import transformer_flops
 from model.key_maps import diffusers_names
 from model.modality import Modality, audio_positions, video_positions
 from model.presets import PRESETS, preset
 from model.transformer import DualStreamTransformer, TransformerConfig
-
-# Dense peak of the tensor cores, TFLOP/s, for MFU.
-PEAK_TFLOPS = {"H100": 989.4, "H200": 989.4, "A100": 312.0}
 
 
 @dataclass(frozen=True)
@@ -42,10 +40,23 @@ class Inputs:
 
 
 def make_inputs(
-    config: TransformerConfig, args: argparse.Namespace, device: torch.device, dtype: torch.dtype
+    config: TransformerConfig,
+    grid: tuple[int, int, int],
+    audio_tokens: int,
+    text_tokens: int,
+    *,
+    batch: int = 1,
+    per_token: bool = False,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Inputs:
-    f, h, w = args.grid
-    batch, tokens = args.batch, f * h * w
+    """Random tokens of both streams, the same on every device.
+
+    Args:
+        grid: latent frames, height and width of the video; tokens are per sample.
+        per_token: the first frame is given (timestep 0), as in image-to-video training; else a sample has one timestep.
+    """
+    f, h, w = grid
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
@@ -53,32 +64,33 @@ def make_inputs(
 
     sigma = torch.rand(batch, generator=generator).to(device)
 
-    def timesteps(count: int) -> Tensor:
-        if args.timesteps == "sample":
-            return sigma[:, None].expand(batch, count)
-        given = torch.zeros(count, device=device)
-        given[f * h * w // f if count == tokens else 0 :] = 1  # the first frame is given, as in image-to-video training
-        return sigma[:, None] * given
+    def modality(positions: Tensor, channels: int, text_width: int, given: int) -> Modality:
+        tokens = positions.shape[2]
+        timesteps = sigma[:, None].expand(batch, tokens)
+        if per_token:
+            timesteps = timesteps * (torch.arange(tokens, device=device) >= given)
+        context = noise(batch, text_tokens, config.caption_channels or text_width)
+        return Modality(noise(batch, tokens, channels), timesteps, sigma, positions, context)
 
-    video_width = config.caption_channels or config.cross_attention_dim
-    audio_width = config.caption_channels or config.audio_cross_attention_dim
+    place = video_positions(f, h, w, 24.0, batch=batch, device=device)
+    audio_place = audio_positions(audio_tokens, batch=batch, device=device)
     return Inputs(
-        video=Modality(
-            latent=noise(batch, tokens, config.in_channels),
-            timesteps=timesteps(tokens),
-            sigma=sigma,
-            positions=video_positions(f, h, w, 24.0, batch=batch, device=device),
-            context=noise(batch, args.text_tokens, video_width),
-        ),
-        audio=Modality(
-            latent=noise(batch, args.audio_tokens, config.audio_in_channels),
-            timesteps=timesteps(args.audio_tokens),
-            sigma=sigma,
-            positions=audio_positions(args.audio_tokens, batch=batch, device=device),
-            context=noise(batch, args.text_tokens, audio_width),
-        ),
-        grid=(f, h, w),
+        video=modality(place, config.in_channels, config.cross_attention_dim, h * w),
+        audio=modality(audio_place, config.audio_in_channels, config.audio_cross_attention_dim, 0),
+        grid=grid,
         fps=24.0,
+    )
+
+
+def of_release(config: TransformerConfig, release: str) -> TransformerConfig:
+    """The configuration as the release "2.0" or "2.3" has it, and A↔V timesteps as diffusers has them."""
+    newer = release == "2.3"
+    return replace(
+        config,
+        av_timestep="own",
+        apply_gated_attention=newer,
+        cross_attention_adaln=newer,
+        caption_channels=None if newer else config.caption_channels or 3840,
     )
 
 
@@ -156,11 +168,11 @@ def diffusers_step(model: nn.Module, inputs: Inputs) -> Callable[[], Tensor]:
 def run(step: Callable[[], Tensor], model: nn.Module, device: torch.device) -> tuple[float, float]:
     """One step: (seconds, loss)."""
     model.zero_grad(set_to_none=True)
-    _wait(device)
+    wait(device)
     start = time.perf_counter()
     loss = step()
     loss.backward()
-    _wait(device)
+    wait(device)
     return time.perf_counter() - start, loss.item()
 
 
@@ -179,11 +191,6 @@ def peak_memory(step: Callable[[], Tensor], model: nn.Module, device: torch.devi
     recorded: Any = profile.profiler
     events = [(e.start_ns(), e.nbytes()) for e in recorded.kineto_results.events() if e.name() == "[memory]"]
     return max(itertools.accumulate(size for _, size in sorted(events, key=lambda event: event[0])))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def main() -> None:
@@ -215,17 +222,8 @@ def main() -> None:
     args.grid = args.grid or ([16, 16, 24] if gpu else [4, 16, 16])
     args.audio_tokens = args.audio_tokens or (126 if gpu else 64)
     args.text_tokens = args.text_tokens or (1024 if gpu else 256)
-    config = replace(preset(args.preset).transformer, av_timestep="own")
+    config = of_release(preset(args.preset).transformer, args.release)
     config = replace(config, num_layers=args.blocks or config.num_layers)
-    if args.release == "2.3":
-        config = replace(config, apply_gated_attention=True, cross_attention_adaln=True, caption_channels=None)
-    else:
-        config = replace(
-            config,
-            apply_gated_attention=False,
-            cross_attention_adaln=False,
-            caption_channels=config.caption_channels or 3840,
-        )
 
     torch.manual_seed(0)
     with device:
@@ -233,7 +231,10 @@ def main() -> None:
     for parameter in ours.parameters():  # zeros would let gradients vanish
         nn.init.normal_(parameter, std=0.02)
     theirs = diffusers_twin(ours)
-    inputs = make_inputs(config, args, device, dtype)
+    per_token = args.timesteps == "token"
+    f, h, w = args.grid
+    sizes = ((f, h, w), args.audio_tokens, args.text_tokens)
+    inputs = make_inputs(config, *sizes, batch=args.batch, per_token=per_token, device=device, dtype=dtype)
     if args.checkpoint:
         ours.set_activation_checkpointing(1)
         theirs.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
@@ -265,10 +266,10 @@ def main() -> None:
     flops = (
         3
         * transformer_flops(
-            config, tokens, args.audio_tokens, args.text_tokens, batch=args.batch, per_token=args.timesteps == "token"
+            config, tokens, args.audio_tokens, args.text_tokens, batch=args.batch, per_token=per_token
         ).total
     )
-    peak = next((peak for name, peak in PEAK_TFLOPS.items() if gpu and name in place), None)
+    peak = peak_tflops(device)
     rows = {}
     for name, (model, step) in pair.items():
         seconds = statistics.median(times[name])

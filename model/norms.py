@@ -3,7 +3,9 @@
 A transformer block spends its memory traffic here. Written as plain operations, autograd keeps every intermediate
 (squares, normalised values, the sum of table row and timestep row, both halves of the rotation); written as one
 function, it keeps the input and one number per token, and the rest is formed again in backward. The numerics are
-those of the plain form: statistics and rotation in float32, the result in the input's type. On a CPU a (B, T, D) result
+those of the plain form: statistics and rotation in float32, the result in the input's type. Under `torch.compile` the
+plain form runs: the compiler fuses it and chooses itself what to keep, and some releases of it lose the gradients of a
+custom function whose last operation is in place (torch 2.11: zeros, without a word). On a CPU a (B, T, D) result
 in new memory costs several times one in place, so what is fresh is overwritten, and what is done with is dropped first.
 
 Shapes: B batch, T tokens, D width, H heads, d = head_dim, K distinct timesteps of a batch. A modulation is a table row
@@ -31,23 +33,47 @@ class AdaRow(NamedTuple):
 
 def rms_norm(x_btd: Tensor, eps: float) -> Tensor:
     """RMS norm over the last dimension, without weight."""
+    if torch.compiler.is_compiling():
+        return _plain_norm(x_btd, eps).to(x_btd.dtype)
     return cast(Tensor, _RMSNorm.apply(x_btd, None, None, None, 1, eps)).flatten(-2)
 
 
 def rotated_rms_norm(x_btd: Tensor, weight: Tensor, rope: RopeTable | None, heads: int, eps: float) -> Tensor:
     """rms_norm(x)·weight over the whole width, cut into heads and turned where a table is given: → (B, T, H, d)."""
     cos, sin = rope or (None, None)
+    if torch.compiler.is_compiling():
+        normed = (_plain_norm(x_btd, eps) * weight).unflatten(-1, (heads, -1))
+        if cos is not None and sin is not None:
+            a, b = normed.chunk(2, -1)
+            normed = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+        return normed.to(x_btd.dtype)
     return cast(Tensor, _RMSNorm.apply(x_btd, weight, cos, sin, heads, eps))
 
 
 def modulated_rms_norm(x_btd: Tensor, scale: AdaRow, shift: AdaRow, eps: float) -> Tensor:
     """rms_norm(x)·(1 + scale) + shift."""
+    if torch.compiler.is_compiling():
+        return (_plain_norm(x_btd, eps) * (1 + _each_tokens(scale)) + _each_tokens(shift)).to(x_btd.dtype)
     return cast(Tensor, _ModulatedRMSNorm.apply(x_btd, scale.table, scale.row, shift.table, shift.row, scale.own, eps))
 
 
 def gated_residual(x_btd: Tensor, y_btd: Tensor, gate: AdaRow) -> Tensor:
     """x + y·gate."""
+    if torch.compiler.is_compiling():
+        return (x_btd.float() + y_btd.float() * _each_tokens(gate)).to(x_btd.dtype)
     return cast(Tensor, _GatedResidual.apply(x_btd, y_btd, *gate))
+
+
+def _plain_norm(x: Tensor, eps: float) -> Tensor:
+    """x (B, T, D) / its root mean square, float32, differentiated by autograd."""
+    x32 = x.float()
+    return x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
+
+
+def _each_tokens(row: AdaRow) -> Tensor:
+    """Table row plus timestep row of each token, float32: (B, T or 1, D)."""
+    rows = row.table.float() + row.row.float()
+    return rows if row.own is None else row.own.float() @ rows
 
 
 def _rms_reciprocal(x: Tensor, eps: float) -> Tensor:

@@ -1,5 +1,8 @@
 """Rotary tables equal diffusers', and are found again without looking at values."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 
@@ -70,8 +73,9 @@ def test_cache_finds_the_same_memory_and_nothing_else() -> None:
     torch.testing.assert_close(after[0][0], first[0][0])
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("timesteps", ["sample", "token", "few"])
-def test_fused_norms_equal_their_plain_form(timesteps: str) -> None:
+def test_fused_norms_equal_their_plain_form(timesteps: str, compiled: bool) -> None:
     torch.manual_seed(0)
     x, y = (torch.randn(2, 5, 12, requires_grad=True) for _ in range(2))
     own = torch.eye(3)[torch.tensor([[0, 0, 1, 2, 0], [2, 2, 2, 1, 1]])] if timesteps == "few" else None
@@ -83,7 +87,11 @@ def test_fused_norms_equal_their_plain_form(timesteps: str) -> None:
     leaves = [x, y, *(t for row in rows for t in row[:2])]
     normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
     plain = x + torch.tanh(normed * (1 + scale) + shift) * y * gate
-    fused = gated_residual(x, torch.tanh(modulated_rms_norm(x, rows[0], rows[1], 1e-6)) * y, rows[2])
+
+    def norms(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return gated_residual(x, torch.tanh(modulated_rms_norm(x, rows[0], rows[1], 1e-6)) * y, rows[2])
+
+    fused = _as_called(norms, compiled)(x, y)
     torch.testing.assert_close(fused, plain)
     weight = torch.randn_like(plain)
     expected = torch.autograd.grad((plain * weight).sum(), leaves)
@@ -91,8 +99,14 @@ def test_fused_norms_equal_their_plain_form(timesteps: str) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+def _as_called(norm: Callable[..., torch.Tensor], compiled: bool) -> Callable[..., torch.Tensor]:
+    """The function as it is, or as `torch.compile` traces it."""
+    return torch.compile(norm, backend="aot_eager", fullgraph=True) if compiled else norm
+
+
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("turned", [True, False])
-def test_fused_rotated_norm_equals_its_plain_form(turned: bool) -> None:
+def test_fused_rotated_norm_equals_its_plain_form(turned: bool, compiled: bool) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(2, 8, 24, requires_grad=True), torch.randn(24, requires_grad=True)
     rope = rope_table(video_positions(2, 2, 2, 24.0), 24, 3, (20, 2048, 2048)) if turned else None
@@ -100,7 +114,7 @@ def test_fused_rotated_norm_equals_its_plain_form(turned: bool) -> None:
     if rope is not None:
         a, b = plain.chunk(2, dim=-1)
         plain = torch.cat([a * rope[0] - b * rope[1], b * rope[0] + a * rope[1]], dim=-1)
-    fused = rotated_rms_norm(x, weight, rope, 3, 1e-6)
+    fused = _as_called(partial(rotated_rms_norm, rope=rope, heads=3, eps=1e-6), compiled)(x, weight)
     torch.testing.assert_close(fused, plain)
     direction = torch.randn_like(plain)
     expected = torch.autograd.grad((plain * direction).sum(), (x, weight))
