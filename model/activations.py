@@ -63,7 +63,9 @@ def transformer_activations(
     }
     with FakeTensorMode() as mode, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the rotary tables' cache looks at addresses, which fake tensors warn about
-        model = DualStreamTransformer(replace(config, num_layers=2)).to(dtype)
+        model = DualStreamTransformer(replace(config, num_layers=2))
+        for parameter in model.parameters():  # `model.to` cannot swap fake tensors in torch 2.11
+            parameter.data = parameter.data.to(dtype)
         sigma = torch.rand(batch)
 
         def modality(name: str, channels: int, text_width: int) -> Modality:

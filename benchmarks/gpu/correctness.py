@@ -44,7 +44,7 @@ BACKENDS = {
 }
 
 
-@measurement("correctness", "Correct on CUDA", seconds=110)
+@measurement("correctness", "Correct on CUDA", seconds=130)
 def correctness(session: Session) -> None:
     """Every part against the CPU, then 30 steps of training that are continued on a CPU."""
     releases = ("2.3", "2.0")

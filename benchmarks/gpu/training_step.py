@@ -30,7 +30,7 @@ TEXT_TOKENS = 1024
 BLOCKS = 8
 
 
-@measurement("training-step", "Training step: 8 blocks of full width, bf16, batch 1", seconds=210)
+@measurement("training-step", "Training step: 8 blocks of full width, bf16, batch 1", seconds=240)
 def training_step(session: Session) -> None:
     """Ours and diffusers', eager and compiled, at 6,144 + 126 + 1,024 tokens; then other sizes, ours alone."""
     for release in ("2.3",) if session.dry else ("2.3", "2.0"):
@@ -184,13 +184,13 @@ class _Release:
 
     def _beside_plan(self, name: str, ours: DualStreamTransformer, step: Callable[[], Tensor], every: int) -> None:
         """Peak of a step whose gradients have their places already, beside `model.activations`, which `plan` asks."""
+        grid, audio = self.middle
+        planned = transformer_activations(self.config, grid, audio, self.text).peak(self.config.num_layers, every)
         if not self.session.gpu:
-            return
+            return  # a CPU's allocator keeps no peak
         step().backward()
         measured = peak_bytes(lambda: step().backward(), self.session.device)
         ours.zero_grad(set_to_none=True)
-        (grid, audio) = self.middle
-        planned = transformer_activations(self.config, grid, audio, self.text).peak(self.config.num_layers, every)
         recomputed = f"{every}" if every else "none"
         self.session.figure(
             f"{self.release}, {name}, recompute {recomputed}: |planned / measured − 1| of the activations",
