@@ -20,10 +20,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from captioning.compose import MEDIUM, Facts, compose, told
-from captioning.describe import COLOURS
-from captioning.grounding import ground_text
-from captioning.vocabulary import FORBIDDEN, LANGUAGES, names, phrase, spans
+from captioning.grounding.checker import ground_text
+from captioning.look.picture_statistics import COLOURS
+from captioning.write.compose import MEDIUM, Facts, compose, told
+from captioning.write.vocabulary import FORBIDDEN, LANGUAGES, names, phrase, spans
 from data_prep.clip import Tag
 from data_prep.synthetic.sentences import sentence
 

@@ -18,9 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from data_prep import storage
-from data_prep.buckets import Bucket
-from data_prep.mp4 import write_mp4
+from data_prep.dataset import storage
+from data_prep.loading.buckets import Bucket
+from data_prep.media.write_mp4 import write_mp4
 from data_prep.packaged_weights import resolve
 from data_prep.settings import Settings
 from model import LTX2, weights
@@ -30,8 +30,8 @@ from model.modality import audio_positions, unpatchify_audio, unpatchify_video, 
 from model.sampler import SampleStream, TextContext, sample
 from model.text_encoder import GemmaTextEncoder
 from pipelines.model_folder import model_folder
-from pipelines.previews import contact_sheet, spectrogram
-from pipelines.tracking import TrackingSettings, start_run
+from pipelines.report.previews import contact_sheet, spectrogram
+from pipelines.tracking.run import TrackingSettings, start_run
 
 PARTS = ("transformer", "text_conditioner", "video_vae", "audio_vae", "vocoder")
 

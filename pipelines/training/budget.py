@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 import model
-from data_prep.buckets import Bucket
+from data_prep.loading.buckets import Bucket
 from model.activations import transformer_activations
 from model.flops import training_flops
 from model.presets import preset
 from pipelines.settings import DiTSettings, TrainSettings
-from pipelines.training.dit import DiTTask
+from pipelines.training.tasks.dit import DiTTask
 
 GIB = 2**30
 # Memory that a process finds free (GiB), dense bf16 peak (TFLOP/s).
