@@ -123,9 +123,9 @@ class Recogniser:
         self.transcriber = Transcriber(self.settings)
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
-        return [replace(segment, clips=[self._heard(clip) for clip in segment.clips]) for segment in segments]
+        return [replace(segment, clips=[self._transcribed(clip) for clip in segment.clips]) for segment in segments]
 
-    def _heard(self, clip: Clip) -> Clip:
+    def _transcribed(self, clip: Clip) -> Clip:
         return replace(clip, caption={"transcript": self.transcriber([voice_of(clip)])[0]}) if clip.kept else clip
 
 

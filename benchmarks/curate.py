@@ -40,7 +40,7 @@ NEMO_CLIPS_PER_S = 0.14  # per core: NeMo Curator's nightly floor for CPU transc
 # What is timed, by the names that are printed; the rest of a source's time is "other".
 STAGES: dict[str, tuple[Any, str]] = {
     "content key": (curator, "content_key"),
-    "packets of the picture": (scenes, "read_track"),
+    "packets of the picture": (scenes, "read_packet_index"),
     "sound, decoded": (curator, "read_sound"),
     "sound, to 16 kHz": (sound, "for_networks"),
     "levels": (curator._Work, "_levels"),

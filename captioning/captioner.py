@@ -16,8 +16,8 @@ from captioning.look import vision_engine
 from captioning.look.clip_scores import ClipScores
 from captioning.look.frames import Frame, choose_frames, shrink, to_jpeg
 from captioning.look.picture_statistics import describe
-from captioning.look.vision_engine import Engine, NoAnswer
-from captioning.request import Pending
+from captioning.look.vision_engine import NoAnswer, VisionEngine
+from captioning.request import CaptionRequest
 from captioning.settings import CaptionSettings
 from data_prep.clip import Clip, Segment
 from data_prep.media.decode import decode_audio, decode_video, iterate_video, span
@@ -47,20 +47,20 @@ class Measurer:
         self.tagger = load_tagger(settings.tagger)
         self.transcriber = Transcriber(settings.transcribe)
 
-    def measured(self, clips: Sequence[Clip]) -> list[Pending | Clip]:
+    def measured(self, clips: Sequence[Clip]) -> list[CaptionRequest | Clip]:
         """Each clip measured, or failed; each is decoded once."""
         found = [self._one(clip) for clip in clips]
-        ready = [item for item in found if isinstance(item, Pending)]
+        ready = [item for item in found if isinstance(item, CaptionRequest)]
         heard = iter(self._transcripts(ready))
-        return [_heard(item, next(heard)) if isinstance(item, Pending) else item for item in found]
+        return [_with_transcript(item, next(heard)) if isinstance(item, CaptionRequest) else item for item in found]
 
-    def _one(self, clip: Clip) -> Pending | Clip:
+    def _one(self, clip: Clip) -> CaptionRequest | Clip:
         try:
             return _measure(clip, self.settings, self.tagger)
         except Exception as error:  # whatever a file does to a decoder, it is this clip's verdict and no other's
             return clip.failed("caption", error)
 
-    def _transcripts(self, ready: list[Pending]) -> list[dict] | list[dict | Exception]:
+    def _transcripts(self, ready: list[CaptionRequest]) -> list[dict] | list[dict | Exception]:
         voices = [item.voice for item in ready if item.voice is not None]
         try:
             return self.transcriber(voices)
@@ -86,11 +86,11 @@ class Answers:
         scorer = ClipScores(settings.seen) if settings.seen.clip else None
         self._score = scorer.scores if scorer and not scorer.untrained else None
 
-    def take(self, item: Pending, answer: str | NoAnswer, *, untrained: bool = False) -> Pending | Clip:
+    def take(self, item: CaptionRequest, answer: str | NoAnswer, *, untrained: bool = False) -> CaptionRequest | Clip:
         """The clip's next question, or the clip done."""
         try:
             following = item.answered(answer, self.settings, self._score, untrained=untrained)
-            if isinstance(following, Pending) and not following.question:
+            if isinstance(following, CaptionRequest) and not following.question:
                 return following.captioned(self.settings)
             return following
         except Exception as error:  # whatever an answer does to a reader, it is this clip's verdict and no other's
@@ -108,7 +108,7 @@ class Captioner:
         self.settings = settings
         self.measurer = Measurer(settings)
         self.answers = Answers(settings)
-        self.engine: Engine | None = vision_engine.build(settings.seen) if settings.seen.engine else None
+        self.engine: VisionEngine | None = vision_engine.build(settings.seen) if settings.seen.engine else None
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
         """Segments with kept clips (`clip.media`) → the same with `clip.caption`; other clips pass through.
@@ -123,14 +123,14 @@ class Captioner:
         """
         return each_kept(segments, lambda clips: self._asked(self.measurer.measured(clips)))
 
-    def _asked(self, items: list[Pending | Clip]) -> list[Clip]:
-        while open_ := [at for at, item in enumerate(items) if isinstance(item, Pending) and item.question]:
+    def _asked(self, items: list[CaptionRequest | Clip]) -> list[Clip]:
+        while open_ := [at for at, item in enumerate(items) if isinstance(item, CaptionRequest) and item.question]:
             assert self.engine is not None
-            waiting = [item for item in (items[at] for at in open_) if isinstance(item, Pending)]
-            replies = self.engine.ask([item.request(self.settings) for item in waiting])
+            waiting = [item for item in (items[at] for at in open_) if isinstance(item, CaptionRequest)]
+            replies = self.engine.ask([item.next_prompt(self.settings) for item in waiting])
             for at, item, reply in zip(open_, waiting, replies, strict=True):
                 items[at] = self.answers.take(item, reply, untrained=self.engine.untrained)
-        return [item.captioned(self.settings) if isinstance(item, Pending) else item for item in items]
+        return [item.captioned(self.settings) if isinstance(item, CaptionRequest) else item for item in items]
 
 
 def each_kept(segments: list[Segment], call: Callable[[list[Clip]], list[Clip]]) -> list[Segment]:
@@ -142,18 +142,18 @@ def each_kept(segments: list[Segment], call: Callable[[list[Clip]], list[Clip]])
     ]
 
 
-def _heard(item: Pending, heard: dict | Exception) -> Pending | Clip:
+def _with_transcript(item: CaptionRequest, heard: dict | Exception) -> CaptionRequest | Clip:
     return item.clip.failed("caption", heard) if isinstance(heard, Exception) else replace(item, transcript=heard)
 
 
-def _measure(clip: Clip, settings: CaptionSettings, tagger: Tagger) -> Pending:
+def _measure(clip: Clip, settings: CaptionSettings, tagger: Tagger) -> CaptionRequest:
     if not clip.media:
         raise ValueError("a kept clip without its media")
     start_s, end_s = span(clip)
     audio = decode_audio(clip.media, start_s, end_s, SAMPLE_RATE, 2)
     voice = audio.mean(0)
     small, times_s, shown = _pictures(clip, settings)
-    return Pending(
+    return CaptionRequest(
         clip,
         describe(small, times_s - start_s),
         {},

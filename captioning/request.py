@@ -31,7 +31,7 @@ _KEPT = 2000  # characters stored of what untrained weights write
 
 
 @dataclass(frozen=True)
-class Pending:
+class CaptionRequest:
     """A clip, what was measured of it, and its next question ("" once there is none).
 
     Attributes:
@@ -56,18 +56,18 @@ class Pending:
     removed: tuple[Removed, ...] = ()
     voice: np.ndarray | None = None
 
-    def request(self, settings: CaptionSettings) -> prompt.Request:
+    def next_prompt(self, settings: CaptionSettings) -> prompt.Prompt:
         """The question as it is put to an engine."""
         if self.question == "look":
             times = [frame.time_s for frame in self.frames]
             return prompt.look(
                 [frame.jpeg for frame in self.frames], times, self.refused, self.voice if settings.seen.audio else None
             )
-        return prompt.tell(_told_facts(self.facts()), self.refused)
+        return prompt.tell(_plain_facts(self.facts()), self.refused)
 
     def answered(
         self, answer: str | NoAnswer, settings: CaptionSettings, score: Score | None, *, untrained: bool = False
-    ) -> "Pending | Clip":
+    ) -> "CaptionRequest | Clip":
         """What an answer leads to: the next question, no further question, or the clip with its verdict.
 
         Args:
@@ -81,7 +81,7 @@ class Pending:
                 raise Refused(f"no answer: {answer}")
             if self.question == "look":
                 return self._looked(read(answer, Seen, len(self.frames)), settings, score)
-            return self._told(read(answer, Told), settings)
+            return self._written(read(answer, Told), settings)
         except Refused as error:
             if self.refused:
                 return self.clip.failed("caption", f"{self.question}: {error}, after {self.refused}")
@@ -104,7 +104,7 @@ class Pending:
         kept, removed = ground(compose(facts, settings.max_sounds), facts)
         return self._finished(kept, removed)
 
-    def _looked(self, seen: Seen, settings: CaptionSettings, score: Score | None) -> "Pending":
+    def _looked(self, seen: Seen, settings: CaptionSettings, score: Score | None) -> "CaptionRequest":
         files = [frame.jpeg for frame in self.frames]
         said = " ".join(word["word"] for word in self.transcript["words"])
         scores = None if score is None else lambda phrases, shown: score(files, phrases, shown)
@@ -113,18 +113,18 @@ class Pending:
         removed = [Removed(phrase.text, (reason,)) for phrase, reason in out]
         measured = self.picture["camera"]
         if seen.camera not in ("unclear", measured):
-            told = f"The camera {'is ' if seen.camera == 'static' else ''}{seen.camera}."
-            removed.append(Removed(told, (f"camera: {seen.camera}",)))
+            sentence = f"The camera {'is ' if seen.camera == 'static' else ''}{seen.camera}."
+            removed.append(Removed(sentence, (f"camera: {seen.camera}",)))
         stored = {"model": settings.seen.model, "times": times, "phrases": [phrase.plain() for phrase in kept]}
         stored["removed"] = [phrase.plain() for phrase, _ in out]
         following: Question = "tell" if settings.seen.compose == "engine" else ""
         return replace(self, question=following, refused="", seen=stored, removed=(*self.removed, *removed))
 
-    def _told(self, told: Told, settings: CaptionSettings) -> "Pending | Clip":
+    def _written(self, written: Told, settings: CaptionSettings) -> "CaptionRequest | Clip":
         facts = self.facts()
         texts, removed = {}, []
         for variant in (SHORT, MEDIUM, LONG):
-            texts[variant], out = ground_text(getattr(told, variant), facts)
+            texts[variant], out = ground_text(getattr(written, variant), facts)
             removed += [one for one in out if one not in removed]
         if removed and not self.refused:
             reasons = "; ".join(reason for one in removed for reason in one.reasons)
@@ -168,7 +168,7 @@ class Pending:
         return replace(self.clip, caption={_KEY: state})
 
     @classmethod
-    def of_clip(cls, clip: Clip) -> "Pending | None":
+    def of_clip(cls, clip: Clip) -> "CaptionRequest | None":
         """The inverse of `to_clip`; None for a clip that does not wait."""
         if _KEY not in clip.caption:
             return None
@@ -179,7 +179,7 @@ class Pending:
         return cls(replace(clip, caption={}), **state, tags=tags, removed=removed, frames=frames)
 
 
-def _told_facts(facts: Facts) -> dict[str, Any]:
+def _plain_facts(facts: Facts) -> dict[str, Any]:
     """The facts as an engine is given them: as plain sentences, each of which the checker would let stand."""
     kept, _ = ground(compose(facts, max_sounds=8), facts)
     return {"seconds": facts.seconds, "facts": [sentence.text for sentence in kept if LONG in sentence.variants]}

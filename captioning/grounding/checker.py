@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from captioning.grounding.claims import CLAIMS, LANGUAGE_NAMES, PEOPLE, Holds, holds
 from captioning.hear.transcribe import normalise
-from captioning.write.compose import Facts, Sentence, stretches, told
+from captioning.write.compose import Facts, Sentence, nameable_sounds, stretches
 from captioning.write.vocabulary import FORBIDDEN, MUSIC, SPEECH, spans
 from captioning.write.wording import FRAME, NUMBERS, stem, usual, ways
 
@@ -46,7 +46,7 @@ class Removed:
 
 
 @dataclass
-class _Part:
+class _Clause:
     """Claims that share their times, and how they follow on the part before: "", "then", "after" or "while"."""
 
     link: str = ""
@@ -119,7 +119,7 @@ def check(sentence: str, facts: Facts, before: str = "") -> list[str]:
 
 def evidence_of(sentence: str, facts: Facts) -> list[list[float]]:
     """Where in the clip the claims of a sentence were measured: [[start, end]] in seconds, ordered."""
-    spans = {span for part in _Reading(sentence, facts).parts() for claim in part.claims for span in claim}
+    spans = {span for clause in _Reading(sentence, facts).clauses() for claim in clause.claims for span in claim}
     return [list(span) for span in sorted(spans)]
 
 
@@ -166,43 +166,43 @@ class _Reading:
             reasons.append("empty: nothing measured is named")
         return reasons
 
-    def parts(self) -> list[_Part]:
+    def clauses(self) -> list[_Clause]:
         """The claims by the times that they share, in the order in which they are told."""
-        parts = [_Part()]
+        clauses = [_Clause()]
         items = sorted(self.items, key=lambda item: item[0])
         leading = next((kind for _, kind, _ in items if kind != "link"), "") != "claim"  # times before their claims
         turned = ""  # "After the music, a dog barks": the second part follows on the first
         for at, kind, value in items:
-            part = parts[-1]
+            clause = clauses[-1]
             if kind == "link":
                 assert isinstance(value, str)
-                if part.claims or part.timed:
-                    parts.append(_Part({"before": "then"}.get(value, value)))
-                elif value in ("after", "before") and len(parts) == 1:
+                if clause.claims or clause.timed:
+                    clauses.append(_Clause({"before": "then"}.get(value, value)))
+                elif value in ("after", "before") and len(clauses) == 1:
                     turned = {"after": "then", "before": "after"}[value]
                 else:
-                    part.link = {"before": "then"}.get(value, value)
+                    clause.link = {"before": "then"}.get(value, value)
             elif kind == "claim":
                 assert isinstance(value, list)
-                if turned and part.claims and "," in self.rest[:at]:
-                    parts.append(_Part(turned))
+                if turned and clause.claims and "," in self.rest[:at]:
+                    clauses.append(_Clause(turned))
                     turned = ""
-                elif part.claims and part.timed and not leading:
-                    parts.append(_Part())
-                parts[-1].claims.append(value)
+                elif clause.claims and clause.timed and not leading:
+                    clauses.append(_Clause())
+                clauses[-1].claims.append(value)
             else:
-                if leading and part.claims and part.timed:
-                    parts.append(_Part())
+                if leading and clause.claims and clause.timed:
+                    clauses.append(_Clause())
                 if kind == "throughout":
-                    parts[-1].throughout = True
+                    clauses[-1].throughout = True
                 else:
                     assert isinstance(value, tuple)
-                    parts[-1].times.append((value[0], value[1] if kind == "time" else _MOMENTARY))
-        for index in range(len(parts) - 1, 0, -1):
-            if not parts[index].claims and not parts[index].link:  # "… and from 5.0 to 6.0 seconds"
-                parts[index - 1].times += parts[index].times
-                del parts[index]
-        return parts
+                    clauses[-1].times.append((value[0], value[1] if kind == "time" else _MOMENTARY))
+        for index in range(len(clauses) - 1, 0, -1):
+            if not clauses[index].claims and not clauses[index].link:  # "… and from 5.0 to 6.0 seconds"
+                clauses[index - 1].times += clauses[index].times
+                del clauses[index]
+        return clauses
 
     def _take(self, pattern: re.Pattern) -> list[re.Match]:
         """All matches, which are taken out of the rest."""
@@ -273,7 +273,7 @@ class _Reading:
     def _sounds(self, quoted: bool) -> None:
         """Takes out what names a sound that was measured. A phrase names one sound: of "a dog meowing", where a dog
         barks and a cat meows, one word is left over."""
-        named = _heard(self.facts)
+        named = _audible_names(self.facts)
         ends = [match.start() for match in _BREAK.finditer(self.rest)]
         ends = sorted({0, *ends, *(at for at, kind, _ in self.items if kind != "link"), len(self.rest)})
         for start, end in pairwise(ends):
@@ -281,12 +281,12 @@ class _Reading:
             for match in _PIECE.finditer(self.rest, start, end):
                 if match.group(0) not in FRAME:
                     by_stem.setdefault(stem(match.group(0)), []).append(match.span())
-            told_here: set[str] = set()
+            named_here: set[str] = set()
             while True:
                 fitting = [
                     (len(way), name, way)
                     for name, (ways_of, _) in named.items()
-                    if not told_here - {name, "music"} or name == "music"
+                    if not named_here - {name, "music"} or name == "music"
                     for way in ways_of
                     if way <= by_stem.keys()
                 ]
@@ -294,7 +294,7 @@ class _Reading:
                     break
                 most = max(fitting, key=lambda fit: fit[0])[2]
                 names = sorted({name for _, name, way in fitting if way == most})
-                told_here.add(names[0])
+                named_here.add(names[0])
                 self.claims += 1
                 at = min(by_stem[one][0][0] for one in most)
                 if not (names == ["speech"] and quoted):
@@ -305,25 +305,25 @@ class _Reading:
 
     def _when(self, before: str) -> list[str]:
         reasons = []
-        parts = self.parts()
-        timed = [part for part in parts if part.timed]
-        if timed and not any(part.claims for part in parts):
+        clauses = self.clauses()
+        timed = [clause for clause in clauses if clause.timed]
+        if timed and not any(clause.claims for clause in clauses):
             return ["time: of nothing that was measured"]
-        for part in timed:
-            for measured in part.claims:
+        for clause in timed:
+            for measured in clause.claims:
                 there = measured + [self.around[span] for span in measured if span in self.around]
                 reasons += [
-                    f"time: from {s} to {e} seconds" for s, e in part.times if not _at(there, s, e, self.onsets)
+                    f"time: from {s} to {e} seconds" for s, e in clause.times if not _at(there, s, e, self.onsets)
                 ]
-                if part.throughout and sum(e - s for s, e in measured) < 0.85 * self.facts.seconds:
+                if clause.throughout and sum(e - s for s, e in measured) < 0.85 * self.facts.seconds:
                     reasons.append("time: throughout")
-            if not part.claims:
+            if not clause.claims:
                 reasons.append("time: of nothing that was measured")
-        if parts[0].link and before:
-            parts = [_Reading(before, self.facts).parts()[-1], *parts]
-        elif parts[0].link:
-            reasons.append(f"order: {parts[0].link} nothing")
-        for first, second in pairwise(parts):
+        if clauses[0].link and before:
+            clauses = [_Reading(before, self.facts).clauses()[-1], *clauses]
+        elif clauses[0].link:
+            reasons.append(f"order: {clauses[0].link} nothing")
+        for first, second in pairwise(clauses):
             if second.link and not _in_order(first, second):
                 reasons.append(f"order: {second.link}")
         return reasons
@@ -357,7 +357,7 @@ def _at(measured: Spans, start: float, end: float, onset: bool) -> bool:
     return any(abs(start - s) <= _TOLERANCE_S and abs(end - e) <= _TOLERANCE_S for s, e in measured)
 
 
-def _in_order(first: _Part, second: _Part) -> bool:
+def _in_order(first: _Clause, second: _Clause) -> bool:
     """Whether what the second part tells stands to the first as its link says; of what has no time, it does not."""
     one, other = first.when(), second.when()
     if not one or not other or not all(one) or not all(other):
@@ -424,9 +424,9 @@ def _named_as_seen(facts: Facts) -> list[_Seen]:
     return sorted(found.values(), key=lambda one: (-len(one.words), one.words))
 
 
-def _heard(facts: Facts) -> dict[str, tuple[frozenset[frozenset[str]], Spans]]:
+def _audible_names(facts: Facts) -> dict[str, tuple[frozenset[frozenset[str]], Spans]]:
     """What may be named as heard: the ways to name it, and its spans."""
-    heard = {name: (ways(name), spans(tags)) for name, tags in told(facts.tags).items()}
+    heard = {name: (ways(name), spans(tags)) for name, tags in nameable_sounds(facts.tags).items()}
     if music := [tag for tag in facts.tags if tag.label in MUSIC]:
         heard["music"] = (ways("music"), spans(music))
     words = [word for word in facts.transcript.get("words", []) if not word.get("doubted")]

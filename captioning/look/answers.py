@@ -92,10 +92,10 @@ def is_english(texts: Iterable[str]) -> bool:
     letters = [c for c in whole if c.isalpha()]
     if sum(c > "\u024f" for c in letters) > 0.1 * len(letters):
         return False
-    told = re.findall(r"[^\W\d_]+", whole)
-    english = sum(word in _ENGLISH for word in told)
-    foreign = sum(word in _FOREIGN for word in told if word not in _ENGLISH)
-    return foreign <= english and (english > 0 or len(told) < _FEW)
+    words = re.findall(r"[^\W\d_]+", whole)
+    english = sum(word in _ENGLISH for word in words)
+    foreign = sum(word in _FOREIGN for word in words if word not in _ENGLISH)
+    return foreign <= english and (english > 0 or len(words) < _FEW)
 
 
 def _check_frames(answer: Seen, pictures: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import tenacity
 
-from captioning.look.prompt import Request
+from captioning.look.prompt import Prompt
 from captioning.look.schema import wire_schema
 from captioning.look.vision_engine import EngineGone, NoAnswer, key
 from captioning.settings import SeenSettings
@@ -35,9 +35,9 @@ class Endpoint:
     def __init__(self, settings: SeenSettings) -> None:
         self.settings = settings
 
-    def ask(self, requests: Sequence[Request]) -> list[str | NoAnswer]:
-        """See `Engine`."""
-        answers = asyncio.run(self._all(requests))
+    def ask(self, prompts: Sequence[Prompt]) -> list[str | NoAnswer]:
+        """See `VisionEngine`."""
+        answers = asyncio.run(self._all(prompts))
         if any(isinstance(answer, _Unreached) for answer in answers):
             # A server that is gone must not cost every clip that is left its caption.
             try:
@@ -46,15 +46,15 @@ class Endpoint:
                 raise EngineGone(str(error)) from None
         return answers
 
-    async def _all(self, requests: Sequence[Request]) -> list[str | NoAnswer]:
+    async def _all(self, prompts: Sequence[Prompt]) -> list[str | NoAnswer]:
         gate, pace = asyncio.Semaphore(self.settings.concurrency), _Pace(self.settings.requests_per_minute)
         async with _client(self.settings) as client:
-            return list(await asyncio.gather(*(self._one(client, gate, pace, request) for request in requests)))
+            return list(await asyncio.gather(*(self._one(client, gate, pace, prompt) for prompt in prompts)))
 
     async def _one(
-        self, client: httpx.AsyncClient, gate: asyncio.Semaphore, pace: "_Pace", request: Request
+        self, client: httpx.AsyncClient, gate: asyncio.Semaphore, pace: "_Pace", prompt: Prompt
     ) -> str | NoAnswer:
-        body = _body(request, self.settings)
+        body = _body(prompt, self.settings)
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type((httpx.TransportError, _Busy)),
             stop=tenacity.stop_after_attempt(self.settings.attempts),
@@ -154,11 +154,11 @@ async def _post(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[int, h
         return reply.status_code, reply.headers, bytes(data)
 
 
-def _body(request: Request, settings: SeenSettings) -> dict[str, Any]:
-    schema = {"name": request.answer.__name__.lower(), "strict": True, "schema": wire_schema(request.answer)}
+def _body(prompt: Prompt, settings: SeenSettings) -> dict[str, Any]:
+    schema = {"name": prompt.answer.__name__.lower(), "strict": True, "schema": wire_schema(prompt.answer)}
     return {
         "model": settings.model,
-        "messages": messages(request),
+        "messages": messages(prompt),
         "max_tokens": settings.max_tokens,
         "temperature": 0,
         "seed": 0,
@@ -166,11 +166,11 @@ def _body(request: Request, settings: SeenSettings) -> dict[str, Any]:
     }
 
 
-def messages(request: Request) -> list[dict[str, Any]]:
+def messages(prompt: Prompt) -> list[dict[str, Any]]:
     """A request as chat messages, its pictures as data addresses before the text."""
-    pictures = [f"data:image/jpeg;base64,{base64.b64encode(file).decode()}" for file in request.pictures]
+    pictures = [f"data:image/jpeg;base64,{base64.b64encode(file).decode()}" for file in prompt.pictures]
     shown = [{"type": "image_url", "image_url": {"url": picture}} for picture in pictures]
-    return [{"role": "user", "content": [*shown, {"type": "text", "text": request.text}]}]
+    return [{"role": "user", "content": [*shown, {"type": "text", "text": prompt.text}]}]
 
 
 def _text(reply: bytes) -> str:

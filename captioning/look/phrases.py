@@ -107,9 +107,9 @@ def stand(
 def _why_not(phrase: Phrase, foreign: set[str], least: float) -> str:
     if phrase.kind == "text":  # a quote, whatever it says
         return ""
-    told = _WORD.findall(phrase.text.lower())
+    found_words = _WORD.findall(phrase.text.lower())
     for kind, bad in (("forbidden", FORBIDDEN), ("instruction", _TO_READER)):
-        if found := next((word for word in told if word in bad), ""):
+        if found := next((word for word in found_words if word in bad), ""):
             return f"{kind}: {found}"
     if phrase.score is not None and phrase.score < least:
         return f"picture: {phrase.text} ({phrase.score:.2f})"

@@ -15,7 +15,7 @@ from captioning.look.schema import Seen, Told
 
 
 @dataclass(frozen=True)
-class Request:
+class Prompt:
     """One question to an engine.
 
     Attributes:
@@ -36,19 +36,19 @@ def _texts() -> dict[str, str]:
     return {name.strip(): text.strip() for name, _, text in parts}
 
 
-def look(pictures: Sequence[bytes], times_s: Sequence[float], refused: str, sound: np.ndarray | None) -> Request:
+def look(pictures: Sequence[bytes], times_s: Sequence[float], refused: str, sound: np.ndarray | None) -> Prompt:
     """The question what is seen. `refused` is why the answer before was refused, "" for the first time."""
     times = "\n".join(f"- picture {number}: {time_s:.1f} s" for number, time_s in enumerate(times_s, 1))
     text = _texts()["look"].format(count=len(pictures), times=times)
-    return Request(text + _again(refused), pictures, Seen, sound)
+    return Prompt(text + _again(refused), pictures, Seen, sound)
 
 
-def tell(facts: dict[str, Any], refused: str) -> Request:
+def tell(facts: dict[str, Any], refused: str) -> Prompt:
     """The question for a caption of these facts, which stand in it as JSON between two lines that they cannot hold."""
     # No angle brackets: what was said cannot hold a model's own markers, such as <|im_end|>.
     data = json.dumps(facts, ensure_ascii=False, indent=1).replace("<", "\\u003c").replace(">", "\\u003e")
     mark = f"DATA-{hashlib.sha256(data.encode()).hexdigest()[:16]}"
-    return Request(_texts()["tell"].format(mark=mark, facts=data) + _again(refused), (), Told)
+    return Prompt(_texts()["tell"].format(mark=mark, facts=data) + _again(refused), (), Told)
 
 
 def _again(refused: str) -> str:

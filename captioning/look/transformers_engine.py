@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from captioning.look.frames import from_jpeg
-from captioning.look.prompt import Request
+from captioning.look.prompt import Prompt
 from captioning.look.vision_engine import NoAnswer, check_model, is_untrained
 from captioning.settings import SeenSettings
 from data_prep.clip import describe
@@ -44,20 +44,20 @@ class TransformersEngine:
         self._settings = settings
         self.untrained = is_untrained(settings.model)
 
-    def ask(self, requests: Sequence[Request]) -> list[str | NoAnswer]:
-        """See `Engine`. One after the other: prompts with several pictures fill a device by themselves."""
-        return [self._alone(request) for request in requests]
+    def ask(self, prompts: Sequence[Prompt]) -> list[str | NoAnswer]:
+        """See `VisionEngine`. One after the other: prompts with several pictures fill a device by themselves."""
+        return [self._alone(prompt) for prompt in prompts]
 
-    def _alone(self, request: Request) -> str | NoAnswer:
+    def _alone(self, prompt: Prompt) -> str | NoAnswer:
         try:
-            return self._one(request)
+            return self._one(prompt)
         except Exception as error:  # a clip too large for the model or its memory costs no other clip its answer
             return NoAnswer(describe(error))
 
-    def _one(self, request: Request) -> str | NoAnswer:
+    def _one(self, prompt: Prompt) -> str | NoAnswer:
         import torch
 
-        inputs = self._inputs(request).to(self._model.device)
+        inputs = self._inputs(prompt).to(self._model.device)
         for name, value in inputs.items():
             if torch.is_floating_point(value):
                 inputs[name] = value.to(self._model.dtype)
@@ -74,19 +74,19 @@ class TransformersEngine:
         written = tokens[0, inputs["input_ids"].shape[1] :]
         return self._processor.decode(written, skip_special_tokens=True)
 
-    def _inputs(self, request: Request) -> Any:
-        sound = request.sound if self.hears else None
-        content: list[dict[str, Any]] = [{"type": "image"} for _ in request.pictures]
+    def _inputs(self, prompt: Prompt) -> Any:
+        sound = prompt.sound if self.hears else None
+        content: list[dict[str, Any]] = [{"type": "image"} for _ in prompt.pictures]
         content += [{"type": "audio"}] if sound is not None else []
-        chat = [{"role": "user", "content": [*content, {"type": "text", "text": request.text}]}]
+        chat = [{"role": "user", "content": [*content, {"type": "text", "text": prompt.text}]}]
         text = self._processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         text = text[0] if isinstance(text, list) else text
         # Several of these processors do not take None for what is not there.
         given: dict[str, Any] = {}
         if (bos := self._processor.tokenizer.bos_token) and text.startswith(bos):
             given["add_special_tokens"] = False  # the chat template has written it, and once is enough
-        if request.pictures:
-            given["images"] = [from_jpeg(file) for file in request.pictures]
+        if prompt.pictures:
+            given["images"] = [from_jpeg(file) for file in prompt.pictures]
         if sound is not None:
             given |= {"audio": [sound], "sampling_rate": 16000}
         return self._processor(text=text, return_tensors="pt", **given)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from captioning.look import clip_scores
-from captioning.look.prompt import Request
+from captioning.look.prompt import Prompt
 from captioning.settings import SeenSettings
 
 # In the metadata of a safetensors file: the weights are random (tests, trials), and what they write is no caption.
@@ -26,7 +26,7 @@ class EngineGone(Exception):
     """The server is gone or refuses the key: no clip's fault. The run ends, and goes on when it is called again."""
 
 
-class Engine(Protocol):
+class VisionEngine(Protocol):
     """A model that is asked.
 
     Attributes:
@@ -37,7 +37,7 @@ class Engine(Protocol):
     untrained: bool
     hears: bool
 
-    def ask(self, requests: Sequence[Request]) -> list[str | NoAnswer]:
+    def ask(self, prompts: Sequence[Prompt]) -> list[str | NoAnswer]:
         """The text of each answer, or why there is none.
 
         Raises:
@@ -46,7 +46,7 @@ class Engine(Protocol):
         ...
 
 
-def build(settings: SeenSettings) -> Engine:
+def build(settings: SeenSettings) -> VisionEngine:
     """The engine of the settings, with its model loaded.
 
     Raises:

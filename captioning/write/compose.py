@@ -266,7 +266,7 @@ def _sure(words: list[dict], first: int, last: int) -> list[tuple[int, int]]:
     return found
 
 
-def told(tags: tuple[Tag, ...]) -> dict[str, list[Tag]]:
+def nameable_sounds(tags: tuple[Tag, ...]) -> dict[str, list[Tag]]:
     """The tags worth telling, by phrase: no speech, no music as such, nothing too general, drowned by a surer sound,
     said more narrowly, or likely another's echo."""
     heard = [tag for tag in tags if tag.label not in UNTOLD]
@@ -319,7 +319,7 @@ def _narrowed(tag: Tag, tags: list[Tag], labels: set[str]) -> bool:
 
 
 def _sounds(facts: Facts, max_sounds: int) -> list[Sentence]:
-    groups = told(facts.tags)
+    groups = nameable_sounds(facts.tags)
     chosen = sorted(groups, key=lambda name: (-weight(groups[name]), name))[:max_sounds]
     out = []
     if chosen:

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from data_prep.clip import Clip, Segment, Tag, stable_id
 from data_prep.curation import scenes
-from data_prep.curation.kept_clip_scores import AppraisalSettings, Appraiser
+from data_prep.curation.kept_clip_scores import KeptClipScorer, KeptClipScoreSettings
 from data_prep.curation.near_duplicates import picture_hashes
 from data_prep.curation.policy import Judgement, PolicySettings, as_one_clip, judge
 from data_prep.curation.sandbox import beat
@@ -29,7 +29,7 @@ from data_prep.dataset import storage
 from data_prep.media.container import Streams, choose_streams, open_for_sound, open_media
 from data_prep.media.cut import cut
 from data_prep.media.decode import Picture, Sound, read_sound
-from data_prep.media.thumbnails import Glimpses
+from data_prep.media.thumbnails import Thumbnails
 from data_prep.scores import sound
 from data_prep.scores.audio_tags import load_tagger
 from data_prep.scores.voice_activity import FRAME as VOICE_FRAME
@@ -39,7 +39,7 @@ from data_prep.settings import Settings
 from data_prep.sources.listing import divide
 
 LATE_S = 0.1  # a track that starts or ends this much apart from the other is still whole
-LIAR = 2.0  # segments' lengths, after which timestamps are not believed
+TRUSTED_LENGTH = 2.0  # segments' lengths, after which timestamps are not believed
 HASH_WHOLE = 64 << 20  # bytes; of a larger file the content key covers head, tail and size
 
 
@@ -52,7 +52,9 @@ class CurateSettings(Settings):
     tagger: str = Field(default="package:yamnet", description="YAMNet weights: package:yamnet, or a folder")
     policy: PolicySettings = Field(default=PolicySettings(), description="rules from scores to verdict")
     measure_all: bool = Field(default=False, description="measure on what is dropped too, for whole calibration curves")
-    appraisal: AppraisalSettings = Field(default=AppraisalSettings(), description="what else is measured of kept clips")
+    appraisal: KeptClipScoreSettings = Field(
+        default=KeptClipScoreSettings(), description="what else is measured of kept clips"
+    )
 
 
 class Curator:
@@ -64,7 +66,7 @@ class Curator:
             raise ValueError("clip_max_s is below clip_min_s; raise it")
         self.settings = settings
         self.tagger = load_tagger(settings.tagger)
-        self.appraise = Appraiser(settings.appraisal)
+        self.score_kept_clip = KeptClipScorer(settings.appraisal)
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
         """The segments with their clips and verdicts; kept clips bring their media. Bad media never raises."""
@@ -89,24 +91,24 @@ class Curator:
                     return divided
             opened = stack.enter_context(open_for_sound(segment.uri))
             # A span is `segment_s` long unless timestamps lie; then work and memory end here.
-            end_s = min(segment.end_s, segment.start_s + LIAR * self.settings.segment_s)
-            track = scenes.read_track(opened, segment.start_s, end_s)
-            if track is None:
+            end_s = min(segment.end_s, segment.start_s + TRUSTED_LENGTH * self.settings.segment_s)
+            packets = scenes.read_packet_index(opened, segment.start_s, end_s)
+            if packets is None:
                 return segment.failed("read", "no video packet in the source")
             # Whether one to the end of its source is long, its packets have just told, and no second look at it.
-            if math.isinf(segment.end_s) and track.end - segment.start_s > self.settings.segment_s:
+            if math.isinf(segment.end_s) and packets.end - segment.start_s > self.settings.segment_s:
                 divided = divide(segment, self.settings.segment_s)
                 if len(divided) > 1:
                     return divided
             stage = "sound"
-            heard = read_sound(opened, float(track.times[0]), track.end, sound.RATE, 2)
+            heard = read_sound(opened, float(packets.times[0]), packets.end, sound.RATE, 2)
             if heard is not None and heard.errors and not heard.samples.size:
                 raise ValueError(f"none of {heard.packets} packets of sound can be decoded")
-            work = _Work(self, segment, stack, track, heard)
-            whole = work.clip(float(track.times[0]), track.end)
+            work = _Work(self, segment, stack, packets, heard)
+            whole = work.clip(float(packets.times[0]), packets.end)
             judged = work.judge_cheaply(whole)
             if judged.verdict == "dropped":
-                return replace(segment, clips=[work.told(whole, judged).dropped(judged.reason)])
+                return replace(segment, clips=[work.with_scores(whole, judged).dropped(judged.reason)])
             stage = "scenes"
             spans = work.spans()
         except Exception as error:  # damaged media make libraries raise anything; that is a verdict
@@ -144,10 +146,10 @@ class _Work:
     """A segment in work: its packets, its sound, and what was measured of it."""
 
     def __init__(
-        self, curator: Curator, segment: Segment, stack: ExitStack, track: scenes.Track, heard: Sound | None
+        self, curator: Curator, segment: Segment, stack: ExitStack, packets: scenes.PacketIndex, heard: Sound | None
     ) -> None:
-        self.settings, self.tagger, self.appraise = curator.settings, curator.tagger, curator.appraise
-        self.segment, self.track, self.heard, self._stack = segment, track, heard, stack
+        self.settings, self.tagger, self.score_kept_clip = curator.settings, curator.tagger, curator.score_kept_clip
+        self.segment, self.packets, self.heard, self._stack = segment, packets, heard, stack
         self.measured: dict[str, _Measured] = {}
 
     def clip(self, start_s: float, end_s: float) -> Clip:
@@ -223,20 +225,20 @@ class _Work:
 
     @property
     def start_s(self) -> float:
-        return float(self.track.times[0])
+        return float(self.packets.times[0])
 
     @cached_property
     def mono(self) -> np.ndarray:
         """The segment's sound, (N,) at 16 kHz from `start_s` on."""
         assert self.heard is not None, "only a segment with an audio stream is listened to"
-        return sound.for_networks(self.heard.between(self.start_s, self.track.end))
+        return sound.for_networks(self.heard.between(self.start_s, self.packets.end))
 
     @cached_property
     def voiced(self) -> np.ndarray:
         """The probability of speech per 32 ms from `start_s` on."""
         return voice_probability(sound.turned_up(self.mono))
 
-    def told(self, clip: Clip, judgement: Judgement) -> Clip:
+    def with_scores(self, clip: Clip, judgement: Judgement) -> Clip:
         """The clip with what was measured of it."""
         found = self.measured[clip.clip_id]
         return replace(clip, scores=_rounded(found.scores), tags=found.tags, sound_class=judgement.sound_class)
@@ -250,29 +252,29 @@ class _Work:
         also in the middle of a sentence: a clip across it would show two scenes.
         """
         assert self.heard is not None, "a segment without an audio stream was dropped"
-        edges = {self.start_s, self.track.end, *scenes.scene_cuts(self.glimpses, self.track)}
-        times = self.track.times
+        edges = {self.start_s, self.packets.end, *scenes.scene_cuts(self.thumbnails, self.packets)}
+        times = self.packets.times
         if self.heard.first_s > self.start_s + LATE_S:
             edges.add(float(times[min(np.searchsorted(times, self.heard.first_s), len(times) - 1)]))
-        if self.heard.last_s < self.track.end - LATE_S:
+        if self.heard.last_s < self.packets.end - LATE_S:
             edges.add(float(times[max(0, np.searchsorted(times, self.heard.last_s, side="right") - 1)]))
         ordered = sorted(edges)
         found = []
         for first, last in pairwise(ordered):
             longest = self.settings.clip_max_s
             voiced = self.voiced if last - first > longest else np.zeros(0, np.float32)
-            found += scenes.parts(first, last, longest, self.track, voiced, self.start_s)
+            found += scenes.divide_scene(first, last, longest, self.packets, voiced, self.start_s)
         return found
 
     def judged(self, start_s: float, end_s: float) -> Clip:
         """A span as a clip with its verdict and, if it is kept, its file."""
         clip = self.clip(start_s, end_s)
-        if clip.end_s - clip.start_s < self.settings.clip_min_s - self.track.step / 2:
+        if clip.end_s - clip.start_s < self.settings.clip_min_s - self.packets.step / 2:
             return clip.dropped("too_short")
         stage = "sound"
         try:
             judgement = self.judge_fully(clip)
-            clip = self.told(clip, judgement)
+            clip = self.with_scores(clip, judgement)
             if judgement.verdict == "dropped":
                 return clip.dropped(judgement.reason)
             stage = "cut"
@@ -286,14 +288,14 @@ class _Work:
         clip = replace(clip, media=made.data, media_suffix=made.suffix, info=info)
         low, high = self._voice_frames(clip)
         mono, voiced = self.mono[low * VOICE_FRAME : high * VOICE_FRAME], self.voiced[low:high]
-        self.appraise(clip, self._pictures(clip), self._samples(clip), mono, voiced)
+        self.score_kept_clip(clip, self._pictures(clip), self._samples(clip), mono, voiced)
         return replace(clip, scores=_rounded(clip.scores))
 
     def _pictures(self, clip: Clip) -> list[int]:
         """Hashes of the clip's key pictures, out of the source, which is open."""
-        track, half = self.track, self.track.step / 2
-        inside = track.key & (track.times >= clip.start_s - half) & (track.times < clip.end_s - half)
-        return picture_hashes(self.glimpses, track.times[inside].tolist(), half)
+        packets, half = self.packets, self.packets.step / 2
+        inside = packets.key & (packets.times >= clip.start_s - half) & (packets.times < clip.end_s - half)
+        return picture_hashes(self.thumbnails, packets.times[inside].tolist(), half)
 
     @cached_property
     def opened(self) -> InputContainer:
@@ -305,16 +307,16 @@ class _Work:
         return choose_streams(self.opened)
 
     @cached_property
-    def glimpses(self) -> Glimpses:
+    def thumbnails(self) -> Thumbnails:
         assert self.streams.video is not None, "the track was read from a video stream"
-        return Glimpses(self.opened, self.streams.video)
+        return Thumbnails(self.opened, self.streams.video)
 
     @cached_property
     def shown(self) -> Picture:
         """What the segment's picture looks like, by its first key frame that can be decoded; a span may hold none."""
-        keys, half = self.track.times[self.track.key].tolist(), self.track.step / 2
-        found = self.glimpses.keys(keys[:1], half) or self.glimpses.keys(keys, half)
-        first = found[min(found)] if found else self.glimpses.before(self.start_s)
+        keys, half = self.packets.times[self.packets.key].tolist(), self.packets.step / 2
+        found = self.thumbnails.keys(keys[:1], half) or self.thumbnails.keys(keys, half)
+        first = found[min(found)] if found else self.thumbnails.before(self.start_s)
         if first is None:
             raise ValueError("no picture can be decoded")
         return first.shown
@@ -323,15 +325,15 @@ class _Work:
         assert self.heard is not None, "a kept clip has sound"
         assert self.streams.video is not None, "the track was read from a video stream"
         shown = self.shown
-        inside = self.track.times[
-            (self.track.times >= clip.start_s - 1e-6) & (self.track.times < clip.end_s - self.track.step / 2)
+        inside = self.packets.times[
+            (self.packets.times >= clip.start_s - 1e-6) & (self.packets.times < clip.end_s - self.packets.step / 2)
         ]
         steps = np.diff(inside)
         return {
             "width": shown.width,
             "height": shown.height,
             "rotation": shown.rotation,
-            "fps": round(1 / float(steps.mean()), 6) if len(steps) else round(1 / self.track.step, 6),
+            "fps": round(1 / float(steps.mean()), 6) if len(steps) else round(1 / self.packets.step, 6),
             "frames": len(inside),
             "constant_rate": bool(len(steps) and np.abs(steps - median(steps)).max() < 0.002),
             "sample_rate": self.heard.native_rate,

@@ -20,7 +20,7 @@ from data_prep.scores.voice_activity import RATE as VOICE_RATE
 from data_prep.settings import Settings
 
 
-class AppraisalSettings(Settings):
+class KeptClipScoreSettings(Settings):
     """What else is measured of a kept clip. Nothing here drops a clip."""
 
     speech_quality: str = Field(default="", description="DNSMOS on speech: package:dnsmos or an .onnx file; '': off")
@@ -31,10 +31,10 @@ class AppraisalSettings(Settings):
     picture_quality_weights: str = Field(default="", description="its .safetensors file")
 
 
-class Appraiser:
+class KeptClipScorer:
     """Measures kept clips; holds what the settings name, in its process."""
 
-    def __init__(self, settings: AppraisalSettings) -> None:
+    def __init__(self, settings: KeptClipScoreSettings) -> None:
         """Raises ValueError when something that is named is not there."""
         self.settings = settings
         self.speech_network = load_speech_quality(settings.speech_quality) if settings.speech_quality else ""

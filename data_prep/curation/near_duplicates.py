@@ -27,7 +27,7 @@ from scipy.fft import dctn, next_fast_len, rfft, rfftfreq
 
 from data_prep.clip import Segment
 from data_prep.dataset import storage
-from data_prep.media.thumbnails import Glimpses
+from data_prep.media.thumbnails import Thumbnails
 
 NAME = "duplicates.parquet"
 REASON = "near_duplicate"
@@ -59,12 +59,12 @@ def picture_hash(means: np.ndarray) -> int | None:
     return _number(low > np.median(low[1:]))
 
 
-def picture_hashes(glimpses: Glimpses, times_s: Sequence[float], within_s: float) -> list[int]:
+def picture_hashes(thumbnails: Thumbnails, times_s: Sequence[float], within_s: float) -> list[int]:
     """Hashes of the first key pictures at these times; others are not decoded. Empty where there is none."""
     found: list[int] = []
     for start in (0, PICTURES):  # the second time for those with nothing in them
         if len(found) < PICTURES:
-            seen = glimpses.keys(times_s[start : start + PICTURES], within_s)
+            seen = thumbnails.keys(times_s[start : start + PICTURES], within_s)
             found += [value for one in seen.values() if (value := picture_hash(one.means)) is not None]
     return found[:PICTURES]
 

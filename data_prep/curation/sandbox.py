@@ -53,7 +53,7 @@ class Work(Protocol):
         ...
 
 
-class Guarded:
+class Sandbox:
     """A stage's callable whose work is done in a child process.
 
     Args:

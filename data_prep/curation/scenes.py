@@ -19,7 +19,7 @@ from itertools import pairwise
 import numpy as np
 
 from data_prep.media.container import Media, Packets, choose_streams, clock, open_media
-from data_prep.media.thumbnails import Glimpse, Glimpses
+from data_prep.media.thumbnails import Thumbnail, Thumbnails
 
 CUT_MIN = 0.10  # mean absolute difference of two frames at a cut, of the full range
 CUT_OVER_MOTION = 3.0  # and this many times the usual difference around it
@@ -41,7 +41,7 @@ DENSE_S = 0.4  # key frames closer together are looked at this far apart
 
 
 @dataclass(frozen=True)
-class Track:
+class PacketIndex:
     """The picture's packets in a span, in order of presentation; nothing is decoded to know them.
 
     Attributes:
@@ -63,7 +63,7 @@ class Track:
         return float(self.times[-1]) + self.step
 
 
-def read_track(media: Media, start_s: float, end_s: float) -> Track | None:
+def read_packet_index(media: Media, start_s: float, end_s: float) -> PacketIndex | None:
     """The picture's packets with a time in [start_s, end_s); None without a video stream or packet.
 
     Raises:
@@ -88,48 +88,48 @@ def read_track(media: Media, start_s: float, end_s: float) -> Track | None:
         return None
     rows.sort()
     times, key, sizes = zip(*rows, strict=True)
-    return Track(np.array(times), np.array(key), np.array(sizes))
+    return PacketIndex(np.array(times), np.array(key), np.array(sizes))
 
 
-def scene_cuts(glimpses: Glimpses, track: Track) -> list[float]:
+def scene_cuts(thumbnails: Thumbnails, packets: PacketIndex) -> list[float]:
     """Times of the first frames of new shots, seconds, ordered; the track's own start is none.
 
     Args:
-        glimpses: of the video stream that the track was read from.
+        thumbnails: of the video stream that the track was read from.
     """
     cuts: set[float] = set()
-    for first, last in _stretches(track, _candidates(track, glimpses)):
+    for first, last in _stretches(packets, _candidates(packets, thumbnails)):
         # What is just behind the first frame decoded may be the end of a flash; had it been a cut, the stretch
         # would have begun earlier.
-        known_s = float(track.times[first]) + SHAKE * track.step if first else 0.0
-        cuts.update(time_s for time_s in _cuts_between(track, glimpses, first, last) if time_s > known_s)
+        known_s = float(packets.times[first]) + SHAKE * packets.step if first else 0.0
+        cuts.update(time_s for time_s in _cuts_between(packets, thumbnails, first, last) if time_s > known_s)
     return sorted(cuts)
 
 
-def _candidates(track: Track, glimpses: Glimpses) -> list[int]:
+def _candidates(packets: PacketIndex, thumbnails: Thumbnails) -> list[int]:
     """Indices of the frames at which a shot may begin, or may have begun since the key frame before."""
-    spikes = np.array(_spikes(track), int)
+    spikes = np.array(_spikes(packets), int)
     found, pairs = set(spikes.tolist()), []
-    keys = list(pairwise(_looked_at(track)))
+    keys = list(pairwise(_looked_at(packets)))
     intervals = Counter(after - before for before, after in keys)
     for before, after in keys:
         inside = spikes[(spikes > before) & (spikes < after)]
         if after - before in CLOCKS:
             # The encoder looked for cuts; where it took none for one, a spike must be all the higher.
-            inside = np.array([index for index in inside if _stands_out(track, int(index)) > CLOCK_SPIKE], int)
+            inside = np.array([index for index in inside if _stands_out(packets, int(index)) > CLOCK_SPIKE], int)
             found -= set(range(before + 1, after)) - set(inside.tolist())
         if after - before not in CLOCKS and intervals[after - before] < CLOCK_TIMES:
             found.add(after)
-        elif len(inside) == 1 or not _at_rest(track, before, after):
+        elif len(inside) == 1 or not _at_rest(packets, before, after):
             pairs.append((before, after, inside))
-    wanted = {float(track.times[index]) for before, after, _ in pairs for index in (before, after)}
-    seen = glimpses.keys(sorted(wanted), track.step / 2)
+    wanted = {float(packets.times[index]) for before, after, _ in pairs for index in (before, after)}
+    seen = thumbnails.keys(sorted(wanted), packets.step / 2)
     for before, after, inside in pairs:
-        one, other = (seen.get(float(track.times[index])) for index in (before, after))
+        one, other = (seen.get(float(packets.times[index])) for index in (before, after))
         # A key frame that does not decode says nothing; its stretch is then looked at.
         changed = one is None or other is None or one.difference(other) > CUT_MIN / 2
-        explained = len(inside) and _calm(track, before, after)
-        if changed and not explained and not _at_rest(track, before, after):
+        explained = len(inside) and _calm(packets, before, after)
+        if changed and not explained and not _at_rest(packets, before, after):
             unlike = one is None or other is None or one.recoloured(other) > COLOURS_MIN
             found |= {after} if unlike else set()
         elif not changed and len(inside) == 1:
@@ -137,51 +137,51 @@ def _candidates(track: Track, glimpses: Glimpses) -> list[int]:
     return sorted(found)
 
 
-def _looked_at(track: Track) -> Iterator[int]:
+def _looked_at(packets: PacketIndex) -> Iterator[int]:
     """Key frames; of those that follow closely, as where every frame is one, some."""
     last_s = -np.inf
-    for index in np.flatnonzero(track.key):
-        if track.times[index] >= last_s + DENSE_S - track.step / 2:
-            last_s = float(track.times[index])
+    for index in np.flatnonzero(packets.key):
+        if packets.times[index] >= last_s + DENSE_S - packets.step / 2:
+            last_s = float(packets.times[index])
             yield int(index)
 
 
-def _at_rest(track: Track, before: int, after: int) -> bool:
+def _at_rest(packets: PacketIndex, before: int, after: int) -> bool:
     """Whether nothing speaks for a cut at the key frame `after`, which comes when its encoder's clock says so."""
-    sizes = track.sizes[[before, after]]
-    if _calm(track, before, after):
+    sizes = packets.sizes[[before, after]]
+    if _calm(packets, before, after):
         return bool(sizes.max() - sizes.min() < SAME_SIZE * sizes.max())
     return after - before in CLOCKS  # there was motion; a cut within it would have stopped the clock
 
 
-def _calm(track: Track, before: int, after: int) -> bool:
+def _calm(packets: PacketIndex, before: int, after: int) -> bool:
     """Whether less was coded between two key frames than another shot takes, but for one."""
-    return bool(track.sizes[before + 1 : after].sum() < CALM * track.sizes[[before, after]].min())
+    return bool(packets.sizes[before + 1 : after].sum() < CALM * packets.sizes[[before, after]].min())
 
 
-def _spikes(track: Track) -> list[int]:
+def _spikes(packets: PacketIndex) -> list[int]:
     """Frames that are no key frames and yet far larger than all around them."""
-    key_size = float(np.median(track.sizes[track.key])) if track.key.any() else float(track.sizes.max())
-    large = np.flatnonzero(~track.key & (track.sizes > 0.3 * key_size))
-    return [int(index) for index in large if _stands_out(track, int(index)) > SPIKE]
+    key_size = float(np.median(packets.sizes[packets.key])) if packets.key.any() else float(packets.sizes.max())
+    large = np.flatnonzero(~packets.key & (packets.sizes > 0.3 * key_size))
+    return [int(index) for index in large if _stands_out(packets, int(index)) > SPIKE]
 
 
-def _stands_out(track: Track, index: int) -> float:
+def _stands_out(packets: PacketIndex, index: int) -> float:
     """How many times the largest of its neighbours, key frames aside, a frame takes."""
     around = slice(max(0, index - NEIGHBOURS), index + NEIGHBOURS + 1)
-    sizes = np.where(track.key[around], 0, track.sizes[around])
-    return float(track.sizes[index] / max(1, _without(sizes, index - around.start, NEIGHBOURS).max(initial=0)))
+    sizes = np.where(packets.key[around], 0, packets.sizes[around])
+    return float(packets.sizes[index] / max(1, _without(sizes, index - around.start, NEIGHBOURS).max(initial=0)))
 
 
-def _stretches(track: Track, candidates: list[int]) -> list[tuple[int, int]]:
+def _stretches(packets: PacketIndex, candidates: list[int]) -> list[tuple[int, int]]:
     """Index ranges to decode: for each candidate, from the key frame before it to a little after; merged."""
-    keys = np.array(list(_looked_at(track)), int)
+    keys = np.array(list(_looked_at(packets)), int)
     found: list[tuple[int, int]] = []
     for index in candidates:
         earlier = keys[keys < index - CONTEXT]
         # At a key frame the change may lie anywhere since the one before; at a spike it lies at the spike.
         first = max(0, int(earlier[-1]) if len(earlier) else 0)
-        last = min(len(track.times), index + 1 + MARGIN)
+        last = min(len(packets.times), index + 1 + MARGIN)
         if found and first <= found[-1][1]:
             found[-1] = (found[-1][0], max(last, found[-1][1]))
         else:
@@ -189,35 +189,35 @@ def _stretches(track: Track, candidates: list[int]) -> list[tuple[int, int]]:
     return found
 
 
-def _cuts_between(track: Track, glimpses: Glimpses, first: int, last: int) -> list[float]:
+def _cuts_between(packets: PacketIndex, thumbnails: Thumbnails, first: int, last: int) -> list[float]:
     """The cuts among the frames [first, last): the leaps of a coarse look, measured frame by frame."""
-    start_s, end_s = (float(track.times[i]) if i < len(track.times) else track.end for i in (first, last))
-    coarse = glimpses.between(start_s, end_s)
+    start_s, end_s = (float(packets.times[i]) if i < len(packets.times) else packets.end for i in (first, last))
+    coarse = thumbnails.between(start_s, end_s)
     if len(coarse) >= last - first:
         return _measured(coarse)
     # Between frames further apart there is more motion: what is a cut in spite of it is one.
     found = set(_measured(coarse))
-    around_s = (MARGIN + 0.5) * track.step
+    around_s = (MARGIN + 0.5) * packets.step
     spans: list[tuple[float, float]] = []
     steps = np.array([one.difference(other) for one, other in pairwise(coarse)])
     for index in np.flatnonzero(steps > CUT_MIN):
         one, other = coarse[index], coarse[index + 1]
-        if other.time_s - one.time_s < 1.5 * track.step and other.time_s in found:
+        if other.time_s - one.time_s < 1.5 * packets.step and other.time_s in found:
             continue
         found.discard(other.time_s)
         if steps[index] > LEAP_OVER_SHAKE * _without(steps, int(index), 1).max(initial=0):
             low, high = one.time_s - around_s, other.time_s + around_s
             spans[-1:] = [(spans[-1][0], high)] if spans and low <= spans[-1][1] else [*spans[-1:], (low, high)]
-    whole = glimpses.between(start_s, end_s, spans) if spans else []
+    whole = thumbnails.between(start_s, end_s, spans) if spans else []
     for low, high in spans:
-        found.update(_measured([glimpse for glimpse in whole if low <= glimpse.time_s <= high]))
+        found.update(_measured([thumbnail for thumbnail in whole if low <= thumbnail.time_s <= high]))
     return sorted(found)
 
 
-def _measured(glimpses: list[Glimpse]) -> list[float]:
-    if len(glimpses) < 2:
+def _measured(thumbnails: list[Thumbnail]) -> list[float]:
+    if len(thumbnails) < 2:
         return []
-    pictures = np.stack([glimpse.light for glimpse in glimpses])
+    pictures = np.stack([thumbnail.light for thumbnail in thumbnails])
     steps = np.abs(np.diff(pictures, axis=0)).mean(axis=(1, 2))
     found = []
     for index in np.flatnonzero(steps > CUT_MIN):
@@ -230,7 +230,7 @@ def _measured(glimpses: list[Glimpse]) -> list[float]:
         after = pictures[min(index + 3, len(pictures) - 1)]
         lasts = float(np.abs(pictures[index] - after).mean()) > CUT_MIN * 0.7
         if steps[index] > CUT_OVER_MOTION * usual and lasts:
-            found.append(glimpses[index + 1].time_s)
+            found.append(thumbnails[index + 1].time_s)
     return found
 
 
@@ -239,8 +239,8 @@ def _without(steps: np.ndarray, index: int, reach: int) -> np.ndarray:
     return np.concatenate([steps[max(0, index - reach) : index], steps[index + 1 : index + 1 + reach]])
 
 
-def parts(
-    start_s: float, end_s: float, longest_s: float, track: Track, voiced: np.ndarray, voiced_start_s: float
+def divide_scene(
+    start_s: float, end_s: float, longest_s: float, packets: PacketIndex, voiced: np.ndarray, voiced_start_s: float
 ) -> list[tuple[float, float]]:
     """Divide a scene into as few parts of nearly equal length as `longest_s` allows.
 
@@ -260,7 +260,7 @@ def parts(
         ideal = start_s + index * length
         reach = min(length / 4, (longest_s - length) / 2)
         moved = _pause(voiced, voiced_start_s, ideal - reach, ideal + reach)
-        edges.append(float(track.times[min(np.searchsorted(track.times, moved), len(track.times) - 1)]))
+        edges.append(float(packets.times[min(np.searchsorted(packets.times, moved), len(packets.times) - 1)]))
     edges.append(end_s)
     return [(first, last) for first, last in pairwise(edges) if last > first]
 

@@ -2,8 +2,8 @@
 
 A segment is committed as small files of its own, since workers share nothing. Read one by one, a million of them take
 an hour on a disk and days on an object store; so the driver also gathers what they say into Parquet files of
-`PART_ROWS` segments each, as they are committed. The small files stay the truth: rows of a part count only for the
-segments that are asked for, which come from the ledger, and a segment that is in no part (the driver was killed) is
+`SEGMENTS_PER_FILE` segments each, as they are committed. The small files stay the truth: rows of a part count only for
+the segments that are asked for, which come from the ledger, and a segment that is in no part (the driver was killed) is
 read from its own file. A segment that was done again is right in the latest part.
 """
 
@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from data_prep.dataset import storage
 
-PART_ROWS = 10_000  # segments
+SEGMENTS_PER_FILE = 10_000
 
 
-class Parts:
+class CompactedTable:
     """The parts in one folder of the set at `root`; their first column is the segment's id."""
 
     def __init__(self, root: str | Path, folder: str, schema: pa.Schema) -> None:

@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.dataset import storage
-from data_prep.dataset.compaction import PART_ROWS, Parts
+from data_prep.dataset.compaction import SEGMENTS_PER_FILE, CompactedTable
 from data_prep.dataset.ledger import Ledger
-from data_prep.dataset.shards import MANIFEST_SCHEMA, read_manifest_parts
+from data_prep.dataset.shards import MANIFEST_SCHEMA, read_segment_manifests
 from data_prep.packaged_weights import CACHE
 
 MANIFEST_PARTS = "manifest_parts"
@@ -43,9 +43,9 @@ INDEX_SCHEMA = pa.schema(
 )
 
 
-def manifest_parts(root: str | Path) -> Parts:
+def compacted_manifest(root: str | Path) -> CompactedTable:
     """The manifest gathered into large files, which the driver of a run keeps."""
-    return Parts(root, MANIFEST_PARTS, MANIFEST_SCHEMA)
+    return CompactedTable(root, MANIFEST_PARTS, MANIFEST_SCHEMA)
 
 
 def each_manifest(root: str | Path) -> Iterator[pa.Table]:
@@ -55,19 +55,21 @@ def each_manifest(root: str | Path) -> Iterator[pa.Table]:
         ValueError: a segment's part is missing.
     """
     left = Ledger(root).done()
-    yield from manifest_parts(root).take(left)
+    yield from compacted_manifest(root).take(left)
     rest = sorted(left)
-    for start in range(0, len(rest), PART_ROWS):
-        yield pa.concat_tables(read_manifest_parts(root, rest[start : start + PART_ROWS])).cast(MANIFEST_SCHEMA)
+    for start in range(0, len(rest), SEGMENTS_PER_FILE):
+        manifests = read_segment_manifests(root, rest[start : start + SEGMENTS_PER_FILE])
+        yield pa.concat_tables(manifests).cast(MANIFEST_SCHEMA)
 
 
 def tidy_manifest(root: str | Path) -> None:
     """Make the gathered manifest hold each committed segment once; for the driver, while nothing is being committed."""
-    left, parts = Ledger(root).done(), manifest_parts(root)
-    parts.tidy(left)
+    left, compacted = Ledger(root).done(), compacted_manifest(root)
+    compacted.tidy(left)
     rest = sorted(left)
-    for start in range(0, len(rest), PART_ROWS):
-        parts.add(pa.concat_tables(read_manifest_parts(root, rest[start : start + PART_ROWS])).cast(MANIFEST_SCHEMA))
+    for start in range(0, len(rest), SEGMENTS_PER_FILE):
+        manifests = read_segment_manifests(root, rest[start : start + SEGMENTS_PER_FILE])
+        compacted.add(pa.concat_tables(manifests).cast(MANIFEST_SCHEMA))
 
 
 def read_manifest(root: str | Path) -> pa.Table:

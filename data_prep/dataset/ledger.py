@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_prep.dataset import storage
-from data_prep.dataset.compaction import PART_ROWS, Parts
+from data_prep.dataset.compaction import SEGMENTS_PER_FILE, CompactedTable
 
 LEDGER_PARTS = "ledger_parts"
 
@@ -81,7 +81,7 @@ class Ledger:
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
-        self._parts = Parts(root, LEDGER_PARTS, _PART_SCHEMA)
+        self._compacted = CompactedTable(root, LEDGER_PARTS, _PART_SCHEMA)
 
     def done(self) -> set[str]:
         """Ids of the committed segments; no entry is opened."""
@@ -116,26 +116,26 @@ class Ledger:
     def entries(self) -> Iterator[Entry]:
         """Every committed segment, ordered by id."""
         table = self._table()
-        for batch in table.to_batches(max_chunksize=PART_ROWS):
+        for batch in table.to_batches(max_chunksize=SEGMENTS_PER_FILE):
             for row in batch.to_pylist():
                 yield Entry(**{**row, "dropped": dict(row["dropped"]), "failed": dict(row["failed"])})
 
     def compact(self, entries: Iterable[Entry]) -> None:
         """Write a part of entries that were committed just now."""
-        self._parts.add(_as_table(entries))
+        self._compacted.add(_as_table(entries))
 
     def tidy(self) -> None:
         """Make the parts hold each committed entry once; for the driver, while nothing is being committed."""
         left = self.done()
-        self._parts.tidy(left)
+        self._compacted.tidy(left)
         rest = sorted(left)
-        for start in range(0, len(rest), PART_ROWS):
-            self.compact(self._read_entries(rest[start : start + PART_ROWS]))
+        for start in range(0, len(rest), SEGMENTS_PER_FILE):
+            self.compact(self._read_entries(rest[start : start + SEGMENTS_PER_FILE]))
 
     def _table(self) -> pa.Table:
         """Every committed segment's entry as a table ordered by id."""
         left = self.done()
-        tables = list(self._parts.take(left))
+        tables = list(self._compacted.take(left))
         return pa.concat_tables([*tables, _as_table(self._read_entries(sorted(left)))]).sort_by("segment_id")
 
     def _read_entries(self, segment_ids: list[str]) -> Iterator[Entry]:

@@ -123,7 +123,7 @@ def read_committed(root: str | Path, segment_id: str) -> Committed:
         ValueError: the segment is not committed.
     """
     entry = Ledger(root).entry(segment_id)
-    (table,) = read_manifest_parts(root, [segment_id])
+    (table,) = read_segment_manifests(root, [segment_id])
     return Committed(entry, table.cast(MANIFEST_SCHEMA))
 
 
@@ -137,7 +137,7 @@ def read_segment(root: str | Path, segment_id: str, *, media: bool = True) -> Se
         ValueError: the segment is not committed, or a file of it is missing.
     """
     entry = Ledger(root).entry(segment_id)
-    (table,) = read_manifest_parts(root, [segment_id])
+    (table,) = read_segment_manifests(root, [segment_id])
     clips = []
     for row in table.to_pylist():
         clip = Clip(
@@ -164,7 +164,7 @@ def read_segment(root: str | Path, segment_id: str, *, media: bool = True) -> Se
     )
 
 
-def read_manifest_parts(root: str | Path, segment_ids: list[str]) -> Iterator[pa.Table]:
+def read_segment_manifests(root: str | Path, segment_ids: list[str]) -> Iterator[pa.Table]:
     """The manifest parts of committed segments, in the order asked for.
 
     Raises:

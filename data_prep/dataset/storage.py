@@ -66,8 +66,8 @@ def check(root: str | Path) -> None:
         try:
             _system(root).info(bucket)
         except Exception as error:  # each store and each way of signing in has errors of its own
-            told = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{bucket} cannot be reached ({told}); check the bucket, keys and address") from error
+            cause = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{bucket} cannot be reached ({cause}); check the bucket, keys and address") from error
 
 
 def at(root: str | Path, *names: str) -> str:

@@ -121,20 +121,20 @@ def read_sound(media: Media, start_s: float, end_s: float, sample_rate: int, cha
             return None
         _begin(stream)
         layout = "mono" if channels == 1 else "stereo"
-        track = _Track(layout, stream.time_base)
+        buffer = _SoundBuffer(layout, stream.time_base)
         packets, time_of = Packets(container, stream, start_s - PREROLL_S), clock(stream)
         for packet in packets:
             stamp = time_of(packet)
             if stamp is not None and stamp >= end_s:
                 break
-            track.packets += bool(packet.size)
+            buffer.packets += bool(packet.size)
             try:
                 for frame in packet.decode():
-                    track.add(frame)
+                    buffer.add(frame)
             except (FFmpegError, ValueError):
-                track.errors += 1
-        track.errors += bool(packets.error)
-    return track.sound(start_s, end_s, sample_rate)
+                buffer.errors += 1
+        buffer.errors += bool(packets.error)
+    return buffer.sound(start_s, end_s, sample_rate)
 
 
 def _begin(stream: AudioStream | VideoStream) -> None:
@@ -145,7 +145,7 @@ def _begin(stream: AudioStream | VideoStream) -> None:
         stream.codec_context.thread_count = 1
 
 
-class _Track:
+class _SoundBuffer:
     """Decoded frames with their times, mixed to mono or stereo many at a time: each by itself costs twice as much."""
 
     def __init__(self, layout: str, base: Fraction | None) -> None:

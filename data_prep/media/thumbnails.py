@@ -27,7 +27,7 @@ _PLANAR = frozenset(["yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "y
 
 
 @dataclass(frozen=True)
-class Glimpse:
+class Thumbnail:
     """A frame, small.
 
     Attributes:
@@ -37,13 +37,13 @@ class Glimpse:
     time_s: float
     light: np.ndarray
 
-    def difference(self, other: "Glimpse") -> float:
+    def difference(self, other: "Thumbnail") -> float:
         """Mean absolute difference of the brightness, of the full range."""
         return float(np.abs(self.light - other.light).mean())
 
 
 @dataclass(frozen=True)
-class KeyGlimpse(Glimpse):
+class KeyThumbnail(Thumbnail):
     """A key frame, small.
 
     Attributes:
@@ -56,23 +56,23 @@ class KeyGlimpse(Glimpse):
     means: np.ndarray
     shown: Picture
 
-    def recoloured(self, other: "KeyGlimpse") -> float:
+    def recoloured(self, other: "KeyThumbnail") -> float:
         """The share of the pixels whose colour the other picture does not have as often, wherever they are."""
         return float(np.abs(self.colours - other.colours).sum() / 2)
 
 
-class Glimpses:
-    """Glimpses of one video stream; holds its decoder, and its key frames once they are decoded."""
+class Thumbnails:
+    """Thumbnails of one video stream; holds its decoder, and its key frames once they are decoded."""
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self.container, self.stream = container, stream
-        self._keys: dict[float, KeyGlimpse] = {}
+        self._keys: dict[float, KeyThumbnail] = {}
         if not stream.codec_context.is_open:
             stream.codec_context.thread_count = 1
             stream.codec_context.options = {"skip_loop_filter": "all"}
 
-    def keys(self, times_s: Sequence[float], within_s: float) -> dict[float, KeyGlimpse]:
-        """Glimpses of the key frames at these times (ordered), by their time; those that cannot be decoded are
+    def keys(self, times_s: Sequence[float], within_s: float) -> dict[float, KeyThumbnail]:
+        """Thumbnails of the key frames at these times (ordered), by their time; those that cannot be decoded are
         missing."""
         new = np.array([time_s for time_s in times_s if time_s not in self._keys])
         self.stream.codec_context.skip_frame = "NONKEY"
@@ -82,15 +82,15 @@ class Glimpses:
                 self._keys[nearest] = self._key(nearest, frame)
         return {time_s: self._keys[time_s] for time_s in times_s if time_s in self._keys}
 
-    def before(self, start_s: float) -> KeyGlimpse | None:
+    def before(self, start_s: float) -> KeyThumbnail | None:
         """The key frame that a frame at `start_s` stands on; None where it cannot be decoded."""
         self.stream.codec_context.skip_frame = "NONKEY"
         packets = (packet for packet in Packets(self.container, self.stream, start_s) if packet.is_keyframe)
         return next((self._key(*found) for found in self._decoded(islice(packets, 1))), None)
 
-    def _key(self, time_s: float, frame: av.VideoFrame) -> KeyGlimpse:
+    def _key(self, time_s: float, frame: av.VideoFrame) -> KeyThumbnail:
         means = _means(brightness(frame, MEANS, MEANS), MEANS)
-        return KeyGlimpse(time_s, _light(frame), _colours(frame), means, picture(frame, self.stream))
+        return KeyThumbnail(time_s, _light(frame), _colours(frame), means, picture(frame, self.stream))
 
     def _only(self, times_s: np.ndarray, within_s: float) -> Iterator[av.Packet]:
         if not len(times_s):
@@ -107,8 +107,8 @@ class Glimpses:
 
     def between(
         self, start_s: float, end_s: float, whole: Sequence[tuple[float, float]] | None = None
-    ) -> list[Glimpse]:
-        """Glimpses of [start_s, end_s), of the frames that others refer to; with `whole`, of every frame in these
+    ) -> list[Thumbnail]:
+        """Thumbnails of [start_s, end_s), of the frames that others refer to; with `whole`, of every frame in these
         spans and of no other."""
         codec = self.stream.codec_context
         half = float(self.stream.time_base or 0) / 2
@@ -133,7 +133,7 @@ class Glimpses:
             if time_s >= start_s - half and (whole is None or any(low <= time_s <= high for low, high in whole)):
                 if frame.key_frame and time_s >= keyed_s + APART_S and time_s not in self._keys:
                     self._keys[time_s], keyed_s = self._key(time_s, frame), time_s
-                found.append(self._keys.get(time_s) or Glimpse(time_s, _light(frame)))
+                found.append(self._keys.get(time_s) or Thumbnail(time_s, _light(frame)))
         return found
 
     def _decoded(self, packets: Iterator[av.Packet]) -> Iterator[tuple[float, av.VideoFrame]]:

@@ -25,7 +25,7 @@ from data_prep.settings import Settings
 if TYPE_CHECKING:
     import torch
 
-PARTS = ("video_vae", "audio_vae", "text_conditioner")
+COMPONENTS = ("video_vae", "audio_vae", "text_conditioner")
 
 
 class EncodeSettings(Settings):
@@ -51,7 +51,7 @@ class EncodeSettings(Settings):
     @property
     def untrained(self) -> list[str]:
         """The parts that no weights are given for. Latents of such parts are good for a trial, not for training."""
-        return [part for part in PARTS if not getattr(self, part)]
+        return [part for part in COMPONENTS if not getattr(self, part)]
 
     def fingerprints(self) -> dict[str, str]:
         """What the weights are: part → SHA-256 of its configuration and tensors; the preset's name if untrained.
@@ -63,7 +63,7 @@ class EncodeSettings(Settings):
         from model.presets import preset
 
         found = {}
-        for part in PARTS:
+        for part in COMPONENTS:
             folder = getattr(self, part)
             if not folder:
                 preset(self.preset)
@@ -105,10 +105,10 @@ class Encoder:
         def load(part: str) -> torch.nn.Module:
             if part in settings.untrained:
                 torch.manual_seed(0)
-                return model.build(settings.preset, self.device, self.dtype, [part]).parts[part].eval()
+                return model.build(settings.preset, self.device, self.dtype, [part]).components[part].eval()
             return weights.load_component(getattr(settings, part), part, self.device, self.dtype).eval()
 
-        video_vae, audio_vae, conditioner = (load(part) for part in PARTS)
+        video_vae, audio_vae, conditioner = (load(part) for part in COMPONENTS)
         assert isinstance(video_vae, VideoVAE)
         assert isinstance(audio_vae, AudioVAE)
         assert isinstance(conditioner, TextConditioner)

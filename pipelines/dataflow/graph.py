@@ -36,7 +36,7 @@ from pipelines.cluster import Attempts
 from pipelines.dataflow.commit import Summary, commit_segments
 from pipelines.tracking.worker_metrics import Meters
 
-Callables = Callable[[list[Segment]], list[Segment]]
+StageFunction = Callable[[list[Segment]], list[Segment]]
 
 # What the driver learns of a row besides its summary: seconds spent in each stage.
 _SECONDS = pa.field("seconds", pa.map_(pa.string(), pa.float64()))
@@ -63,7 +63,7 @@ class Stage:
     """
 
     name: str
-    build: Callable[[], Callables]
+    build: Callable[[], StageFunction]
     batch: int = 1
     gpu: bool = False
     then: Callable[[Any], Any] | None = None
@@ -249,7 +249,7 @@ class BrokenStage(Exception):
 _MISTAKE = "kinotone-mistake: "
 
 
-def apply(name: str, call: Callables, segments: list[Segment]) -> list[Segment]:
+def apply(name: str, call: StageFunction, segments: list[Segment]) -> list[Segment]:
     """Call a stage so that an error costs the segments it is about, never the run.
 
     When the call raises, each segment is tried alone; where that raises too, its kept clips become
@@ -274,7 +274,7 @@ def _failed(segment: Segment, stage: str, error: Exception | str) -> Segment:
     return replace(segment, clips=[clip.failed(stage, error) if clip.kept else clip for clip in segment.clips])
 
 
-def _checked(name: str, call: Callables, segments: list[Segment]) -> list[Segment]:
+def _checked(name: str, call: StageFunction, segments: list[Segment]) -> list[Segment]:
     # The stage gets its own copies: what a failed call has half done must not leak into the second try.
     done = call([replace(segment, clips=[replace(clip) for clip in segment.clips]) for segment in segments])
     before, after = [s.segment_id for s in segments], [s.segment_id for s in done]

@@ -23,8 +23,8 @@ from captioning.settings import CaptionSettings
 from data_prep.clip import Segment
 from data_prep.curation.curator import CurateSettings, Curator
 from data_prep.dataset import storage
-from data_prep.dataset.compaction import PART_ROWS
-from data_prep.dataset.index import manifest_parts
+from data_prep.dataset.compaction import SEGMENTS_PER_FILE
+from data_prep.dataset.index import compacted_manifest
 from data_prep.dataset.ledger import Ledger
 from data_prep.dataset.shards import Committed
 from data_prep.settings import Settings
@@ -32,7 +32,7 @@ from data_prep.sources.listing import each_source
 from pipelines.cluster import ray_running
 from pipelines.dataflow.commit import SETTINGS, SUMMARY, claim, dataset_id, finish, read_summary
 from pipelines.dataflow.encode import EncodeSettings
-from pipelines.dataflow.graph import Callables, Stage, run_graph
+from pipelines.dataflow.graph import Stage, StageFunction, run_graph
 from pipelines.report import overview
 from pipelines.tracking.run import Run, TrackingSettings, send_rest, start_run
 
@@ -168,9 +168,9 @@ class _Flow:
             self.considered, self.kept = self.considered + one.entry.considered, self.kept + one.entry.kept
             self.seconds.update(one.seconds)
             last = count == len(left)
-            if len(committed) == PART_ROWS or last:
+            if len(committed) == SEGMENTS_PER_FILE or last:
                 Ledger(self.root).compact(done.entry for done in committed)
-                manifest_parts(self.root).add(pa.concat_tables(done.manifest for done in committed))
+                compacted_manifest(self.root).add(pa.concat_tables(done.manifest for done in committed))
                 committed = []
             if time.monotonic() - self.tracked > _TRACK_EVERY_S or last:
                 self.tracked = time.monotonic()
@@ -264,14 +264,14 @@ def _rejudged(source: str, given: Settings) -> CurateSettings:
     return rejudged_settings(CurateSettings(**known["curate"]), given)
 
 
-def _build(name: str, settings: Settings) -> Callables:
+def _build(name: str, settings: Settings) -> StageFunction:
     """A stage's callable, made inside a worker; the imports are here, so that a worker has its own stage's alone."""
     if name in ("curate", REJUDGE):
         from data_prep.curation.rejudge import Rejudger
-        from data_prep.curation.sandbox import Guarded
+        from data_prep.curation.sandbox import Sandbox
 
         assert isinstance(settings, CurateSettings)
-        make = partial(Guarded, partial(Curator, settings))
+        make = partial(Sandbox, partial(Curator, settings))
         return make() if name == "curate" else Rejudger(settings, make)
     if name == "caption":
         from captioning.captioner import Captioner

@@ -17,10 +17,10 @@ import pyarrow as pa
 
 from captioning.captioner import Answers, Measurer, each_kept
 from captioning.look.endpoint import messages
-from captioning.look.prompt import Request
+from captioning.look.prompt import Prompt
 from captioning.look.schema import wire_schema
 from captioning.look.vision_engine import NoAnswer, is_untrained
-from captioning.request import Pending
+from captioning.request import CaptionRequest
 from captioning.settings import CaptionSettings, SeenSettings
 from data_prep.clip import Clip, Segment, from_table
 from pipelines.dataflow.graph import Stage, apply, to_rows
@@ -50,7 +50,7 @@ class _Waiting:
         return each_kept(
             segments,
             lambda clips: [
-                one.to_clip() if isinstance(one, Pending) else one for one in self._measurer.measured(clips)
+                one.to_clip() if isinstance(one, CaptionRequest) else one for one in self._measurer.measured(clips)
             ],
         )
 
@@ -59,7 +59,7 @@ class _Answered:
     """Segments of which no clip waits any more."""
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
-        assert not any(Pending.of_clip(clip) for segment in segments for clip in segment.clips)
+        assert not any(CaptionRequest.of_clip(clip) for segment in segments for clip in segment.clips)
         return segments
 
 
@@ -86,21 +86,21 @@ def _requests(table: pa.Table, settings: CaptionSettings) -> pa.Table:
     """What is to be asked of the clips in rows, as `_REQUESTS`."""
     segments = from_table(table.drop_columns(["seconds"]))
     rows = [
-        {"segment_id": segment.segment_id, "at": at, "request": json.dumps(_plain(item.request(settings)))}
+        {"segment_id": segment.segment_id, "at": at, "request": json.dumps(_plain(item.next_prompt(settings)))}
         for segment, at, item in _waiting(segments)
     ]
     return pa.Table.from_pylist(rows, _REQUESTS)
 
 
-def _plain(request: Request) -> dict[str, Any]:
-    return {"messages": messages(request), "schema": wire_schema(request.answer)}
+def _plain(prompt: Prompt) -> dict[str, Any]:
+    return {"messages": messages(prompt), "schema": wire_schema(prompt.answer)}
 
 
-def _waiting(segments: list[Segment]) -> Iterator[tuple[Segment, int, Pending]]:
+def _waiting(segments: list[Segment]) -> Iterator[tuple[Segment, int, CaptionRequest]]:
     """Every clip that waits: its segment, its place in it, and what is known of it."""
     for segment in segments:
         for at, clip in enumerate(segment.clips):
-            item = Pending.of_clip(clip) if clip.kept else None
+            item = CaptionRequest.of_clip(clip) if clip.kept else None
             if item is not None:
                 yield segment, at, item
 

@@ -64,7 +64,7 @@ def render(
 def _clip(row: dict, example: Example) -> dict[str, Any]:
     caption = row["caption"]
     length = max(caption["sound"]["seconds"], 0.001)
-    sentences = told(caption)
+    sentences = medium_sentences(caption)
     scores = [score for item in sentences if (score := sureness(item, caption)) is not None]
     return {
         "example": example,
@@ -90,7 +90,7 @@ def _clip(row: dict, example: Example) -> dict[str, Any]:
     }
 
 
-def told(caption: dict) -> list[dict]:
+def medium_sentences(caption: dict) -> list[dict]:
     """The sentences of the caption as it is usually read, its middle length."""
     return [item for item in caption["evidence"] if "medium" in item["variants"]]
 

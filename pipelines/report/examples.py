@@ -84,7 +84,7 @@ class Drawing:
             sound_class=row["sound_class"],
             error=row["error"],
             caption=row["caption"].get("text", ""),
-            heard=", ".join(_heard(row["tags"])),
+            heard=", ".join(_best_labels(row["tags"])),
         )
         if row["verdict"] == "failed" and not row["caption"]:
             return example
@@ -152,7 +152,7 @@ def _small(frames: np.ndarray) -> np.ndarray:
     return frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
 
 
-def _heard(tags: list[dict]) -> list[str]:
+def _best_labels(tags: list[dict]) -> list[str]:
     """The four best-scored sound events, by name."""
     best: dict[str, float] = {}
     for tag in tags:

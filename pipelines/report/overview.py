@@ -21,7 +21,7 @@ from data_prep.dataset.index import each_manifest
 from pipelines.dataflow.commit import SETTINGS, SUMMARY
 from pipelines.report import captions, pages, review
 from pipelines.report.examples import Drawing, Example, spread
-from pipelines.report.statistics import EXAMPLES, SCORES, Kind, Tally, tally
+from pipelines.report.statistics import EXAMPLES, SCORES, Kind, SetStatistics, collect_statistics
 
 NAME = "report.html"
 PAGES = "report"
@@ -78,7 +78,7 @@ def write_report(root: str | Path) -> Report:
     """Write the pages from the committed segments and `summary.json`; `<root>/report.html` last."""
     doubles = near_duplicates.read(root)
     pairs = sorted(doubles.items())[: PAGE_EXAMPLES // 2]
-    counted = tally(each_manifest(root), [clip_id for pair in pairs for clip_id in pair])
+    counted = collect_statistics(each_manifest(root), [clip_id for pair in pairs for clip_id in pair])
     summary = json.loads(storage.read(storage.at(root, SUMMARY)))
     sections = _sections(root, counted, pairs, len(doubles))
     folder = str(root).rstrip("/").rsplit("/", 1)[-1]
@@ -111,7 +111,7 @@ def write_report(root: str | Path) -> Report:
     return Report(path, named, samples, counted.removed)
 
 
-def funnel(counted: Tally) -> list[Step]:
+def funnel(counted: SetStatistics) -> list[Step]:
     """Where clips ended, most frequent reason first within a verdict; the counts sum to the clips considered."""
     order = {"kept": 0, "dropped": 1, "failed": 2}
     ranked = sorted(counted.clips, key=lambda key: (order[key[0]], -counted.clips[key], key[1]))
@@ -171,7 +171,7 @@ def _policy(root: str | Path) -> dict[str, Any]:
     return {}
 
 
-def _histograms(counted: Tally, policy: Mapping[str, Any]) -> list[dict]:
+def _histograms(counted: SetStatistics, policy: Mapping[str, Any]) -> list[dict]:
     """A stacked histogram per score that was measured: kept below, not kept above, thresholds as lines."""
     drawn = []
     for name, axis in SCORES.items():
@@ -199,7 +199,7 @@ def _histograms(counted: Tally, policy: Mapping[str, Any]) -> list[dict]:
     return drawn
 
 
-def _sections(root: str | Path, counted: Tally, doubles: list[tuple[str, str]], total: int) -> list[Section]:
+def _sections(root: str | Path, counted: SetStatistics, doubles: list[tuple[str, str]], total: int) -> list[Section]:
     """Kept clips first, then each reason, then near duplicates beside what they are doubles of."""
     sections = []
     with Drawing(root) as drawing:

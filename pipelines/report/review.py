@@ -26,7 +26,7 @@ def table(shown: list[dict]) -> bytes:
     lines = csv.writer(out, delimiter="\t", lineterminator="\n")
     lines.writerow(COLUMNS)
     for row in shown:
-        for item in captions.told(row["caption"]):
+        for item in captions.medium_sentences(row["caption"]):
             spans = captions.evidence_spans(item, row["caption"])
             start, end = min(start for start, _ in spans), max(end for _, end in spans)
             film = row["uri"].rsplit("/", 1)[-1]
@@ -59,13 +59,13 @@ def run_review(labels: str | Path, source: str, output: str | Path) -> dict[str,
         ValueError: nothing filled in, something else than yes or no, or no sentence of it stands in the set.
     """
     judged = _judged(Path(labels))
-    told = {
+    sentences = {
         (row["clip_id"], item["sentence"])
         for part in each_manifest(source)
         for row in part.select(["clip_id", "caption"]).to_pylist()
         for item in json.loads(row["caption"]).get("evidence", [])
     }
-    known = [line for line in judged if (line["clip"], line["sentence"]) in told]
+    known = [line for line in judged if (line["clip"], line["sentence"]) in sentences]
     if not known:
         raise ValueError(f"labels {labels}: no sentence of it stands in {source}; give the set that it was written for")
     by_source: dict[str, list[bool]] = defaultdict(list)

@@ -63,7 +63,7 @@ class Kind:
 
 
 @dataclass
-class Tally:
+class SetStatistics:
     """Counts of a set.
 
     Attributes:
@@ -146,9 +146,9 @@ class Tally:
             self._rows[key] = rows[:EXAMPLES]
 
 
-def tally(manifest: Iterable[pa.Table], wanted: Sequence[str] = ()) -> Tally:
+def collect_statistics(manifest: Iterable[pa.Table], wanted: Sequence[str] = ()) -> SetStatistics:
     """Count a manifest, part by part."""
-    counted = Tally(wanted=wanted)
+    counted = SetStatistics(wanted=wanted)
     for part in manifest:
         counted.add(part)
     return counted

@@ -84,7 +84,7 @@ class Image:
         picture = self.picture().convert("RGB")
         client.log_image(run_id, picture, key=self.key, step=self.step, timestamp=self.time_ms, synchronous=True)
 
-    def stored(self) -> "Image":
+    def as_text(self) -> "Image":
         """With its bytes, in text."""
         png = io.BytesIO()
         self.picture().convert("RGB").save(png, "PNG")
@@ -158,7 +158,7 @@ class Unsent:
         lines = []
         for record in records:
             kind = type(record).__name__
-            lines.append(json.dumps([kind, asdict(record.stored() if isinstance(record, Image) else record)]) + "\n")
+            lines.append(json.dumps([kind, asdict(record.as_text() if isinstance(record, Image) else record)]) + "\n")
         if lines:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._lock, self.path.open("a") as file:

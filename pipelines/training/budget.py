@@ -115,8 +115,8 @@ class _Parameters:
 def _parameters(name: str, options: str) -> _Parameters:
     """Of the preset as task `dit` trains it by these settings (JSON), found by building it on shapes alone."""
     task = DiTTask(TrainSettings(preset=name, dit=DiTSettings.model_validate_json(options)))
-    parts = model.build(name, device="meta", components=task.uses).parts
-    trainee = task.build(parts)
+    components = model.build(name, device="meta", components=task.uses).components
+    trainee = task.build(components)
     blocks = trainee.transformer.transformer_blocks
     whole, trained = _count(trainee), _count(trainee, trained=True)
     return _Parameters(

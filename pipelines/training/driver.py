@@ -25,8 +25,8 @@ import yaml
 from data_prep.dataset import storage
 from data_prep.loading import batch_plan
 from model import COMPONENTS
+from model.layouts import open_components
 from model.lora import adapter_path
-from model.stored import open_parts
 from pipelines.cluster import ray_running
 from pipelines.model_folder import model_folder
 from pipelines.settings import TrainSettings
@@ -90,14 +90,14 @@ def train(
     # Absolute, since a worker's working directory is not the user's.
     settings = settings.model_copy(update={"input": storage.absolute(settings.input)})
     chosen = known[task](settings)
-    files = given_parts(settings.init_from)
+    files = component_files(settings.init_from)
     dataset = chosen.dataset()
     workers = settings.workers
     if workers.sequence_parallel > 1 and not chosen.shares_samples:
         raise ValueError(f"train {task}: train.workers.sequence_parallel is for dit and text-projection; set it to 1")
     plan = batch_plan.plan(dataset.buckets, dataset.tokens, settings.batch, seed=settings.seed, world=workers.replicas)
     chosen.check(dataset, files)
-    given = {name: open_parts(path, components=[name])[0].identity() for name, path in files.items()}
+    given = {name: open_components(path, components=[name])[0].identity() for name, path in files.items()}
     _same_run(task, settings, output, plan.steps_per_epoch, given)
 
     summary_path = output / "summary.json"
@@ -131,7 +131,7 @@ def train(
     return summary
 
 
-def given_parts(init_from: tuple[str, ...]) -> dict[str, Path]:
+def component_files(init_from: tuple[str, ...]) -> dict[str, Path]:
     """Component → where it lies, out of model folders or files; a later one replaces an earlier one's component.
 
     Raises:
@@ -140,7 +140,7 @@ def given_parts(init_from: tuple[str, ...]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for given in init_from:
         path = model_folder(Path(given))
-        for part in open_parts(path):
+        for part in open_components(path):
             own = path / f"{part.name}.safetensors"
             found[part.name] = (own if own.is_file() else path).resolve()
     return {name: found[name] for name in COMPONENTS if name in found}
@@ -283,7 +283,7 @@ def _following(path: Path, run: Run, task: str, steps: int, progress: Progress |
     modelled = max(_whole(root), default=0)
 
     def follow(last: int, modelled: int) -> None:
-        told: dict[int, tuple[dict[str, float], int]] = {}  # the metrics of the last steps, and when they came
+        logged: dict[int, tuple[dict[str, float], int]] = {}  # the metrics of the last steps, and when they came
         while True:
             ending = over.wait(0.5)
             for record in read_metrics(path):
@@ -292,15 +292,15 @@ def _following(path: Path, run: Run, task: str, steps: int, progress: Progress |
                 if step > last:
                     last = step
                     values = {key: value for key, value in record.items() if key != "step"}
-                    told[step] = (values, run.metrics(values, step))
+                    logged[step] = (values, run.metrics(values, step))
                     if progress is not None:
                         progress(task, step, steps)
             for saved in (step for step in _whole(root) if step > modelled):
                 modelled = saved
-                values, time_ms = told.get(saved, ({}, 0))  # none where no step was logged when it was saved
+                values, time_ms = logged.get(saved, ({}, 0))  # none where no step was logged when it was saved
                 losses = {key: value for key, value in values.items() if key.startswith("loss")}
                 run.model(f"{task}-{saved}", saved, checkpoint.folder(root, saved), losses, time_ms)
-                told = {step: record for step, record in told.items() if step > saved}
+                logged = {step: record for step, record in logged.items() if step > saved}
             if ending:
                 return
 

@@ -79,21 +79,21 @@ def components(job: Job, task: Task, replicas: int, device: torch.device) -> dic
     """
     import model
 
-    parts: dict[str, nn.Module] = {}
+    components: dict[str, nn.Module] = {}
     partitioned = task.zero_stage == task.stage == 3
     for name in task.uses:
         given = job.files.get(name)
         if given is not None and not partitioned:
-            parts[name] = model.weights.load_component(given, name)
+            components[name] = model.weights.load_component(given, name)
             continue
         config = task.config(name, job.files)
         # Seeded by name, so that a part's start does not depend on which others are built.
         torch.manual_seed(job.settings.seed + sum(name.encode()))
         with _partitioning(job.settings, replicas, device) if partitioned else nullcontext():
-            parts[name] = model.build_component(config)
+            components[name] = model.build_component(config)
         if given is not None:
-            fill(parts[name], model.weights.stream(given, name))
-    return parts
+            fill(components[name], model.weights.stream(given, name))
+    return components
 
 
 def _partitioning(settings: TrainSettings, replicas: int, device: torch.device) -> AbstractContextManager[Any]:
@@ -154,12 +154,10 @@ class _Run:
         elif self.start:
             states = reshard.load(self.engines, self.root, self.start, written_by)
         # After the load: it puts other tensors in the place of those that the optimizer updated before.
-        self.average = MovingAverage(
-            local_partitions(self.trainee), spans(self.trainee), self.settings.optimizer.ema_decay
-        )
+        self.ema = MovingAverage(local_partitions(self.trainee), spans(self.trainee), self.settings.optimizer.ema_decay)
         if not states:
             return
-        self.average.load(state["average"] for state in states)
+        self.ema.load(state["average"] for state in states)
         self.means.load([state["means"] for state in states], among=1 if written_by == self.world else self.world)
         # No draw of a run is of the generators' own, so it does not matter that further ranks begin with used states.
         checkpoint.set_random_state(states[self.rank % len(states)]["random"])
@@ -171,7 +169,7 @@ class _Run:
         """Seconds that the loop stood still for it."""
         began = time.perf_counter()
         buffers = {name: dict(engine.module.named_buffers()) for name, engine in self.engines.items()}
-        state = {"average": self.average.state(), "buffers": buffers}
+        state = {"average": self.ema.state(), "buffers": buffers}
         self.checkpoints.save(step, {**state, "means": self.means.state(), "skipped": self.skipped})
         return time.perf_counter() - began
 
@@ -234,7 +232,7 @@ class _Run:
     def _after_step(self) -> None:
         skipped = self.engine.skipped_steps
         if skipped == self.skipped:
-            self.average.update()
+            self.ema.update()
             norm = torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32, device=self.device)
             self.means.add({"grad_norm": (norm, torch.ones_like(norm))})
         self.skipped = skipped
@@ -257,7 +255,7 @@ class _Run:
     def finish(self) -> None:
         """Give the trainee the averaged weights, let the task finish, write `<output>/weights`."""
         if self.settings.optimizer.ema_decay:
-            set_weights(self.trainee, self.average.average)
+            set_weights(self.trainee, self.ema.weights)
         self.engine.eval()
         with torch.no_grad():
             self.task.finish(self.trainee, self.dataset, self.rank, self.world)

@@ -86,8 +86,8 @@ class AudioVAETask(Task):
         s = self.settings
         return SoundClips(s.input, 4 * s.audio_vae.crop_latents - 3, DECODE_RATE, s.seed, s.cache_mb)
 
-    def build(self, parts: dict[str, nn.Module]) -> AudioVAETrainee:
-        return AudioVAETrainee(cast(AudioVAE, parts["audio_vae"]), self)
+    def build(self, components: dict[str, nn.Module]) -> AudioVAETrainee:
+        return AudioVAETrainee(cast(AudioVAE, components["audio_vae"]), self)
 
     def discriminators(self) -> Discriminators | None:
         return patch_discriminators(self.settings.audio_vae.adversary, dims=2, channels=2)

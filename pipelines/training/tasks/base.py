@@ -1,4 +1,4 @@
-"""What the engine asks of a task: what to build, which data, what the loss is, what is finished at the end.
+"""What the training worker asks of a task: what to build, which data, what the loss is, what is finished at the end.
 
 A task's random draws (noise, crops, dropout) are functions of (seed, sample id, step) through `generator`, never of the
 rank, so that a run is the same at any number of workers and goes on exactly where it was cut off.
@@ -75,8 +75,8 @@ class Trainee(nn.Module, ABC):
         for name, part in self.components().items():
             tensors = stream_state(part)
             if rank == 0:
-                stored = weights.Part(name, cast(Any, part.config), specs(part), lambda tensors=tensors: tensors)
-                weights.save_parts([stored], folder)
+                stored = weights.Component(name, cast(Any, part.config), specs(part), lambda tensors=tensors: tensors)
+                weights.save_components([stored], folder)
             else:
                 for _ in tensors:
                     pass
@@ -121,7 +121,7 @@ class Task(ABC):
         return getattr(preset(self.settings.preset), component)
 
     @abstractmethod
-    def build(self, parts: dict[str, nn.Module]) -> Trainee:
+    def build(self, components: dict[str, nn.Module]) -> Trainee:
         """What is trained, out of the components named in `uses`."""
 
     def discriminators(self) -> "Discriminators | None":

@@ -32,8 +32,8 @@ class EncodedDataset(LatentDataset):
 
 
 class DiTTrainee(DiffusionTrainee):
-    def __init__(self, parts: dict[str, nn.Module], task: "DiTTask") -> None:
-        super().__init__(parts, task)
+    def __init__(self, components: dict[str, nn.Module], task: "DiTTask") -> None:
+        super().__init__(components, task)
         self._lora = task.settings.dit.lora
 
     def components(self) -> dict[str, nn.Module]:
@@ -62,8 +62,8 @@ class DiTTask(DiffusionTask):
         registers = preset(self.settings.preset).text_conditioner.connector_num_learnable_registers
         return EncodedDataset(self.settings.input, registers)
 
-    def build(self, parts: dict[str, nn.Module]) -> DiTTrainee:
-        return DiTTrainee(parts, self)
+    def build(self, components: dict[str, nn.Module]) -> DiTTrainee:
+        return DiTTrainee(components, self)
 
     def mark_trained(self, module: nn.Module) -> None:
         lora = self.settings.dit.lora

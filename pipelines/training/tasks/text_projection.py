@@ -37,8 +37,8 @@ class TextProjectionTrainee(DiffusionTrainee):
 
     text_slots: int
 
-    def __init__(self, parts: dict[str, nn.Module], encoder: GemmaTextEncoder, task: "TextProjectionTask") -> None:
-        super().__init__(parts, task)
+    def __init__(self, components: dict[str, nn.Module], encoder: GemmaTextEncoder, task: "TextProjectionTask") -> None:
+        super().__init__(components, task)
         self._with_transformer = task.options.train_transformer
         self.encoder = Frozen(encoder)
 
@@ -65,11 +65,11 @@ class TextProjectionTask(DiffusionTask):
     def dataset(self) -> CaptionedDataset:
         return CaptionedDataset(self.settings.input)
 
-    def build(self, parts: dict[str, nn.Module]) -> TextProjectionTrainee:
+    def build(self, components: dict[str, nn.Module]) -> TextProjectionTrainee:
         # As encode loads it: on a CPU bfloat16 is slower than float32.
         dtype = torch.bfloat16 if self.settings.workers.gpu else torch.float32
         encoder = GemmaTextEncoder.load(resolve(self.options.text_encoder), self.options.max_text_tokens, dtype)
-        return TextProjectionTrainee(parts, encoder, self)
+        return TextProjectionTrainee(components, encoder, self)
 
     def check(self, dataset: Dataset, files: dict[str, Path]) -> None:
         super().check(dataset, files)

@@ -107,10 +107,10 @@ class UpscalerTask(Task):
         config = super().config(component, files)
         return self.scale.configure(config) if component == "upscaler" and component not in files else config
 
-    def build(self, parts: dict[str, nn.Module]) -> UpscalerTrainee:
+    def build(self, components: dict[str, nn.Module]) -> UpscalerTrainee:
         dtype = torch.bfloat16 if self.settings.workers.precision == "bf16" else torch.float32
-        vae = cast(VideoVAE, to_dtype(parts["video_vae"], dtype))
-        return UpscalerTrainee(cast(LatentUpscaler, parts["upscaler"]), vae, self)
+        vae = cast(VideoVAE, to_dtype(components["video_vae"], dtype))
+        return UpscalerTrainee(cast(LatentUpscaler, components["upscaler"]), vae, self)
 
     def check(self, dataset: Dataset, files: dict[str, Path]) -> None:
         if "video_vae" not in files:

@@ -90,8 +90,8 @@ class VideoVAETask(Task):
         s, o = self.settings, self.settings.video_vae
         return PictureClips(s.input, o.buckets, o.crop_frames, o.crop_size, s.seed, s.cache_mb, o.still_fraction)
 
-    def build(self, parts: dict[str, nn.Module]) -> VideoVAETrainee:
-        return VideoVAETrainee(cast(VideoVAE, parts["video_vae"]), self)
+    def build(self, components: dict[str, nn.Module]) -> VideoVAETrainee:
+        return VideoVAETrainee(cast(VideoVAE, components["video_vae"]), self)
 
     def discriminators(self) -> Discriminators | None:
         return patch_discriminators(self.settings.video_vae.adversary, dims=3, channels=3)

@@ -46,8 +46,8 @@ class VocoderTrainee(Trainee):
         self, batch: SoundBatch, step: int, adversary: Adversary | None = None
     ) -> tuple[Tensor, dict[str, Mean]]:
         o = self._options
-        heard = self._heard(batch.mel, step)
-        waveform = self.vocoder(heard.to(weight_type(self.vocoder))).float()
+        mel_in = self._input_mel(batch.mel, step)
+        waveform = self.vocoder(mel_in.to(weight_type(self.vocoder))).float()
         target = batch.waveform[..., : waveform.shape[-1]]
         stft = stft_error(with_sum_and_difference(waveform), with_sum_and_difference(target))
         mel = (self._mel(waveform) - self._mel(target)).abs().flatten(1).mean(1)
@@ -59,7 +59,7 @@ class VocoderTrainee(Trainee):
         return total + o.adversary.weight * verdict.loss(waveform), logged | verdict.means
 
     @torch.no_grad()
-    def _heard(self, mel: Tensor, step: int) -> Tensor:
+    def _input_mel(self, mel: Tensor, step: int) -> Tensor:
         """The mel (B, 2, T, 64), or what the audio VAE makes of it, a whole number of its latents long.
 
         The draw is the step's: all ranks run the same shapes.
@@ -128,9 +128,9 @@ class VocoderTask(Task):
                 f"set workers.precision to fp32"
             )
 
-    def build(self, parts: dict[str, nn.Module]) -> VocoderTrainee:
-        vocoder = cast(Vocoder | VocoderWithBWE, parts["vocoder"])
-        return VocoderTrainee(vocoder, cast(AudioVAE | None, parts.get("audio_vae")), self)
+    def build(self, components: dict[str, nn.Module]) -> VocoderTrainee:
+        vocoder = cast(Vocoder | VocoderWithBWE, components["vocoder"])
+        return VocoderTrainee(vocoder, cast(AudioVAE | None, components.get("audio_vae")), self)
 
     def discriminators(self) -> Discriminators | None:
         options = self.settings.vocoder.adversary

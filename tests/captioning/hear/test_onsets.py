@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioning.hear.onsets import RATE, band_energies, onsets, refined
-from captioning.write.compose import told
+from captioning.write.compose import nameable_sounds
 from captioning.write.vocabulary import IMPACT
 from data_prep.clip import Tag
 from data_prep.scores.audio_tags import load_tagger
@@ -118,6 +118,6 @@ def test_many_half_heard_knocks_are_impacts():
 
 def test_impacts_are_told_where_nothing_surer_is_heard():
     impacts, hammer = Tag(IMPACT, 0.5, 2.0, 0.8), Tag("Hammer", 0.5, 2.0, 0.9)
-    assert list(told((impacts,))) == ["impacts"]
-    assert list(told((impacts, hammer))) == ["hammering"]
-    assert sorted(told((impacts, Tag("Bark", 0.5, 2.0, 0.9)))) == ["a dog barking", "impacts"]
+    assert list(nameable_sounds((impacts,))) == ["impacts"]
+    assert list(nameable_sounds((impacts, hammer))) == ["hammering"]
+    assert sorted(nameable_sounds((impacts, Tag("Bark", 0.5, 2.0, 0.9)))) == ["a dog barking", "impacts"]

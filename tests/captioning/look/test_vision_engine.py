@@ -17,7 +17,7 @@ from captioning.look.endpoint import Endpoint
 from captioning.look.frames import to_jpeg
 from captioning.look.transformers_engine import TransformersEngine
 from captioning.look.vision_engine import EngineGone, NoAnswer
-from captioning.request import Pending
+from captioning.request import CaptionRequest
 from captioning.settings import CaptionSettings, SeenSettings
 from data_prep.clip import Clip, Segment
 from tests.captioning.sounds import chord, clip_of
@@ -31,7 +31,7 @@ def _settings(chat: Chat, **more) -> SeenSettings:
     return SeenSettings(engine="openai", model=MODEL, endpoint=chat.endpoint, **{"time_limit_s": 3.0, **more})
 
 
-def _look(count: int = 1, **more) -> list[prompt.Request]:
+def _look(count: int = 1, **more) -> list[prompt.Prompt]:
     return [prompt.look([PICTURE], [0.0], "", None, **more)] * count
 
 
@@ -228,14 +228,14 @@ def test_a_waiting_clip_survives_its_row() -> None:
     with chat_server() as chat:
         captioner = Captioner(CaptionSettings(seen=_settings(chat)))
         (item,) = captioner.measurer.measured([_clip()])
-    assert isinstance(item, Pending)
-    back = Pending.of_clip(item.to_clip())
+    assert isinstance(item, CaptionRequest)
+    back = CaptionRequest.of_clip(item.to_clip())
     assert back is not None
     assert back.to_clip() == item.to_clip()
     settings = captioner.settings
-    assert back.request(settings).pictures == item.request(settings).pictures
+    assert back.next_prompt(settings).pictures == item.next_prompt(settings).pictures
     assert base64.b64encode(item.frames[0].jpeg).decode() in str(item.to_clip().caption)
-    assert Pending.of_clip(_clip()) is None
+    assert CaptionRequest.of_clip(_clip()) is None
 
 
 def test_open_clip_scores_phrases_and_random_weights_remove_nothing(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 
 from captioning.grounding.checker import check, ground
 from captioning.hear.transcribe import normalise
-from captioning.write.compose import LONG, MEDIUM, SHORT, Facts, compose, text_of, told
+from captioning.write.compose import LONG, MEDIUM, SHORT, Facts, compose, nameable_sounds, text_of
 from captioning.write.vocabulary import FORBIDDEN
 from data_prep.clip import Tag
 from tests.captioning.examples import FACTS, PICTURE, SILENT, SOUND, facts, outside_quotes, spoken
@@ -134,14 +134,16 @@ def test_every_sentence_has_its_evidence_and_the_same_facts_give_the_same_words(
 
 def test_what_the_tagger_half_hears_beside_a_surer_sound_is_not_told():
     clock, ratchet = Tag("Clock", 1.0, 4.0, 0.8), Tag("Ratchet, pawl", 2.0, 3.0, 0.5)
-    assert list(told((clock, ratchet))) == ["a clock"]
-    assert list(told((ratchet,))) == ["a ratchet"]
-    assert list(told((clock, replace(ratchet, start_s=5.0, end_s=6.0)))) == ["a clock", "a ratchet"]
-    assert list(told((Tag("Bird", 0.0, 2.0, 0.9), Tag("Chirp, tweet", 0.0, 2.0, 0.5)))) == ["a bird"]
+    assert list(nameable_sounds((clock, ratchet))) == ["a clock"]
+    assert list(nameable_sounds((ratchet,))) == ["a ratchet"]
+    assert list(nameable_sounds((clock, replace(ratchet, start_s=5.0, end_s=6.0)))) == ["a clock", "a ratchet"]
+    assert list(nameable_sounds((Tag("Bird", 0.0, 2.0, 0.9), Tag("Chirp, tweet", 0.0, 2.0, 0.5)))) == ["a bird"]
     cowbell = Tag("Cowbell", 0.0, 2.0, 0.55)
-    assert list(told((cowbell,))) == [], "any knock is half a cowbell"
-    assert list(told((cowbell, Tag("Music", 0.0, 2.0, 0.55)))) == ["a cowbell"]
-    assert list(told((Tag("Bird", 0.0, 2.0, 0.9), Tag("Chirp, tweet", 0.0, 2.0, 0.8)))) == ["a bird chirping"]
+    assert list(nameable_sounds((cowbell,))) == [], "any knock is half a cowbell"
+    assert list(nameable_sounds((cowbell, Tag("Music", 0.0, 2.0, 0.55)))) == ["a cowbell"]
+    assert list(nameable_sounds((Tag("Bird", 0.0, 2.0, 0.9), Tag("Chirp, tweet", 0.0, 2.0, 0.8)))) == [
+        "a bird chirping"
+    ]
 
 
 def test_what_begins_later_is_not_there_throughout():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_prep.clip import Clip, Segment, stable_id
 from data_prep.curation.curator import CurateSettings, Curator
-from data_prep.curation.sandbox import Guarded, Work, beat
+from data_prep.curation.sandbox import Sandbox, Work, beat
 
 
 class Crashing:
@@ -53,6 +53,6 @@ def crashing_curator(settings: CurateSettings, log: str = "") -> Crashing:
     return Crashing(log, Curator(settings))
 
 
-def crashing_stage(settings: CurateSettings, log: str = "") -> Guarded:
+def crashing_stage(settings: CurateSettings, log: str = "") -> Sandbox:
     """A stage of the graph whose decoder does what the source's name says; a loop is ended after 2 s."""
-    return Guarded(partial(crashing_curator, settings, log), stall_s=2.0)
+    return Sandbox(partial(crashing_curator, settings, log), stall_s=2.0)

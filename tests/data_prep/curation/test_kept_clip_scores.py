@@ -7,7 +7,7 @@ import numpy as np
 import pyloudnorm
 import pytest
 
-from data_prep.curation.kept_clip_scores import AppraisalSettings, Appraiser
+from data_prep.curation.kept_clip_scores import KeptClipScorer, KeptClipScoreSettings
 from data_prep.packaged_weights import resolve
 from data_prep.scores.active_speaker import load_scorer, speaker_scores
 from data_prep.scores.loudness import QUIETEST, loudness
@@ -61,11 +61,13 @@ def test_speech_quality_falls_with_noise_and_hears_only_speech():
 
 def test_a_network_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="speech_quality '/no/such'"):
-        Appraiser(AppraisalSettings(speech_quality="/no/such"))
+        KeptClipScorer(KeptClipScoreSettings(speech_quality="/no/such"))
     with pytest.raises(ValueError, match="active_speaker_weights ''"):
-        Appraiser(AppraisalSettings(active_speaker="json:loads"))
+        KeptClipScorer(KeptClipScoreSettings(active_speaker="json:loads"))
     with pytest.raises(ValueError, match=r"picture_quality_weights '.*': no such file"):
-        Appraiser(AppraisalSettings(picture_quality="ViT-B-32", picture_quality_weights="/no/such.safetensors"))
+        KeptClipScorer(
+            KeptClipScoreSettings(picture_quality="ViT-B-32", picture_quality_weights="/no/such.safetensors")
+        )
     assert resolve("package:dnsmos").endswith(".onnx")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from data_prep.clip import Segment
 from data_prep.curation.curator import CurateSettings, Curator
-from data_prep.curation.sandbox import STALL_S, TRIES, Guarded
+from data_prep.curation.sandbox import STALL_S, TRIES, Sandbox
 from data_prep.dataset.shards import write_segment
 from data_prep.sources.listing import list_sources
 from tests.data_prep.media.marked_media import noise_sound, numbered_frame, write
@@ -43,8 +43,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def guarded():
-    made = Guarded(partial(Curator, CurateSettings(clip_min_s=1.0)))
+def sandbox():
+    made = Sandbox(partial(Curator, CurateSettings(clip_min_s=1.0)))
     yield made
     made.close()
 
@@ -68,19 +68,19 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     return bytes(damaged)
 
 
-def _judge(guarded: Guarded, segments: list[Segment], output: Path) -> list[str]:
+def _judge(sandbox: Sandbox, segments: list[Segment], output: Path) -> list[str]:
     """Every segment committed within its time; gives the verdicts. The decoding child's memory is measured."""
     verdicts, peak = [], 0
     for segment in segments:
         began = time.monotonic()
-        (done,) = guarded([segment])
+        (done,) = sandbox([segment])
         took = time.monotonic() - began
         assert took < TRIES * STALL_S, f"{segment.uri} took {took:.0f} s"
         entry = write_segment(output, done)
         assert entry.considered == len(done.clips) >= 1
         verdicts += [f"{clip.verdict} {clip.reason}".strip() for clip in done.clips]
-        if guarded._child is not None:
-            status = Path(f"/proc/{guarded._child._process.pid}/status").read_text()
+        if sandbox._child is not None:
+            status = Path(f"/proc/{sandbox._child._process.pid}/status").read_text()
             peak = max(peak, int(status.split("VmHWM:")[1].split()[0]) << 10)
     own = psutil.Process().memory_info().rss
     assert peak <= 1.5 * 2**30, f"the child held {peak / 2**30:.2f} GiB"
@@ -99,28 +99,28 @@ def _written(sources: dict[str, bytes], folder: Path, count: int, seed: int) -> 
     return list_sources([str(folder)])
 
 
-def test_whole_files_of_every_container_are_kept(guarded, sources, tmp_path):
+def test_whole_files_of_every_container_are_kept(sandbox, sources, tmp_path):
     for name, data in sources.items():
         (tmp_path / name).write_bytes(data)
-    for segment in guarded(list_sources([str(tmp_path)])):
+    for segment in sandbox(list_sources([str(tmp_path)])):
         assert "kept" in {clip.verdict for clip in segment.clips}, segment
 
 
-def test_damaged_files_end_in_verdicts(guarded, sources, tmp_path):
+def test_damaged_files_end_in_verdicts(sandbox, sources, tmp_path):
     (tmp_path / "in").mkdir()
-    verdicts = _judge(guarded, _written(sources, tmp_path / "in", 30, seed=1), tmp_path / "out")
+    verdicts = _judge(sandbox, _written(sources, tmp_path / "in", 30, seed=1), tmp_path / "out")
     assert any(verdict.startswith("failed read") for verdict in verdicts)
 
 
 @pytest.mark.slow
-def test_many_damaged_files_end_in_verdicts(guarded, sources, tmp_path):
+def test_many_damaged_files_end_in_verdicts(sandbox, sources, tmp_path):
     (tmp_path / "in").mkdir()
-    verdicts = _judge(guarded, _written(sources, tmp_path / "in", 300, seed=2), tmp_path / "out")
+    verdicts = _judge(sandbox, _written(sources, tmp_path / "in", 300, seed=2), tmp_path / "out")
     print({name: verdicts.count(name) for name in sorted(set(verdicts))})
 
 
 @pytest.mark.skipif(not BROKEN.is_dir(), reason="shared/media is not here")
-def test_broken_files_of_the_world(guarded, tmp_path):
+def test_broken_files_of_the_world(sandbox, tmp_path):
     segments = list_sources([str(BROKEN)])
     assert len(segments) == 14
-    _judge(guarded, segments, tmp_path)
+    _judge(sandbox, segments, tmp_path)

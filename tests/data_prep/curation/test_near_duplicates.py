@@ -10,7 +10,7 @@ from data_prep.curation import near_duplicates, scenes
 from data_prep.curation.near_duplicates import find, from_text, picture_hash, picture_hashes, sound_hash, to_text
 from data_prep.media.container import choose_streams, open_media
 from data_prep.media.decode import decode_audio
-from data_prep.media.thumbnails import Glimpses
+from data_prep.media.thumbnails import Thumbnails
 from data_prep.media.write_mp4 import write_mp4
 
 RATE = 24000
@@ -43,12 +43,12 @@ def _sound(seed: int) -> np.ndarray:
 
 
 def _pictures(path) -> list[int]:
-    track = scenes.read_track(path, 0.0, 2.0)
-    assert track is not None
+    packets = scenes.read_packet_index(path, 0.0, 2.0)
+    assert packets is not None
     with open_media(path) as container:
         stream = choose_streams(container).video
         assert stream is not None
-        return picture_hashes(Glimpses(container, stream), track.times[track.key].tolist(), track.step / 2)
+        return picture_hashes(Thumbnails(container, stream), packets.times[packets.key].tolist(), packets.step / 2)
 
 
 def _row(path, clip_id: str, pixels: int) -> dict:

@@ -8,7 +8,7 @@ import pytest
 
 from data_prep.clip import Clip, Segment
 from data_prep.curation.curator import CurateSettings, Curator
-from data_prep.curation.kept_clip_scores import AppraisalSettings
+from data_prep.curation.kept_clip_scores import KeptClipScoreSettings
 from data_prep.curation.policy import PolicySettings
 from data_prep.curation.rejudge import Rejudger, rejudged_settings
 from data_prep.dataset.shards import read_segment, write_segment
@@ -113,4 +113,4 @@ def test_only_thresholds_may_change():
     with pytest.raises(ValueError, match=r"curate\.clip_max_s"):
         rejudged_settings(before, CurateSettings(clip_max_s=5.0))
     with pytest.raises(ValueError, match=r"curate\.appraisal"):
-        rejudged_settings(before, CurateSettings(appraisal=AppraisalSettings(av_agreement=True)))
+        rejudged_settings(before, CurateSettings(appraisal=KeptClipScoreSettings(av_agreement=True)))

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from av.error import FFmpegError
 
-from data_prep.curation.scenes import Track, parts, read_track, scene_cuts
+from data_prep.curation.scenes import PacketIndex, divide_scene, read_packet_index, scene_cuts
 from data_prep.media.container import Media, choose_streams, open_media
-from data_prep.media.thumbnails import Glimpses
+from data_prep.media.thumbnails import Thumbnails
 from data_prep.media.write_mp4 import write_mp4
 from tests.data_prep.media.marked_media import write
 
@@ -29,13 +29,13 @@ def _cuts(frames: list[np.ndarray]) -> list[float]:
     return _found(out.getvalue())[1]
 
 
-def _found(media: Media) -> tuple[Track, list[float]]:
+def _found(media: Media) -> tuple[PacketIndex, list[float]]:
     """The track and its cuts."""
     with open_media(media) as container:
-        track, video = read_track(container, 0.0, float("inf")), choose_streams(container).video
-        assert track is not None
+        packets, video = read_packet_index(container, 0.0, float("inf")), choose_streams(container).video
+        assert packets is not None
         assert video is not None
-        return track, scene_cuts(Glimpses(container, video), track)
+        return packets, scene_cuts(Thumbnails(container, video), packets)
 
 
 def test_cuts_to_the_frame():
@@ -69,8 +69,8 @@ def test_a_flash_on_a_key_frame_is_no_cut(tmp_path):
     frames = _texture(1, 120)
     frames[50] = np.full_like(frames[50], 255)
     path = write(tmp_path / "a.mp4", frames, None, gop=50)
-    track, cuts = _found(path)
-    assert track.key[50]
+    packets, cuts = _found(path)
+    assert packets.key[50]
     assert cuts == []
 
 
@@ -93,28 +93,28 @@ def test_a_shaking_camera_is_no_cut():
 
 def test_a_broken_file_has_no_track():
     with pytest.raises(FFmpegError, match="Invalid data"):
-        read_track(b"no video at all", 0.0, 10.0)
+        read_packet_index(b"no video at all", 0.0, 10.0)
 
 
-def _track(seconds: float) -> Track:
+def _track(seconds: float) -> PacketIndex:
     times = np.arange(round(seconds * 25)) / 25
-    return Track(times, np.zeros(len(times), bool), np.ones(len(times)))
+    return PacketIndex(times, np.zeros(len(times), bool), np.ones(len(times)))
 
 
 def test_parts_are_as_few_as_fit_and_end_at_pauses():
     voiced = np.ones(round(30 / 0.032), np.float32)
     pause = slice(round(10.5 / 0.032), round(10.9 / 0.032))
     voiced[pause] = 0.0
-    found = parts(0.0, 30.0, 12.0, _track(30.0), voiced, 0.0)
+    found = divide_scene(0.0, 30.0, 12.0, _track(30.0), voiced, 0.0)
     assert found[0][0] == 0.0
     assert found[-1][1] == 30.0
     assert all(one[1] == other[0] for one, other in pairwise(found))
     assert all(end - start <= 12.0 for start, end in found)
     assert [end for _, end in found] == pytest.approx([10.7, 20.0, 30.0], abs=0.06)
-    assert parts(0.0, 12.0, 12.0, _track(12.0), voiced, 0.0) == [(0.0, 12.0)]
+    assert divide_scene(0.0, 12.0, 12.0, _track(12.0), voiced, 0.0) == [(0.0, 12.0)]
 
 
 def test_parts_begin_on_frames():
-    track = _track(25.0)
-    for start, _ in parts(0.0, 25.0, 12.0, track, np.zeros(800, np.float32), 0.0):
-        assert start in track.times
+    packets = _track(25.0)
+    for start, _ in divide_scene(0.0, 25.0, 12.0, packets, np.zeros(800, np.float32), 0.0):
+        assert start in packets.times

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.clip import stable_id
-from data_prep.dataset.compaction import PART_ROWS
+from data_prep.dataset.compaction import SEGMENTS_PER_FILE
 from data_prep.dataset.ledger import Entry, Ledger, totals
 
 ROOT = Path(__file__).parents[3]
@@ -99,10 +99,10 @@ def test_a_resume_knows_what_is_left(count, tmp_path):
     """Of `count` committed sources and a hundredth more in the list; every tenth entry is in no ledger part yet."""
     ledger, listed = Ledger(tmp_path), tmp_path / "sources.jsonl"
     with listed.open("w") as out:
-        for start in range(0, count, PART_ROWS):
-            entries = [_entry(n) for n in range(start, min(count, start + PART_ROWS))]
+        for start in range(0, count, SEGMENTS_PER_FILE):
+            entries = [_entry(n) for n in range(start, min(count, start + SEGMENTS_PER_FILE))]
             _files(tmp_path, entries)
-            if start % (10 * PART_ROWS):
+            if start % (10 * SEGMENTS_PER_FILE):
                 ledger.compact(entries)
             out.writelines(json.dumps({"uri": entry.uri, "size": entry.size}) + "\n" for entry in entries)
         for n in range(count, count + count // 100):

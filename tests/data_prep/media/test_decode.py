@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from av.error import FFmpegError
 
-from data_prep.curation.scenes import read_track
+from data_prep.curation.scenes import read_packet_index
 from data_prep.media.container import choose_streams, last_timestamp, open_for_sound, open_media
 from data_prep.media.decode import INF, decode_audio, decode_video, distinct, frame_times, read_sound, resample
 from data_prep.media.timestamps import runs
@@ -222,7 +222,7 @@ def _heard(path: Path, opening) -> tuple:
     """Packets of the picture, streams and sound of a file that is opened this way; or what is raised."""
     try:
         with opening(str(path)) as container:
-            track = read_track(container, 0.0, INF)
+            track = read_packet_index(container, 0.0, INF)
             heard = read_sound(container, 0.0, INF, 32000, 2)
             shown = None if track is None else (track.times.tolist(), track.key.tolist(), track.sizes.tolist())
             sound = None if heard is None else (heard.samples.tobytes(), heard.first_s, heard.last_s, heard.errors)

@@ -15,7 +15,7 @@ from data_prep.clip import Clip, Segment
 from data_prep.loading.buckets import Bucket
 from data_prep.media.write_mp4 import write_mp4
 from model import build, weights
-from pipelines.dataflow.encode import PARTS, Encoder, EncodeSettings, to_safetensors
+from pipelines.dataflow.encode import COMPONENTS, Encoder, EncodeSettings, to_safetensors
 from tests.tiny_gemma import write_gemma
 
 BUCKET = Bucket(frames=9, height=64, width=96, fps=24)
@@ -43,7 +43,7 @@ def encoder(folder: Path) -> Encoder:
 
 
 def _settings(folder: Path, **other: str) -> EncodeSettings:
-    named = dict.fromkeys(PARTS, str(folder)) | {"text_encoder": str(folder / "gemma")} | other
+    named = dict.fromkeys(COMPONENTS, str(folder)) | {"text_encoder": str(folder / "gemma")} | other
     return EncodeSettings.model_validate({"buckets": [BUCKET], "batch": 2, **named})
 
 

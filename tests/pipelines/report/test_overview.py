@@ -17,7 +17,7 @@ from data_prep.media.write_mp4 import write_mp4
 from pipelines.dataflow.commit import claim, commit_segments, finish
 from pipelines.report import examples
 from pipelines.report.overview import KEPT_EXAMPLES, OTHER_EXAMPLES, PAGE_EXAMPLES, funnel, funnel_figure, write_report
-from pipelines.report.statistics import tally
+from pipelines.report.statistics import collect_statistics
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_a_kept_clip_is_handed_to_the_tracking_run(root: Path, film: Path) -> No
 
 
 def test_the_funnel_sums_to_the_clips_considered(root: Path) -> None:
-    steps = funnel(tally(each_manifest(root)))
+    steps = funnel(collect_statistics(each_manifest(root)))
     found = [(step.name, step.verdict, step.clips) for step in steps]
     assert found == [("kept", "kept", 12), ("silence", "dropped", 13), ("read", "failed", 12)]
     assert [step.hours * 3600 for step in steps] == pytest.approx([12, 14, 12])

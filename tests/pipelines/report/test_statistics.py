@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.dataset.shards import MANIFEST_SCHEMA
-from pipelines.report.statistics import BINS, EXAMPLES, SCORES, tally
+from pipelines.report.statistics import BINS, EXAMPLES, SCORES, collect_statistics
 
 EMPTY = {name: "" for name in MANIFEST_SCHEMA.names}
 CAPTION = {
@@ -46,9 +46,11 @@ ROWS = st.lists(
 
 @given(ROWS, st.integers(1, 60), st.randoms())
 def test_parts_in_any_order_count_as_the_whole(rows, size, random):
-    whole = tally([pa.Table.from_pylist(rows, MANIFEST_SCHEMA)])
+    whole = collect_statistics([pa.Table.from_pylist(rows, MANIFEST_SCHEMA)])
     mixed = random.sample(rows, len(rows))
-    parts = tally(pa.Table.from_pylist(mixed[at : at + size], MANIFEST_SCHEMA) for at in range(0, len(rows), size))
+    parts = collect_statistics(
+        pa.Table.from_pylist(mixed[at : at + size], MANIFEST_SCHEMA) for at in range(0, len(rows), size)
+    )
     assert parts.clips == whole.clips == Counter((row["verdict"], row["reason"]) for row in rows)
     assert dict(parts.classes) == {
         name: replace(kind, hours=pytest.approx(kind.hours)) for name, kind in whole.classes.items()
@@ -72,5 +74,5 @@ def test_parts_in_any_order_count_as_the_whole(rows, size, random):
 def test_what_lies_beyond_the_axis_is_in_the_outermost_bin():
     high = SCORES["voice_ratio"].high
     rows = [_row(n, "kept", "", "speech", score, 3.0) for n, score in enumerate([-5.0, 0.5, high, 7.0])]
-    (_, kept) = tally([pa.Table.from_pylist(rows, MANIFEST_SCHEMA)]).histograms["voice_ratio"]
+    (_, kept) = collect_statistics([pa.Table.from_pylist(rows, MANIFEST_SCHEMA)]).histograms["voice_ratio"]
     assert (kept[0], kept[BINS // 2], kept[-1]) == (1, 1, 2)

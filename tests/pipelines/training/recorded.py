@@ -15,8 +15,8 @@ from pipelines.training.tasks.dit import DiTTask, DiTTrainee
 class RecordedTrainee(DiTTrainee):
     """Each process appends (step, ids of the samples that count) to a file of its own beside the data."""
 
-    def __init__(self, parts: dict[str, nn.Module], task: DiTTask) -> None:
-        super().__init__(parts, task)
+    def __init__(self, components: dict[str, nn.Module], task: DiTTask) -> None:
+        super().__init__(components, task)
         folder = Path(task.settings.input).with_name("seen")
         folder.mkdir(exist_ok=True)
         self._record = folder / f"{os.getpid()}.jsonl"
@@ -29,8 +29,8 @@ class RecordedTrainee(DiTTrainee):
 
 
 class RecordedDiT(DiTTask):
-    def build(self, parts: dict[str, nn.Module]) -> RecordedTrainee:
-        return RecordedTrainee(parts, self)
+    def build(self, components: dict[str, nn.Module]) -> RecordedTrainee:
+        return RecordedTrainee(components, self)
 
 
 def seen(data: Path, steps: range) -> list[str]:

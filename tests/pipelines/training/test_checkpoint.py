@@ -226,7 +226,7 @@ def test_the_average_of_any_parts_is_that_of_the_whole_in_double_precision(data,
             made.append((MovingAverage(parts, spans, decay), parts))
             put(made[-1])
             for name, part in parts.items():
-                made[-1][0].average[name].copy_(part)
+                made[-1][0].weights[name].copy_(part)
         return made
 
     def put(rank: tuple[MovingAverage, dict[str, torch.Tensor]]) -> None:
@@ -257,8 +257,8 @@ def test_the_average_of_any_parts_is_that_of_the_whole_in_double_precision(data,
         for name, expected in reference.items():
             got = torch.full_like(expected, torch.nan)
             for average, _ in group:
-                if name in average.average:
+                if name in average.weights:
                     begin, size = average._spans[name]
-                    real = max(0, min(len(average.average[name]), size - begin))
-                    got[begin : begin + real] = average.average[name][:real].double()
+                    real = max(0, min(len(average.weights[name]), size - begin))
+                    got[begin : begin + real] = average.weights[name][:real].double()
             assert torch.allclose(got, expected, rtol=1e-5, atol=1e-6)

@@ -12,7 +12,7 @@ import model
 from data_prep.loading import batch_plan
 from pipelines.settings import TrainSettings
 from pipelines.training import checkpoint
-from pipelines.training.driver import given_parts, train
+from pipelines.training.driver import component_files, train
 from pipelines.training.tasks.dit import DiTTask
 from pipelines.training.worker import METRICS, Job, components, read_metrics
 from tests.pipelines.killing import train_until_killed
@@ -72,7 +72,7 @@ def test_a_run_leaves_a_model_and_its_record(uninterrupted, data, conditioner):
 
     trained = model.weights.load(output / "weights")
     given = model.weights.load(conditioner)
-    assert set(trained.parts) == {"transformer", "text_conditioner"}
+    assert set(trained.components) == {"transformer", "text_conditioner"}
     frozen = "text_embedding_projection.aggregate_embed.weight"
     assert torch.equal(trained.text_conditioner.state_dict()[frozen], given.text_conditioner.state_dict()[frozen])
     connector = "video_embeddings_connector.learnable_registers"
@@ -217,7 +217,7 @@ def test_the_average_is_that_of_the_saved_weights_in_double_precision(ray_sessio
 def plain_losses(chosen: TrainSettings, steps: int) -> list[float]:
     """The losses of one process without DeepSpeed: torch's AdamW, clipping and accumulation over the same plan."""
     task = DiTTask(chosen.model_copy(update={"workers": chosen.workers.model_copy(update={"zero_stage": 1})}))
-    files = given_parts(chosen.init_from)
+    files = component_files(chosen.init_from)
     device = torch.device("cpu")
     trainee = task.build(components(Job(DiTTask, task.settings, Path(), files), task, 1, device))
     dataset = task.dataset()

@@ -31,8 +31,8 @@ def test_blocks_gathered_whole_train_as_layer_by_layer(ray_session, data, condit
         fetched_whole = ()
 
     class LayeredTask(DiTTask):
-        def build(self, parts: dict[str, nn.Module]) -> DiTTrainee:
-            return Layered(parts, self)
+        def build(self, components: dict[str, nn.Module]) -> DiTTrainee:
+            return Layered(components, self)
 
     gathered = {"persistence_threshold": 0}
     others = {"whole": gathered, "recomputed": gathered | {"recompute": 1}, "small ones stay": {}}

@@ -12,7 +12,7 @@ from data_prep.loading.batch_plan import MicroBatch
 from data_prep.loading.buckets import Bucket
 from pipelines.settings import OptimizerSettings, TrainSettings
 from pipelines.training import checkpoint
-from pipelines.training.driver import given_parts, train
+from pipelines.training.driver import component_files, train
 from pipelines.training.ema import MovingAverage
 from pipelines.training.schedule import learning_rate
 from pipelines.training.tasks.base import noise_like, per_sample
@@ -68,10 +68,10 @@ def test_the_moving_average_is_the_formula():
         average.update()
         decay = min(0.5, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * weights["w"]
-    assert torch.allclose(average.average["w"], expected)
+    assert torch.allclose(average.weights["w"], expected)
     again = MovingAverage(weights, {"w": (0, 3)}, 0.5)
     again.load([average.state()])
-    assert torch.equal(again.average["w"], average.average["w"])
+    assert torch.equal(again.weights["w"], average.weights["w"])
     assert again.updates == 20
 
 
@@ -222,7 +222,7 @@ def test_latents_of_another_vae_are_refused(tmp_path):
     encoded = str(write_encoded_set(tmp_path / "encoded", about={"video_vae": "0123"}))
     start = write_conditioner(tmp_path / "start")
     model.weights.save(model.build("tiny", components=["video_vae"]), start)
-    assert set(given_parts((str(start),))) == {"text_conditioner", "video_vae"}
+    assert set(component_files((str(start),))) == {"text_conditioner", "video_vae"}
     assert "made by another video_vae" in mistake("dit", tmp_path, input=encoded, init_from=[str(start)])
 
 
@@ -238,7 +238,7 @@ def test_features_of_another_projection_are_refused(tmp_path):
     model.weights.save(conditioner, tmp_path / "trained")
     task = DiTTask(TrainSettings.model_validate({"input": encoded}))
     for folder in (start, tmp_path / "trained"):
-        task.check(task.dataset(), given_parts((str(folder),)))
+        task.check(task.dataset(), component_files((str(folder),)))
     next(conditioner.text_embedding_projection.parameters()).data *= 1.01
     model.weights.save(conditioner, tmp_path / "other")
     said = mistake("dit", tmp_path, input=encoded, init_from=[str(tmp_path / "other")])

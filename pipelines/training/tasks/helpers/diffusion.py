@@ -55,11 +55,11 @@ class DiffusionTrainee(Trainee):
     fetched_whole = (DualStreamBlock,)
     context_tokens: int
 
-    def __init__(self, parts: dict[str, nn.Module], task: "DiffusionTask") -> None:
+    def __init__(self, components: dict[str, nn.Module], task: "DiffusionTask") -> None:
         super().__init__()
-        self.transformer = cast(DualStreamTransformer, parts["transformer"])
+        self.transformer = cast(DualStreamTransformer, components["transformer"])
         self.transformer.set_activation_checkpointing(task.settings.workers.recompute)
-        self.text_conditioner = cast(TextConditioner, parts["text_conditioner"])
+        self.text_conditioner = cast(TextConditioner, components["text_conditioner"])
         self._options, self._seed = task.options, task.settings.seed
         self._sigma = TrainingSigma(coupling=task.options.sigma)
         task.mark_trained(self)
@@ -246,8 +246,8 @@ class DiffusionTask(Task):
                     f"encode again with these weights, or give those that encode used"
                 )
         # On shapes alone: a mistake is found before a worker builds anything.
-        parts = {name: build_component(self.config(name, files), device="meta") for name in self.uses}
-        self.mark_trained(nn.ModuleDict(parts))
+        components = {name: build_component(self.config(name, files), device="meta") for name in self.uses}
+        self.mark_trained(nn.ModuleDict(components))
 
     def mark_trained(self, module: nn.Module) -> None:
         """Leave gradients to what is trained of a module that has the parts by their names.

@@ -62,7 +62,7 @@ def test_an_adversary_joins_at_its_step_and_stays_out_of_the_weights(ray_session
         name.startswith("discriminators/") for name in json.loads((newest / "COMMITTED.json").read_text())["files"]
     )
     trained = model.weights.load(output / "weights")
-    assert set(trained.parts) == {"audio_vae"}
+    assert set(trained.components) == {"audio_vae"}
     assert set(trained.audio_vae.state_dict()) == set(
         model.build("tiny", components=["audio_vae"]).audio_vae.state_dict()
     )

@@ -75,7 +75,7 @@ def test_text_projection_leaves_a_model_that_generates(runs, root, tmp_path):
     output, summary = runs("text-projection")
     assert summary["loss_at_end"]["loss"] < 0.8 * summary["loss_at_start"]["loss"]
     trained = model.weights.load(output / "weights")
-    assert set(trained.parts) == {"transformer", "text_conditioner", *CODECS}
+    assert set(trained.components) == {"transformer", "text_conditioner", *CODECS}
     for name in CODECS:
         assert weights.fingerprint(output / "weights", name) == weights.fingerprint(root / "codecs", name)
     w = "text_embedding_projection.aggregate_embed.weight"
@@ -95,7 +95,7 @@ def test_upscaler_leaves_an_upscaler_that_fits_the_vae(runs, root):
     output, summary = runs("upscaler")
     assert summary["loss_at_end"]["loss/latent"] < 0.9 * summary["loss_at_start"]["loss/latent"]
     trained = model.weights.load(output / "weights")
-    assert set(trained.parts) == {"upscaler", *CODECS}
+    assert set(trained.components) == {"upscaler", *CODECS}
     assert weights.fingerprint(output / "weights", "video_vae") == weights.fingerprint(root / "codecs", "video_vae")
     with torch.no_grad():
         low = trained.video_vae.encode(torch.zeros(1, 3, 9, 64, 64))

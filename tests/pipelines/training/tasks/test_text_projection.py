@@ -41,7 +41,7 @@ def settings(encoded: Path, gemma: Path, **section: Any) -> TrainSettings:
 def made(encoded: Path, gemma: Path, **section: Any) -> tuple[TextProjectionTrainee, CaptionedBatch]:
     task = TextProjectionTask(settings(encoded, gemma, **section))
     torch.manual_seed(0)
-    trainee = task.build(model.build("tiny", components=task.uses).parts)
+    trainee = task.build(model.build("tiny", components=task.uses).components)
     return trainee, task.dataset().batch(MicroBatch((0, 1, 2, 3), (1.0,) * 4), 0).to("cpu")
 
 

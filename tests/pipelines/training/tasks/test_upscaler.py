@@ -51,11 +51,11 @@ def made(
 ) -> tuple[UpscalerTask, UpscalerTrainee, PixelBatch]:
     task = UpscalerTask(settings(curated, vae, scale=scale, **section))
     torch.manual_seed(0)
-    parts = {
+    components = {
         "upscaler": model.build_component(task.config("upscaler", {})),
         "video_vae": weights.load_component(vae, "video_vae"),
     }
-    return task, task.build(parts), task.dataset().batch(MicroBatch((0, 1), (1.0, 1.0)), 0)
+    return task, task.build(components), task.dataset().batch(MicroBatch((0, 1), (1.0, 1.0)), 0)
 
 
 @pytest.mark.parametrize("scale", SCALES)

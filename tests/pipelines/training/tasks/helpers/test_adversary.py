@@ -284,7 +284,7 @@ def test_the_vocoder_hears_decoded_mels_in_a_part_of_the_steps_and_does_not_chan
     assert trainee.components() == {"vocoder": vocoder}
 
     batch = sound(240)
-    heard = [trainee._heard(batch.mel, step) for step in range(60)]
+    heard = [trainee._input_mel(batch.mel, step) for step in range(60)]
     with torch.no_grad():
         decoded = vae.decode_raw(vae.encode_distribution(batch.mel)[0])
     assert decoded.shape[2] == 33

@@ -135,21 +135,23 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def parts() -> dict[str, nn.Module]:
+def components() -> dict[str, nn.Module]:
     torch.manual_seed(1)
-    return model.build("tiny", components=["transformer", "text_conditioner"]).parts
+    return model.build("tiny", components=["transformer", "text_conditioner"]).components
 
 
-def made(encoded: Path, parts: dict[str, nn.Module], conditioning: dict[str, float], **dit: Any) -> tuple[Any, Any]:
+def made(
+    encoded: Path, components: dict[str, nn.Module], conditioning: dict[str, float], **dit: Any
+) -> tuple[Any, Any]:
     section = {"conditioning": conditioning, **dit}
     task = DiTTask(TrainSettings.model_validate({"input": str(encoded), "dit": section}))
-    return task.build(dict(parts)), task.dataset().batch(MicroBatch((0, 1, 2, 3), (1.0,) * 4), 0).to("cpu")
+    return task.build(dict(components)), task.dataset().batch(MicroBatch((0, 1, 2, 3), (1.0,) * 4), 0).to("cpu")
 
 
 @hypothesis_settings(max_examples=20)
 @examples(st.sampled_from(KINDS), st.integers(0, 10_000))
-def test_given_tokens_are_untouched_and_out_of_the_loss(encoded, parts, kind, step):
-    trainee, batch = made(encoded, {**parts, "transformer": Recorder()}, {kind: 0.7})
+def test_given_tokens_are_untouched_and_out_of_the_loss(encoded, components, kind, step):
+    trainee, batch = made(encoded, {**components, "transformer": Recorder()}, {kind: 0.7})
     loss, means = trainee(batch, step)
     loss.backward()
     recorder = trainee.transformer
@@ -186,9 +188,9 @@ def test_given_tokens_are_untouched_and_out_of_the_loss(encoded, parts, kind, st
 
 
 @pytest.mark.parametrize("kind", ["first_frame", "outpaint", "audio_to_video"])
-def test_the_gradient_does_not_depend_on_the_noise_of_given_tokens(encoded, parts, kind, monkeypatch):
+def test_the_gradient_does_not_depend_on_the_noise_of_given_tokens(encoded, components, kind, monkeypatch):
     def gradients(change: bool) -> list[Tensor]:
-        trainee, batch = made(encoded, parts, {kind: 1.0})
+        trainee, batch = made(encoded, components, {kind: 1.0})
         plain = diffusion.noise_like
 
         def spoilt(x: Tensor, seed: int, ids: Any, step: int, purpose: str) -> Tensor:
@@ -211,8 +213,8 @@ def test_the_gradient_does_not_depend_on_the_noise_of_given_tokens(encoded, part
     assert all(torch.equal(a, b) for a, b in zip(plain, spoilt, strict=True))
 
 
-def test_without_conditioning_a_sample_has_one_timestep(encoded, parts):
-    trainee, batch = made(encoded, {**parts, "transformer": Recorder()}, {})
+def test_without_conditioning_a_sample_has_one_timestep(encoded, components):
+    trainee, batch = made(encoded, {**components, "transformer": Recorder()}, {})
     trainee(batch, 0)
     assert {stream.timesteps.shape for stream in trainee.transformer.seen.values()} == {(4, 1)}
 
@@ -224,16 +226,16 @@ def test_token_error_without_given_tokens_is_the_mean():
     assert token_error(a.masked_fill(~nothing[..., None], torch.inf), b, ~nothing).tolist() == [0.0, 0.0]
 
 
-def test_frozen_parts_by_name(encoded, parts):
-    trainee, _ = made(encoded, parts, {}, frozen=["transformer.audio_*", "*.bias"])
+def test_frozen_parts_by_name(encoded, components):
+    trainee, _ = made(encoded, components, {}, frozen=["transformer.audio_*", "*.bias"])
     projection = "text_conditioner.text_embedding_projection."
     for name, parameter in trainee.named_parameters():
         frozen = name.startswith(("transformer.audio_", projection)) or name.endswith(".bias")
         assert parameter.requires_grad == (not frozen), name
         parameter.requires_grad_(True)
     with pytest.raises(ValueError, match=r"'transformer\.vidio_\*' fits no parameter"):
-        freeze(nn.ModuleDict(parts), ("transformer.vidio_*",))
+        freeze(nn.ModuleDict(components), ("transformer.vidio_*",))
     with pytest.raises(ValueError, match="leave nothing to train"):
-        freeze(nn.ModuleDict(parts), ("*",))
-    for parameter in nn.ModuleDict(parts).parameters():
+        freeze(nn.ModuleDict(components), ("*",))
+    for parameter in nn.ModuleDict(components).parameters():
         parameter.requires_grad_(True)

@@ -69,8 +69,8 @@ def adapted(ltx2: model.LTX2, folder: Path) -> nn.Module:
 
 def test_only_adapters_are_trained_and_they_learn(data, given):
     task = DiTTask(settings(data, given))
-    parts = {name: weights.load_component(given, name) for name in task.uses}
-    trainee = task.build(parts)
+    components = {name: weights.load_component(given, name) for name in task.uses}
+    trainee = task.build(components)
     before = state(trainee)
     batch = task.dataset().batch(_micro(task), 0)
     losses = learn(trainee, batch, 12)

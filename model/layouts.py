@@ -32,7 +32,7 @@ UPSCALER_SUFFIX = "-upscaler"  # <stem>-upscaler.safetensors beside an ltx file 
 
 
 @dataclass(frozen=True)
-class StoredPart:
+class StoredComponent:
     """One part on disk."""
 
     name: str
@@ -86,7 +86,9 @@ def read_config(name: str, values: Mapping[str, Any], where: str) -> Any:
     raise ValueError(f"{where}: configuration of {name} has the unknown field {unknown[0]!r}")
 
 
-def open_parts(paths: Paths, layout: Layout | None = None, components: Iterable[str] | None = None) -> list[StoredPart]:
+def open_components(
+    paths: Paths, layout: Layout | None = None, components: Iterable[str] | None = None
+) -> list[StoredComponent]:
     """The parts that lie at `paths`, in the family's order; `components` narrows them down.
 
     Raises:
@@ -94,7 +96,7 @@ def open_parts(paths: Paths, layout: Layout | None = None, components: Iterable[
             component that is asked for and not there.
     """
     given = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
-    found: dict[str, StoredPart] = {}
+    found: dict[str, StoredComponent] = {}
     published: list[Path] = []
     wanted = None if components is None else set(components)
     for path in given:
@@ -110,12 +112,12 @@ def open_parts(paths: Paths, layout: Layout | None = None, components: Iterable[
         for part in _open_ltx(published, wanted):
             _add(found, part, published[0])
     if absent := sorted((wanted or set()) - found.keys()):
-        there = ", ".join(part.name for part in open_parts(given, layout)) or "nothing"
+        there = ", ".join(part.name for part in open_components(given, layout)) or "nothing"
         raise ValueError(f"{', '.join(map(str, given))}: no {absent[0]} here; found {there}")
     return [found[name] for name in COMPONENTS if name in found]
 
 
-def _add(found: dict[str, StoredPart], part: StoredPart, path: Path) -> None:
+def _add(found: dict[str, StoredComponent], part: StoredComponent, path: Path) -> None:
     if part.name in found:
         raise ValueError(f"{path}: a second {part.name}; give each part once")
     found[part.name] = part
@@ -151,7 +153,7 @@ def _diffusers_class(folder: Path) -> str | None:
 # ---- our own layout
 
 
-def _open_kinotone(path: Path, wanted: set[str] | None) -> Iterator[StoredPart]:
+def _open_kinotone(path: Path, wanted: set[str] | None) -> Iterator[StoredComponent]:
     files = [path] if path.is_file() else [path / f"{name}.safetensors" for name in COMPONENTS]
     for file in files:
         if not file.is_file():
@@ -174,7 +176,7 @@ def _open_kinotone(path: Path, wanted: set[str] | None) -> Iterator[StoredPart]:
 # ---- the published single file
 
 
-def _open_ltx(paths: list[Path], wanted: set[str] | None) -> Iterator[StoredPart]:
+def _open_ltx(paths: list[Path], wanted: set[str] | None) -> Iterator[StoredComponent]:
     files = [file for path in paths for file in shards_of(path)]
     for file in list(files):
         beside = file.with_name(f"{file.stem}{UPSCALER_SUFFIX}.safetensors")
@@ -229,7 +231,7 @@ def _json(header: Header, entry: str, file: Path) -> dict[str, Any]:
 # ---- diffusers
 
 
-def _open_diffusers(path: Path, wanted: set[str] | None) -> Iterator[StoredPart]:
+def _open_diffusers(path: Path, wanted: set[str] | None) -> Iterator[StoredComponent]:
     if path.is_file():
         path = path.parent
     folders = [path] if _diffusers_class(path) else [path / name for name in DIFFUSERS_FOLDERS.values()]
@@ -271,9 +273,9 @@ def _check(
     specs: dict[str, Spec],
     layout: Layout,
     fingerprint: str | None,
-) -> StoredPart:
+) -> StoredComponent:
     check_keys(name, expected_specs(config), specs, ", ".join(map(str, places)))
-    return StoredPart(name, config, specs, layout, places, fingerprint)
+    return StoredComponent(name, config, specs, layout, places, fingerprint)
 
 
 def check_keys(name: str, expected: Mapping[str, Spec], found: Mapping[str, Spec], where: str) -> None:
@@ -284,10 +286,10 @@ def check_keys(name: str, expected: Mapping[str, Spec], found: Mapping[str, Spec
         other = f"; these are weights of LTX-{has}, the configuration is LTX-{wants}'s" if has and wants != has else ""
         if not other and wants and has is None and missing:
             other = f"; an LTX-{wants} {name} has it"
-        told = [f"missing key {missing[0]!r}"] if missing else []
-        told += [f"unexpected key {extra[0]!r}"] if extra else []
+        problems = [f"missing key {missing[0]!r}"] if missing else []
+        problems += [f"unexpected key {extra[0]!r}"] if extra else []
         counts = f" ({len(missing)} missing, {len(extra)} unexpected in all)" if len(missing) + len(extra) > 1 else ""
-        raise ValueError(f"{where}: {name}: {' and '.join(told)}{counts}{other}")
+        raise ValueError(f"{where}: {name}: {' and '.join(problems)}{counts}{other}")
     for key, spec in expected.items():
         if found[key].shape != spec.shape:
             raise ValueError(f"{where}: {name}: {key!r} has shape {found[key].shape}; expected {spec.shape}")
