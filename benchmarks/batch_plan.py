@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.index import INDEX_SCHEMA
+from data_prep.dataset.index import INDEX_SCHEMA
 
 PIECE = 1 << 20
 PER_SHARD = 40
@@ -61,9 +61,9 @@ def rank(number: int, ranks: int, root: str, start: Barrier, done: Barrier, chec
     """One rank's process: what the loop does before its first batch is read."""
     import torch  # noqa: F401  (a rank holds it)
 
-    from data_prep.batch_plan import BatchSettings, plan
-    from data_prep.buckets import parse_key
-    from data_prep.loader import EncodedSamples
+    from data_prep.loading.batch_plan import BatchSettings, plan
+    from data_prep.loading.buckets import parse_key
+    from data_prep.loading.loader import EncodedSamples
 
     start.wait()
     samples = EncodedSamples(root)

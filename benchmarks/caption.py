@@ -36,15 +36,15 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pyarrow.parquet as pq
 
+from captioning.hear.transcribe import SAMPLE_RATE, Transcriber
 from captioning.settings import TranscribeSettings
-from captioning.transcribe import SAMPLE_RATE, Transcriber
 from data_prep.clip import Clip, Segment
-from data_prep.index import read_manifest
-from data_prep.ledger import Ledger
-from data_prep.media import decode_audio, span
-from data_prep.shards import read_segment
+from data_prep.dataset.index import read_manifest
+from data_prep.dataset.ledger import Ledger
+from data_prep.dataset.shards import read_segment
+from data_prep.media.decode import decode_audio, span
 from pipelines.cluster import ray_running
-from pipelines.graph import Stage, run_graph
+from pipelines.dataflow.graph import Stage, run_graph
 
 ONSET_S = 0.15
 # What may truly be named of each kind of synthetic clip: a word of the sentence about it.
@@ -123,9 +123,9 @@ class Recogniser:
         self.transcriber = Transcriber(self.settings)
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
-        return [replace(segment, clips=[self._heard(clip) for clip in segment.clips]) for segment in segments]
+        return [replace(segment, clips=[self._transcribed(clip) for clip in segment.clips]) for segment in segments]
 
-    def _heard(self, clip: Clip) -> Clip:
+    def _transcribed(self, clip: Clip) -> Clip:
         return replace(clip, caption={"transcript": self.transcriber([voice_of(clip)])[0]}) if clip.kept else clip
 
 

@@ -24,8 +24,8 @@ from torch import nn
 from pipelines.settings import TrainSettings
 from pipelines.training.checkpoint import Writer
 from pipelines.training.ema import MovingAverage
-from pipelines.training.loop import start_engine
 from pipelines.training.partitions import local_partitions, spans
+from pipelines.training.worker import start_engine
 
 WORLD = 2
 

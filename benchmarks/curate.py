@@ -27,31 +27,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep import appraisal, curate, scenes, sound
 from data_prep.clip import Segment
-from data_prep.container import last_timestamp
-from data_prep.curate import CurateSettings, Curator
-from data_prep.sources import list_sources
-from pipelines.commit import commit_segments
+from data_prep.curation import curator, kept_clip_scores, scenes
+from data_prep.curation.curator import CurateSettings, Curator
+from data_prep.media.container import last_timestamp
+from data_prep.scores import sound
+from data_prep.sources.listing import list_sources
+from pipelines.dataflow.commit import commit_segments
 
 CLIPS = Path(__file__).parents[1].parent / "shared" / "media" / "clips"
 NEMO_CLIPS_PER_S = 0.14  # per core: NeMo Curator's nightly floor for CPU transcoding
 # What is timed, by the names that are printed; the rest of a source's time is "other".
 STAGES: dict[str, tuple[Any, str]] = {
-    "content key": (curate, "content_key"),
-    "packets of the picture": (scenes, "read_track"),
-    "sound, decoded": (curate, "read_sound"),
+    "content key": (curator, "content_key"),
+    "packets of the picture": (scenes, "read_packet_index"),
+    "sound, decoded": (curator, "read_sound"),
     "sound, to 16 kHz": (sound, "for_networks"),
-    "levels": (curate._Work, "_levels"),
-    "spectra": (curate._Work, "_spectra"),
-    "voice activity": (curate, "voice_probability"),
-    "event tags": (curate._Work, "_tags"),
+    "levels": (curator._Work, "_levels"),
+    "spectra": (curator._Work, "_spectra"),
+    "voice activity": (curator, "voice_probability"),
+    "event tags": (curator._Work, "_tags"),
     "scene cuts": (scenes, "scene_cuts"),
-    "first picture": (curate._Work, "_info"),
-    "cutting": (curate, "cut"),
-    "loudness": (appraisal, "loudness"),
-    "hash of the sound": (appraisal, "sound_hash"),
-    "hashes of pictures": (curate, "picture_hashes"),
+    "first picture": (curator._Work, "_info"),
+    "cutting": (curator, "cut"),
+    "loudness": (kept_clip_scores, "loudness"),
+    "hash of the sound": (kept_clip_scores, "sound_hash"),
+    "hashes of pictures": (curator, "picture_hashes"),
 }
 
 

@@ -20,10 +20,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from captioning.compose import MEDIUM, Facts, compose, told
-from captioning.describe import COLOURS
-from captioning.grounding import ground_text
-from captioning.vocabulary import FORBIDDEN, LANGUAGES, names, phrase, spans
+from captioning.grounding.checker import ground_text
+from captioning.look.picture_statistics import COLOURS
+from captioning.write.compose import MEDIUM, Facts, compose, nameable_sounds
+from captioning.write.vocabulary import FORBIDDEN, LANGUAGES, names, phrase, spans
 from data_prep.clip import Tag
 from data_prep.synthetic.sentences import sentence
 
@@ -89,7 +89,7 @@ def held_out() -> None:
 def make_facts(rng: np.random.Generator) -> Facts:
     """Facts of a clip of 12 s: two or three sounds at different times, one to three speakers, a picture."""
     tags: list[Tag] = []
-    while len(told(tuple(tags))) < 2:  # of two that taggers take for one another, one is told
+    while len(nameable_sounds(tuple(tags))) < 2:  # of two that taggers take for one another, one is told
         labels = [str(label) for label in rng.choice(_LABELS, int(rng.integers(2, 4)), replace=False)]
         starts = np.sort(rng.permutation(9)[: len(labels)] + rng.uniform(0, 0.4))
         tags = [
@@ -236,7 +236,9 @@ def _list(items: list[str]) -> str:
 
 def _events(facts: Facts) -> list[tuple[str, list[tuple[float, float]]]]:
     """Told sounds with their spans, by when they start."""
-    return sorted(((name, spans(tags)) for name, tags in told(facts.tags).items()), key=lambda item: item[1][0])
+    return sorted(
+        ((name, spans(tags)) for name, tags in nameable_sounds(facts.tags).items()), key=lambda item: item[1][0]
+    )
 
 
 def _quoted(facts: Facts, rng: np.random.Generator) -> tuple[int, str]:

@@ -34,13 +34,13 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load as load_tensors
 
-from data_prep import storage
-from data_prep.batch_plan import BatchSettings, plan
-from data_prep.buckets import Bucket
-from data_prep.index import INDEX_SCHEMA
-from data_prep.loader import EncodedBatch, EncodedSamples, Prefetch
-from data_prep.shards import write_tar
-from pipelines.encode import to_safetensors
+from data_prep.dataset import storage
+from data_prep.dataset.index import INDEX_SCHEMA
+from data_prep.dataset.shards import write_tar
+from data_prep.loading.batch_plan import BatchSettings, plan
+from data_prep.loading.buckets import Bucket
+from data_prep.loading.loader import EncodedBatch, EncodedSamples, Prefetch
+from pipelines.dataflow.encode import to_safetensors
 
 PER_SHARD = 32
 

@@ -5,7 +5,7 @@
 Writes reconstruction_video.png (first and ninth frame of four clips), reconstruction_mel.png (log-mels of three clips
 through the audio VAE) and reconstruction_sound.png (spectrograms of three clips whose mels the vocoder was given).
 Above each picture of what came out stands the original. FOLDER is the output of a training run, such as
-tests/pipelines/test_overfit.py makes.
+tests/pipelines/training/test_overfit.py makes.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from PIL import Image
 
-from data_prep.buckets import Bucket
+from data_prep.loading.buckets import Bucket
 from model import weights
 from model.audio_vae import AudioVAE
 from model.mel import MelConfig, MelSpectrogram
 from model.video_vae import VideoVAE
 from model.vocoder import Vocoder
-from pipelines.training.clips import PictureClips, SoundClips, as_pixels
+from pipelines.training.tasks.helpers.clips import PictureClips, SoundClips, as_pixels
 
 matplotlib.use("Agg")
 BUCKET = Bucket(frames=9, height=64, width=64)  # what the overfit tests train on

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 import model
-from data_prep.index import read_manifest
+from data_prep.dataset.index import read_manifest
 from data_prep.synthetic import generate as synthesise
 from jobs.progress import Display
 from jobs.settings import Recipe
 from model import weights
 from pipelines.cluster import ray_running
+from pipelines.dataflow.prepare import run_prepare
 from pipelines.generate import generate
-from pipelines.prepare import run_prepare
-from pipelines.training.engine import train
+from pipelines.training.driver import train
 
 # Trained first, and in this order: they turn media into latents and back, and the DiT learns in their latent space.
 CODECS = ("video-vae", "audio-vae", "vocoder")

@@ -3,10 +3,10 @@
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.buckets import Bucket
+from data_prep.loading.buckets import Bucket
 from pipelines.settings import TrainSettings
 from pipelines.training.budget import GIB, RESERVE_GIB, Budget, Cluster, budget, remedies
-from pipelines.training.dit import DiTTask
+from pipelines.training.tasks.dit import DiTTask
 
 
 def show(settings: TrainSettings, buckets: list[Bucket], cluster: Cluster, console: Console) -> None:

@@ -1,10 +1,12 @@
 """Recipes: one strict YAML file holds the settings of every stage; a verb takes its sections and dotted overrides.
 
-A recipe is a file, or the name of one in `jobs/recipes/` ("tiny"). Sections that it leaves out have their defaults.
+A recipe is a file, or the name of one in a folder of `jobs/recipes/` ("tiny"). Sections that it leaves out
+have their defaults.
 `train` holds what all training tasks share; `tasks.<name>` says what differs for one task and is laid over it.
 """
 
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,13 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from captioning.settings import CaptionSettings
-from data_prep.curate import CurateSettings
+from data_prep.curation.curator import CurateSettings
 from data_prep.settings import Settings
 from data_prep.synthetic import SynthSettings
-from pipelines.encode import EncodeSettings
+from pipelines.dataflow.encode import EncodeSettings
 from pipelines.generate import GenerateSettings
 from pipelines.settings import TrainSettings
-from pipelines.tracking import TrackingSettings
+from pipelines.tracking.run import TrackingSettings
 
 RECIPES = resources.files("jobs") / "recipes"
 
@@ -40,6 +42,12 @@ class Recipe(Settings):
         return self.tasks.get(task, self.train)
 
 
+def packaged_recipes() -> dict[str, Traversable]:
+    """The files of our recipes, one folder for each size of model, by their names without the suffix."""
+    files = (file for folder in RECIPES.iterdir() if folder.is_dir() for file in folder.iterdir())
+    return {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}
+
+
 def load_recipe(name: str | Path | None) -> Recipe:
     """The recipe in a file, or the packaged one of that name; all defaults for None.
 
@@ -50,10 +58,10 @@ def load_recipe(name: str | Path | None) -> Recipe:
         return Recipe()
     path = Path(name)
     if not path.suffix and not path.exists():
-        packaged = sorted(p.name.removesuffix(".yaml") for p in RECIPES.iterdir() if p.name.endswith(".yaml"))
+        packaged = packaged_recipes()
         if str(name) not in packaged:
-            raise ValueError(f"recipe {name}: no such file, nor a recipe of ours ({', '.join(packaged)})")
-        text = (RECIPES / f"{name}.yaml").read_text()
+            raise ValueError(f"recipe {name}: no such file, nor a recipe of ours ({', '.join(sorted(packaged))})")
+        text = packaged[str(name)].read_text()
     elif not path.is_file():
         raise ValueError(f"recipe {path}: no such file; give a YAML file or a name from jobs/recipes")
     else:

@@ -7,15 +7,15 @@ import tyro
 from pydantic import Field
 
 from captioning.settings import CaptionSettings
-from data_prep.curate import CurateSettings
+from data_prep.curation.curator import CurateSettings
 from data_prep.settings import Settings
 from data_prep.synthetic import SynthSettings
 from jobs.progress import Display
 from jobs.settings import Recipe
-from pipelines.encode import EncodeSettings
+from pipelines.dataflow.encode import EncodeSettings
 from pipelines.generate import GenerateSettings
 from pipelines.settings import TrainSettings
-from pipelines.tracking import TrackingSettings
+from pipelines.tracking.run import TrackingSettings
 
 Task = Annotated[str, tyro.conf.Positional]
 
@@ -64,7 +64,7 @@ class _DataVerb(Verb):
     tracking: TrackingSettings
 
     def run(self, display: Display) -> None:
-        from pipelines.prepare import run_prepare
+        from pipelines.dataflow.prepare import run_prepare
 
         settings = {name: getattr(self, name) for name in self.stages}
         run_prepare(self.stages, self.input, self.output, settings, self.tracking, display)
@@ -79,7 +79,7 @@ class Curate(_DataVerb):
     curate: CurateSettings
 
     def run(self, display: Display) -> None:
-        from pipelines.prepare import REJUDGE, run_prepare
+        from pipelines.dataflow.prepare import REJUDGE, run_prepare
 
         if bool(self.input) == bool(self.rejudge):
             raise ValueError("curate: give --input with videos, or --rejudge with a set that is to be judged anew")
@@ -103,7 +103,7 @@ class Calibrate(Verb):
     output: str = Field(description="folder for calibration.html, policy.yaml and summary.json; of captions the last")
 
     def run(self, display: Display) -> None:
-        from pipelines.review import is_review, run_review
+        from pipelines.report.review import is_review, run_review
 
         if is_review(self.labels):
             read = run_review(self.labels, self.input, self.output)
@@ -112,7 +112,7 @@ class Calibrate(Verb):
                 f"  summary  {self.output}/summary.json"
             )
             return
-        from pipelines.calibrate import run_calibrate
+        from pipelines.dataflow.calibrate import run_calibrate
 
         found = run_calibrate(self.labels, self.input, self.output)
         display.say(
@@ -165,7 +165,7 @@ class Train(Verb):
         return super().from_recipe(recipe.model_copy(update={"train": recipe.for_task(task)}), args)
 
     def run(self, display: Display) -> None:
-        from pipelines.training.engine import train
+        from pipelines.training.driver import train
 
         given = {name: value for name in ("input", "init_from") if (value := getattr(self, name))}
         train(self.task, self.train.model_copy(update=given), self.output, self.tracking, display)

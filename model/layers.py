@@ -119,8 +119,8 @@ FEW_TIMESTEPS = 16
 
 
 def distinct_timesteps(timesteps_bt: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """The timesteps to be embedded, and `own` of `model.norms`: (B, 1), None where a sample's tokens share one memory;
-    (1, K), (B, T, K) of `dtype` where few differ; else as they are, with None.
+    """The timesteps to be embedded, and `selection` of `model.norms`: (B, 1), None where a sample's tokens share one
+    memory; (1, K), (B, T, K) of `dtype` where few differ; else as they are, with None.
 
     Tokens that are given as conditions have another timestep than the rest, so a batch has many tokens and few
     timesteps; embedding them per token costs as much as several blocks. Values are looked at on a CPU only, where that

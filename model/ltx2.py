@@ -48,22 +48,22 @@ class LTX2(nn.Module):
     vocoder: Vocoder | VocoderWithBWE
     upscaler: LatentUpscaler
 
-    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
+    def __init__(self, components: Mapping[str, nn.Module]) -> None:
         """Raises ValueError for an unknown part, and where two parts do not fit each other."""
         super().__init__()
-        check_components(parts)
-        check_fit({name: part.config for name, part in parts.items()})
+        check_components(components)
+        check_fit({name: part.config for name, part in components.items()})
         for name in COMPONENTS:
-            setattr(self, name, parts.get(name))
+            setattr(self, name, components.get(name))
 
     @property
-    def parts(self) -> dict[str, nn.Module]:
+    def components(self) -> dict[str, nn.Module]:
         """The parts at hand by name, in the family's order."""
         return {name: part for name in COMPONENTS if (part := getattr(self, name)) is not None}
 
     @property
     def configs(self) -> dict[str, Any]:
-        return {name: part.config for name, part in self.parts.items()}
+        return {name: part.config for name, part in self.components.items()}
 
 
 def check_components(names: Iterable[str]) -> tuple[str, ...]:

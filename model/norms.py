@@ -10,8 +10,9 @@ in new memory costs several times one in place, so what is fresh is overwritten,
 
 Shapes: B batch, T tokens, D width, H heads, d = head_dim, K distinct timesteps of a batch. A modulation is a table row
 (D,) of the block plus a timestep row: one per sample (B, 1, D), one per token (B, T, D), or, where the tokens have few
-timesteps between them, one per timestep (1, K, D) with `own`, which says whose it is. Then sums are formed on K rows,
-and a product with `own` hands them to the tokens, or gathers the tokens' gradients: nothing else is ever (B, T, D).
+timesteps between them, one per timestep (1, K, D) with `selection`, which says whose it is. Then sums are formed on K
+rows, and a product with `selection` hands them to the tokens, or gathers the tokens' gradients: nothing else is ever
+(B, T, D).
 """
 
 from typing import Any, NamedTuple, cast
@@ -28,7 +29,7 @@ class AdaRow(NamedTuple):
 
     table: Tensor  # (D,)
     row: Tensor  # (B, 1 or T, D), or (1, K, D)
-    own: Tensor | None = None  # (B, T, K), 1 where a token has a timestep and 0 else
+    selection: Tensor | None = None  # (B, T, K), 1 where a token has a timestep and 0 else
 
 
 def rms_norm(x_btd: Tensor, eps: float) -> Tensor:
@@ -54,7 +55,9 @@ def modulated_rms_norm(x_btd: Tensor, scale: AdaRow, shift: AdaRow, eps: float) 
     """rms_norm(x)·(1 + scale) + shift."""
     if torch.compiler.is_compiling():
         return (_plain_norm(x_btd, eps) * (1 + _each_tokens(scale)) + _each_tokens(shift)).to(x_btd.dtype)
-    return cast(Tensor, _ModulatedRMSNorm.apply(x_btd, scale.table, scale.row, shift.table, shift.row, scale.own, eps))
+    return cast(
+        Tensor, _ModulatedRMSNorm.apply(x_btd, scale.table, scale.row, shift.table, shift.row, scale.selection, eps)
+    )
 
 
 def gated_residual(x_btd: Tensor, y_btd: Tensor, gate: AdaRow) -> Tensor:
@@ -73,7 +76,7 @@ def _plain_norm(x: Tensor, eps: float) -> Tensor:
 def _each_tokens(row: AdaRow) -> Tensor:
     """Table row plus timestep row of each token, float32: (B, T or 1, D)."""
     rows = row.table.float() + row.row.float()
-    return rows if row.own is None else row.own.float() @ rows
+    return rows if row.selection is None else row.selection.float() @ rows
 
 
 def _rms_reciprocal(x: Tensor, eps: float) -> Tensor:
@@ -87,34 +90,34 @@ def _one_plus(table: Tensor, row: Tensor) -> Tensor:
     return (table.float() + 1) + row.float()
 
 
-def _spread(row: Tensor, own: Tensor | None, column: Tensor) -> Tensor:
+def _spread(row: Tensor, selection: Tensor | None, column: Tensor) -> Tensor:
     """Each token's row, times its entry of `column` (B, T, 1): → (B, T, D)."""
-    return column * row if own is None else (own * column) @ row
+    return column * row if selection is None else (selection * column) @ row
 
 
-def _add_rows(x: Tensor, row: Tensor, own: Tensor | None) -> Tensor:
+def _add_rows(x: Tensor, row: Tensor, selection: Tensor | None) -> Tensor:
     """x (B, T, D), overwritten, + each token's row."""
-    return x.add_(row) if own is None else x.baddbmm_(own.to(x.dtype), row.expand(len(x), -1, -1))
+    return x.add_(row) if selection is None else x.baddbmm_(selection.to(x.dtype), row.expand(len(x), -1, -1))
 
 
-def _times_rows(x: Tensor, row: Tensor, own: Tensor | None) -> Tensor:
+def _times_rows(x: Tensor, row: Tensor, selection: Tensor | None) -> Tensor:
     """x (B, T, D) · each token's row."""
-    return x * row if own is None else (own.to(row.dtype) @ row).mul_(x)
+    return x * row if selection is None else (selection.to(row.dtype) @ row).mul_(x)
 
 
-def _dot(p: Tensor, row: Tensor, own: Tensor | None = None) -> Tensor:
+def _dot(p: Tensor, row: Tensor, selection: Tensor | None = None) -> Tensor:
     """Σ over the width of p·(each token's row): → (B, T, 1)."""
-    if own is not None:
-        return (p @ row.transpose(-1, -2)).mul_(own).sum(-1, keepdim=True)
+    if selection is not None:
+        return (p @ row.transpose(-1, -2)).mul_(selection).sum(-1, keepdim=True)
     if p.is_cuda or row.shape[-2] != 1:
         return (p * row).sum(-1, keepdim=True)
     return p @ row.transpose(-1, -2)  # on a CPU a matrix-vector product reads p once and writes nothing
 
 
-def _sum_tokens(p: Tensor, own: Tensor | None, column: Tensor) -> Tensor:
+def _sum_tokens(p: Tensor, selection: Tensor | None, column: Tensor) -> Tensor:
     """Σ of p·column over the tokens that share a row: → (B, K or 1, D)."""
-    if own is not None:
-        return (own * column).transpose(1, 2) @ p
+    if selection is not None:
+        return (selection * column).transpose(1, 2) @ p
     if p.is_cuda:
         return (p * column).sum(1, keepdim=True)
     return column.transpose(1, 2) @ p
@@ -127,9 +130,9 @@ def _reduced(grad: Tensor, table: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
     return grad.sum((0, 1)).to(table.dtype), grad.sum_to_size(row.shape).to(row.dtype)
 
 
-def _gathered(grad: Tensor, own: Tensor | None) -> Tensor:
+def _gathered(grad: Tensor, selection: Tensor | None) -> Tensor:
     """Σ of a gradient (B, T, D) over the tokens that share a timestep, where few do: → (B, T or K, D)."""
-    return grad if own is None else own.to(grad.dtype).transpose(1, 2) @ grad
+    return grad if selection is None else selection.to(grad.dtype).transpose(1, 2) @ grad
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -166,25 +169,25 @@ class _RMSNorm(torch.autograd.Function):
 
 class _ModulatedRMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, table_scale, row_scale, table_shift, row_shift, own, eps) -> Tensor:
+    def forward(ctx: Any, x, table_scale, row_scale, table_shift, row_shift, selection, eps) -> Tensor:
         rstd = _rms_reciprocal(x, eps)
-        ctx.save_for_backward(x, rstd, table_scale, row_scale, table_shift, row_shift, own)
-        scale = _spread(_one_plus(table_scale, row_scale), own, rstd)
-        return _add_rows(scale.mul_(x), table_shift.float() + row_shift.float(), own).to(x.dtype)
+        ctx.save_for_backward(x, rstd, table_scale, row_scale, table_shift, row_shift, selection)
+        scale = _spread(_one_plus(table_scale, row_scale), selection, rstd)
+        return _add_rows(scale.mul_(x), table_shift.float() + row_shift.float(), selection).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad):
-        x, rstd, table_scale, row_scale, table_shift, row_shift, own = ctx.saved_tensors
+        x, rstd, table_scale, row_scale, table_shift, row_shift, selection = ctx.saved_tensors
         grad32, x32 = grad.float(), x.float()
         scale = _one_plus(table_scale, row_scale)
         p = grad32 * x32
-        dot = _dot(p, scale, own)
-        few = own is not None or row_scale.shape[1] == 1
-        d_scale = _sum_tokens(p, own, rstd) if few else p.mul_(rstd)
+        dot = _dot(p, scale, selection)
+        few = selection is not None or row_scale.shape[1] == 1
+        d_scale = _sum_tokens(p, selection, rstd) if few else p.mul_(rstd)
         del p
-        d_x = _through_norm(x32, rstd, _spread(scale, own, rstd).mul_(grad32), dot).to(x.dtype)
-        d_shift = _gathered(grad32, own)
+        d_x = _through_norm(x32, rstd, _spread(scale, selection, rstd).mul_(grad32), dot).to(x.dtype)
+        d_shift = _gathered(grad32, selection)
         return (
             d_x,
             *_reduced(d_scale, table_scale, row_scale),
@@ -201,14 +204,14 @@ def _through_norm(x: Tensor, rstd: Tensor, direct: Tensor, dot: Tensor) -> Tenso
 
 class _GatedResidual(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, y, table, row, own) -> Tensor:
-        ctx.save_for_backward(y, table, row, own)
+    def forward(ctx: Any, x, y, table, row, selection) -> Tensor:
+        ctx.save_for_backward(y, table, row, selection)
         gate = table + row
-        return torch.addcmul(x, y, gate) if own is None else _times_rows(y, gate, own).add_(x)
+        return torch.addcmul(x, y, gate) if selection is None else _times_rows(y, gate, selection).add_(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad):
-        y, table, row, own = ctx.saved_tensors
-        d_rows = _reduced(_gathered(grad.float() * y, own), table, row)
-        return grad, _times_rows(grad, table + row, own), *d_rows, None
+        y, table, row, selection = ctx.saved_tensors
+        d_rows = _reduced(_gathered(grad.float() * y, selection), table, row)
+        return grad, _times_rows(grad, table + row, selection), *d_rows, None

@@ -111,9 +111,9 @@ class _CrossModal:
     """One stream's part in A↔V attention: AdaLN rows as query or key of each direction, and RoPE over time."""
 
     rows: tuple[Tensor, ...]  # a2v scale, a2v shift, v2a scale, v2a shift
-    own: Tensor | None
+    selection: Tensor | None
     gate: Tensor
-    gate_own: Tensor | None
+    gate_selection: Tensor | None
     rope: RopeTable
     keep: Tensor | None  # (B, 1, 1), 0 where a sample skips A↔V attention
 
@@ -123,7 +123,7 @@ class _Stream:
     """What every block needs of a stream beside its state."""
 
     rows: tuple[Tensor, ...]  # 6 or 9 AdaLN rows, as in `AdaRow`
-    own: Tensor | None
+    selection: Tensor | None
     embedded: Tensor  # timesteps, for the final modulation
     context: Tensor
     context_mask: Tensor | None  # bool (B, 1, 1, S)
@@ -215,7 +215,7 @@ class DualStreamBlock(nn.Module):
         prompt_table: Tensor | None,
         pass_value: Tensor | bool,
     ) -> Tensor:
-        row = _rows(table, stream.rows, stream.own)
+        row = _rows(table, stream.rows, stream.selection)
         normed = modulated_rms_norm(x, scale=row[1], shift=row[0], eps=self.eps)
         y = self_attention(normed, rope=stream.rope, mask=stream.mask, pass_value=pass_value)
         x = gated_residual(x, y, row[2])
@@ -231,8 +231,8 @@ class DualStreamBlock(nn.Module):
         self, x_video: Tensor, x_audio: Tensor, video: _CrossModal, audio: _CrossModal
     ) -> tuple[Tensor, Tensor]:
         video_table, audio_table = self.scale_shift_table_a2v_ca_video, self.scale_shift_table_a2v_ca_audio
-        video_row = _rows(video_table[:4], video.rows, video.own)
-        audio_row = _rows(audio_table[:4], audio.rows, audio.own)
+        video_row = _rows(video_table[:4], video.rows, video.selection)
+        audio_row = _rows(audio_table[:4], audio.rows, audio.selection)
         video_a2v, video_v2a, audio_a2v, audio_v2a = (
             modulated_rms_norm(x, scale=row[at], shift=row[at + 1], eps=self.eps)
             for x, row in ((x_video, video_row), (x_audio, audio_row))
@@ -243,12 +243,12 @@ class DualStreamBlock(nn.Module):
         if video.keep is not None:
             to_video, to_audio = to_video * video.keep, to_audio * video.keep
         return (
-            gated_residual(x_video, to_video, AdaRow(video_table[4], video.gate, video.gate_own)),
-            gated_residual(x_audio, to_audio, AdaRow(audio_table[4], audio.gate, audio.gate_own)),
+            gated_residual(x_video, to_video, AdaRow(video_table[4], video.gate, video.gate_selection)),
+            gated_residual(x_audio, to_audio, AdaRow(audio_table[4], audio.gate, audio.gate_selection)),
         )
 
     def _feed_forward(self, x: Tensor, stream: _Stream, ff: FeedForward, table: Tensor) -> Tensor:
-        row = _rows(table, stream.rows, stream.own)
+        row = _rows(table, stream.rows, stream.selection)
         return gated_residual(x, ff(modulated_rms_norm(x, scale=row[4], shift=row[3], eps=self.eps)), row[5])
 
 
@@ -259,8 +259,8 @@ def _table(rows: int, dim: int, gates: Sequence[int] = ()) -> nn.Parameter:
     return nn.Parameter(table)
 
 
-def _rows(table: Tensor, rows: tuple[Tensor, ...], own: Tensor | None = None) -> list[AdaRow]:
-    return [AdaRow(*pair, own) for pair in zip(table.unbind(0), rows, strict=True)]
+def _rows(table: Tensor, rows: tuple[Tensor, ...], selection: Tensor | None = None) -> list[AdaRow]:
+    return [AdaRow(*pair, selection) for pair in zip(table.unbind(0), rows, strict=True)]
 
 
 class DualStreamTransformer(nn.Module):
@@ -383,7 +383,7 @@ class DualStreamTransformer(nn.Module):
             scale_shift, gate = self.av_ca_video_scale_shift_adaln_single, self.av_ca_a2v_gate_adaln_single
         patchify: Linear = getattr(self, f"{prefix}patchify_proj")
         dtype = patchify.weight.dtype
-        timesteps, own = distinct_timesteps(modality.timesteps, dtype)
+        timesteps, selection = distinct_timesteps(modality.timesteps, dtype)
         scaled = timesteps * config.timestep_scale_multiplier
         rows, embedded = getattr(self, f"{prefix}adaln_single")(scaled, dtype)
         prompt_rows = None
@@ -396,16 +396,18 @@ class DualStreamTransformer(nn.Module):
         cross = None
         if other is not None:
             foreign = other.sigma[:, None]
-            modulating, modulating_own = (foreign, None) if config.av_timestep == "other" else (timesteps, own)
-            gating, gating_own = (timesteps, own) if config.av_timestep == "own" else (foreign, None)
+            modulating, modulating_selection = (
+                (foreign, None) if config.av_timestep == "other" else (timesteps, selection)
+            )
+            gating, gating_selection = (timesteps, selection) if config.av_timestep == "own" else (foreign, None)
             cross_rows, _ = scale_shift(modulating * config.timestep_scale_multiplier, dtype)
             (gate_row,), _ = gate(gating * config.av_ca_timestep_scale_multiplier, dtype)
             seconds = (max(config.positional_embedding_max_pos[0], config.audio_positional_embedding_max_pos[0]),)
             cross = _CrossModal(
                 rows=cross_rows,
-                own=modulating_own,
+                selection=modulating_selection,
                 gate=gate_row,
-                gate_own=gating_own,
+                gate_selection=gating_selection,
                 rope=self._table(
                     modality.positions[:, :1], config.audio_width, config.audio_num_attention_heads, seconds
                 ),
@@ -413,7 +415,7 @@ class DualStreamTransformer(nn.Module):
             )
         stream = _Stream(
             rows=rows,
-            own=own,
+            selection=selection,
             embedded=embedded,
             context=context,
             context_mask=None if modality.context_mask is None else modality.context_mask.bool()[:, None, None, :],
@@ -431,8 +433,8 @@ class DualStreamTransformer(nn.Module):
         if x is None or stream is None:
             return None
         shift, scale = table[0] + stream.embedded, 1 + table[1] + stream.embedded
-        if stream.own is not None:
-            shift, scale = stream.own @ shift, stream.own @ scale
+        if stream.selection is not None:
+            shift, scale = stream.selection @ shift, stream.selection @ scale
         normed = nn.functional.layer_norm(x, (x.shape[-1],), eps=self.config.norm_eps)
         return proj_out(torch.addcmul(shift, normed, scale))
 

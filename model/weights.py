@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from model import diffusers_config, ltx_config
 from model.key_maps import DIFFUSERS_FOLDERS, diffusers_names, ltx_names
-from model.ltx2 import LTX2, build_component, check_components, component_of
-from model.stored import (
+from model.layouts import (
     DIFFUSERS_FILE,
     UPSCALER_SUFFIX,
     Layout,
@@ -33,13 +32,14 @@ from model.stored import (
     check_keys,
     config_json,
     expected_specs,
-    open_parts,
+    open_components,
 )
+from model.ltx2 import LTX2, build_component, check_components, component_of
 from model.vocoder import VocoderWithBWEConfig
 from model.weight_files import FileWriter, Fingerprint, Spec, specs_of
 
 __all__ = [
-    "Part",
+    "Component",
     "configs",
     "convert",
     "fingerprint",
@@ -48,13 +48,13 @@ __all__ = [
     "load_into",
     "projection_fingerprint",
     "save",
-    "save_parts",
+    "save_components",
     "stream",
 ]
 
 
 @dataclass(frozen=True)
-class Part:
+class Component:
     """A part to save: what it is, what its tensors are, and a way to get them one by one.
 
     `stream()` yields (key, tensor) in any order, each of `specs` once; it may gather a tensor from partitions.
@@ -80,23 +80,23 @@ def save(obj: LTX2 | nn.Module, path: str | Path, layout: Layout = "kinotone") -
         ValueError: `obj` is no part of LTX-2, the published classes have no room for its shape, or `path` is not of
             the layout's kind.
     """
-    modules = obj.parts if isinstance(obj, LTX2) else {component_of(obj): obj}
-    save_parts([_part(name, module) for name, module in modules.items()], path, layout)
+    modules = obj.components if isinstance(obj, LTX2) else {component_of(obj): obj}
+    save_components([_part(name, module) for name, module in modules.items()], path, layout)
 
 
-def _part(name: str, module: nn.Module) -> Part:
+def _part(name: str, module: nn.Module) -> Component:
     tensors = module.state_dict()
-    return Part(name, module.config, specs_of(tensors), lambda: tensors.items())
+    return Component(name, module.config, specs_of(tensors), lambda: tensors.items())
 
 
-def save_parts(parts: Iterable[Part], path: str | Path, layout: Layout = "kinotone") -> None:
+def save_components(components: Iterable[Component], path: str | Path, layout: Layout = "kinotone") -> None:
     """`save` for tensors that come one by one, as from ZeRO-3 partitions."""
-    parts, path = list(parts), Path(path)
-    for part in parts:
+    components, path = list(components), Path(path)
+    for part in components:
         check_keys(part.name, expected_specs(part.config), part.specs, "what is to be saved")
     if layout not in get_args(Layout):
         raise ValueError(f"unknown layout {layout!r}; choose {', '.join(get_args(Layout))}")
-    {"kinotone": _save_kinotone, "ltx": _save_ltx, "diffusers": _save_diffusers}[layout](parts, path)
+    {"kinotone": _save_kinotone, "ltx": _save_ltx, "diffusers": _save_diffusers}[layout](components, path)
 
 
 def convert(
@@ -111,11 +111,11 @@ def convert(
     Args:
         progress: called with (part, tensors written, tensors of the part).
     """
-    parts = [Part(p.name, p.config, p.specs, p.stream) for p in open_parts(paths, components=components)]
-    save_parts([_followed(part, progress) for part in parts] if progress else parts, output, layout)
+    found = [Component(p.name, p.config, p.specs, p.stream) for p in open_components(paths, components=components)]
+    save_components([_followed(part, progress) for part in found] if progress else found, output, layout)
 
 
-def _followed(part: Part, progress: Callable[[str, int, int], None]) -> Part:
+def _followed(part: Component, progress: Callable[[str, int, int], None]) -> Component:
     def stream() -> Iterator[tuple[str, Tensor]]:
         for count, item in enumerate(part.stream(), start=1):
             yield item
@@ -124,45 +124,45 @@ def _followed(part: Part, progress: Callable[[str, int, int], None]) -> Part:
     return replace(part, stream=stream)
 
 
-def _save_kinotone(parts: list[Part], path: Path) -> None:
+def _save_kinotone(components: list[Component], path: Path) -> None:
     single = path.suffix == ".safetensors"
-    if single and len(parts) != 1:
-        raise ValueError(f"{path}: {len(parts)} parts go into a folder, not into one file; drop the .safetensors")
-    for part in parts:
+    if single and len(components) != 1:
+        raise ValueError(f"{path}: {len(components)} parts go into a folder, not into one file; drop the .safetensors")
+    for part in components:
         config = json.dumps(config_json(part.config))
         metadata = {"format": "pt", "component": part.name, "config": config, "fingerprint": Fingerprint.PLACEHOLDER}
         with FileWriter(path if single else path / f"{part.name}.safetensors", part.specs, metadata) as file:
             file.finish({"fingerprint": _write(file, part, {key: key for key in part.specs})})
 
 
-def _save_ltx(parts: list[Part], path: Path) -> None:
+def _save_ltx(components: list[Component], path: Path) -> None:
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: the ltx layout is one file; give a name that ends in .safetensors")
-    main = [part for part in parts if part.name != "upscaler"]
+    main = [part for part in components if part.name != "upscaler"]
     if main:
         sections = ltx_config.to_ltx({part.name: part.config for part in main})
         version = ltx_config.version({part.name: part.config for part in main})
         _write_ltx_file(main, path, sections, {"model_version": version})
-    for part in parts:
+    for part in components:
         if part.name == "upscaler":
             beside = path.with_name(f"{path.stem}{UPSCALER_SUFFIX}.safetensors") if main else path
             _write_ltx_file([part], beside, ltx_config.upscaler_to_ltx(part.config), {})
 
 
-def _write_ltx_file(parts: list[Part], path: Path, config: dict[str, Any], metadata: dict[str, str]) -> None:
-    names = {part.name: ltx_names(part.name, part.specs) for part in parts}
-    specs = {names[part.name][key]: spec for part in parts for key, spec in part.specs.items()}
-    fingerprints = {part.name: Fingerprint.PLACEHOLDER for part in parts}
+def _write_ltx_file(components: list[Component], path: Path, config: dict[str, Any], metadata: dict[str, str]) -> None:
+    names = {part.name: ltx_names(part.name, part.specs) for part in components}
+    specs = {names[part.name][key]: spec for part in components for key, spec in part.specs.items()}
+    fingerprints = {part.name: Fingerprint.PLACEHOLDER for part in components}
     metadata = {"format": "pt", "config": json.dumps(config), **metadata, "fingerprint": json.dumps(fingerprints)}
     with FileWriter(path, specs, metadata) as file:
-        for part in parts:
+        for part in components:
             fingerprints[part.name] = _write(file, part, names[part.name])
         file.finish({"fingerprint": json.dumps(fingerprints)})
 
 
-def _save_diffusers(parts: list[Part], path: Path) -> None:
-    sections = {part.name: diffusers_config.to_diffusers(part.name, part.config) for part in parts}
-    for part in parts:
+def _save_diffusers(components: list[Component], path: Path) -> None:
+    sections = {part.name: diffusers_config.to_diffusers(part.name, part.config) for part in components}
+    for part in components:
         folder = path / DIFFUSERS_FOLDERS[part.name]
         names = diffusers_names(part.name, part.specs)
         specs = {names[key]: spec for key, spec in part.specs.items()}
@@ -173,7 +173,7 @@ def _save_diffusers(parts: list[Part], path: Path) -> None:
         (folder / "config.json").write_text(json.dumps(sections[part.name], indent=2) + "\n")
 
 
-def _write(file: FileWriter, part: Part, names: dict[str, str]) -> str:
+def _write(file: FileWriter, part: Component, names: dict[str, str]) -> str:
     """Write a part's tensors under other names; its fingerprint."""
     fingerprint = Fingerprint(config_json(part.config))
     for key, tensor in part.stream():
@@ -203,8 +203,8 @@ def load(
         ValueError: see the module's head; also where a part that is asked for is not there.
     """
     names = None if components is None else check_components(components)
-    parts = open_parts(paths, layout, names)
-    return LTX2({part.name: _materialize(part.config, part.stream(), torch.device(device), dtype) for part in parts})
+    found = open_components(paths, layout, names)
+    return LTX2({part.name: _materialize(part.config, part.stream(), torch.device(device), dtype) for part in found})
 
 
 def load_component(
@@ -220,8 +220,8 @@ def load_into(obj: LTX2 | nn.Module, paths: Paths) -> None:
     Raises:
         ValueError: as `load`; also where the stored configuration is another than the model's, naming the entry.
     """
-    modules = obj.parts if isinstance(obj, LTX2) else {component_of(obj): obj}
-    for part in open_parts(paths, components=modules):
+    modules = obj.components if isinstance(obj, LTX2) else {component_of(obj): obj}
+    for part in open_components(paths, components=modules):
         module = modules[part.name]
         check_keys(part.name, specs_of(module.state_dict()), part.specs, str(paths))
         ours, theirs = config_json(module.config), config_json(part.config)
@@ -242,22 +242,22 @@ def stream(paths: Paths, component: str | None = None) -> Iterator[tuple[str, Te
 
     With `component`, the keys of that part's state dict; without, those of the whole model's ("transformer.…").
     """
-    for part in open_parts(paths, components=None if component is None else [component]):
+    for part in open_components(paths, components=None if component is None else [component]):
         for key, tensor in part.stream():
             yield (key if component else f"{part.name}.{key}"), tensor
 
 
 def configs(paths: Paths) -> dict[str, Any]:
     """The configuration of each part at `paths`; reads headers alone."""
-    return {part.name: part.config for part in open_parts(paths)}
+    return {part.name: part.config for part in open_components(paths)}
 
 
 def fingerprint(paths: Paths, component: str | None = None) -> str:
     """SHA-256 of configuration and tensors of a part, or of all parts at `paths`; the same in every layout."""
-    parts = open_parts(paths, components=None if component is None else [component])
-    if len(parts) == 1:
-        return parts[0].fingerprint()
-    return hashlib.sha256("\n".join(f"{part.name} {part.fingerprint()}" for part in parts).encode()).hexdigest()
+    components = open_components(paths, components=None if component is None else [component])
+    if len(components) == 1:
+        return components[0].fingerprint()
+    return hashlib.sha256("\n".join(f"{part.name} {part.fingerprint()}" for part in components).encode()).hexdigest()
 
 
 def projection_fingerprint(paths: Paths) -> str:

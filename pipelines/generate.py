@@ -18,9 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from data_prep import storage
-from data_prep.buckets import Bucket
-from data_prep.mp4 import write_mp4
+from data_prep.dataset import storage
+from data_prep.loading.buckets import Bucket
+from data_prep.media.write_mp4 import write_mp4
 from data_prep.packaged_weights import resolve
 from data_prep.settings import Settings
 from model import LTX2, weights
@@ -30,10 +30,10 @@ from model.modality import audio_positions, unpatchify_audio, unpatchify_video, 
 from model.sampler import SampleStream, TextContext, sample
 from model.text_encoder import GemmaTextEncoder
 from pipelines.model_folder import model_folder
-from pipelines.previews import contact_sheet, spectrogram
-from pipelines.tracking import TrackingSettings, start_run
+from pipelines.report.previews import contact_sheet, spectrogram
+from pipelines.tracking.run import TrackingSettings, start_run
 
-PARTS = ("transformer", "text_conditioner", "video_vae", "audio_vae", "vocoder")
+COMPONENTS = ("transformer", "text_conditioner", "video_vae", "audio_vae", "vocoder")
 
 
 class ScaleSettings(Settings):
@@ -102,7 +102,7 @@ def generate(
     """
     began = time.monotonic()
     folder = model_folder(checkpoint)
-    missing = [part for part in PARTS if not (folder / f"{part}.safetensors").is_file()]
+    missing = [part for part in COMPONENTS if not (folder / f"{part}.safetensors").is_file()]
     if missing:
         raise ValueError(
             f"checkpoint {checkpoint}: {missing[0]}.safetensors is missing; give a run's output with all parts"
@@ -118,7 +118,9 @@ def generate(
         with start_run(tracking, "kinotone", "generate", {"checkpoint": str(checkpoint)}, params, output) as run:
             device = _device(settings.device)
             contexts = _encode_prompts(folder, [prompt for _, prompt, _ in todo], settings, device)
-            model = weights.load(folder, device=device, components=[p for p in PARTS if p != "text_conditioner"]).eval()
+            model = weights.load(
+                folder, device=device, components=[p for p in COMPONENTS if p != "text_conditioner"]
+            ).eval()
             for done, (n, prompt, path) in enumerate(todo, start=1):
                 frames, waveform = _sample(model, contexts[done - 1], settings, settings.seed + n, device)
                 write_mp4(path, frames, settings.shape.fps, waveform, model.vocoder.sample_rate)
@@ -208,7 +210,7 @@ def _device(name: str) -> torch.device:
 
 def _run_key(folder: Path, settings: GenerateSettings) -> str:
     """What the samples depend on beside their prompts: the settings and the fingerprint of every part."""
-    parts = [weights.fingerprint(folder / f"{part}.safetensors") for part in PARTS]
+    parts = [weights.fingerprint(folder / f"{part}.safetensors") for part in COMPONENTS]
     return hashlib.sha256(json.dumps([settings.model_dump(mode="json"), parts]).encode()).hexdigest()
 
 

@@ -5,8 +5,8 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from data_prep.batch_plan import BatchSettings
-from data_prep.buckets import Bucket
+from data_prep.loading.batch_plan import BatchSettings
+from data_prep.loading.buckets import Bucket
 from data_prep.settings import Settings
 
 

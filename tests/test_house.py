@@ -22,6 +22,7 @@ MODEL_AT_ANY_TIME = {"torch", "model"}
 # Optional: inside the function that needs it, or under `try … except ImportError`.
 MODEL_LAZILY = {"safetensors", "transformers", "tokenizers", "flash_attn_interface"}
 MAX_LINES = 600
+MAX_MODULES = 15
 
 
 def _python_files(*folders: str) -> list[Path]:
@@ -131,6 +132,30 @@ def test_files_are_short() -> None:
     lengths = {path: len(path.read_text().splitlines()) for path in _python_files(*PYTHON_FOLDERS)}
     long = [f"{path.relative_to(ROOT)}: {n} lines" for path, n in lengths.items() if n > MAX_LINES]
     assert not long, f"over {MAX_LINES} lines: {long}; give the second idea its own file"
+
+
+def _modules(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+
+
+def _folders(*folders: str) -> list[Path]:
+    return sorted({path.parent for path in _python_files(*folders)})
+
+
+def test_folders_hold_few_modules() -> None:
+    exempt = {ROOT / "model", ROOT / "tests" / "model"}
+    full = [
+        f"{folder.relative_to(ROOT)}: {len(_modules(folder))} modules"
+        for folder in _folders(*PYTHON_FOLDERS)
+        if folder not in exempt and len(_modules(folder)) > MAX_MODULES
+    ]
+    assert not full, f"over {MAX_MODULES} modules: {full}; give what belongs together a folder of its own"
+
+
+def test_every_folder_of_modules_is_a_package() -> None:
+    # What is no package is not installed, and two tests of one name in folders that are none cannot both be imported.
+    bare = [str(f.relative_to(ROOT)) for f in _folders(*PYTHON_FOLDERS) if not (f / "__init__.py").exists()]
+    assert not bare, f"no __init__.py in {bare}"
 
 
 @cache

@@ -25,16 +25,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from data_prep.mp4 import write_mp4
+from data_prep.media.write_mp4 import write_mp4
 from data_prep.synthetic import labels
-from data_prep.synthetic.ball import ball
-from data_prep.synthetic.bars import bars
-from data_prep.synthetic.face import face
-from data_prep.synthetic.music import music
-from data_prep.synthetic.nature import bird, clock
-from data_prep.synthetic.quiet import quiet
 from data_prep.synthetic.settings import SynthSettings
 from data_prep.synthetic.shot import Format, Kind, Shot
+from data_prep.synthetic.subjects.ball import ball
+from data_prep.synthetic.subjects.bars import bars
+from data_prep.synthetic.subjects.face import face
+from data_prep.synthetic.subjects.music import music
+from data_prep.synthetic.subjects.nature import bird, clock
+from data_prep.synthetic.subjects.quiet import quiet
 
 Progress = Callable[[str, int, int], None]
 

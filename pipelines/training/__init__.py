@@ -1,1 +1,1 @@
-"""Training: `engine.train` is the driver's side, `loop` what every worker runs, `task` what a task must say."""
+"""Training: `driver.train` is the driver's side, `worker` what every worker runs, `tasks.base` what a task must say."""

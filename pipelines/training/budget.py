@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 import model
-from data_prep.buckets import Bucket
+from data_prep.loading.buckets import Bucket
 from model.activations import transformer_activations
 from model.flops import training_flops
 from model.presets import preset
 from pipelines.settings import DiTSettings, TrainSettings
-from pipelines.training.dit import DiTTask
+from pipelines.training.tasks.dit import DiTTask
 
 GIB = 2**30
 # Memory that a process finds free (GiB), dense bf16 peak (TFLOP/s).
@@ -115,8 +115,8 @@ class _Parameters:
 def _parameters(name: str, options: str) -> _Parameters:
     """Of the preset as task `dit` trains it by these settings (JSON), found by building it on shapes alone."""
     task = DiTTask(TrainSettings(preset=name, dit=DiTSettings.model_validate_json(options)))
-    parts = model.build(name, device="meta", components=task.uses).parts
-    trainee = task.build(parts)
+    components = model.build(name, device="meta", components=task.uses).components
+    trainee = task.build(components)
     blocks = trainee.transformer.transformer_blocks
     whole, trained = _count(trainee), _count(trainee, trained=True)
     return _Parameters(

@@ -17,7 +17,7 @@ from model.weight_files import Spec
 
 def local_partitions(module: nn.Module) -> dict[str, Tensor]:
     """Parameter name → this rank's fp32 part, flat; a view of what the optimizer updates."""
-    parts: dict[str, Tensor] = {}
+    partitions: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -26,12 +26,12 @@ def local_partitions(module: nn.Module) -> dict[str, Tensor]:
 
             part = safe_get_local_fp32_param(parameter)
             assert part is not None
-            parts[name] = part
+            partitions[name] = part
         else:
             mapping = parameter._hp_mapping  # type: ignore[attr-defined]
             if mapping is not None:
-                parts[name] = mapping.get_hp_fragment()
-    return parts
+                partitions[name] = mapping.get_hp_fragment()
+    return partitions
 
 
 def spans(module: nn.Module) -> dict[str, tuple[int, int]]:
@@ -47,23 +47,23 @@ def spans(module: nn.Module) -> dict[str, tuple[int, int]]:
     return found
 
 
-def whole(name: str, parameter: nn.Parameter, parts: dict[str, Tensor]) -> Tensor:
+def whole(name: str, parameter: nn.Parameter, partitions: dict[str, Tensor]) -> Tensor:
     """A parameter in fp32 out of all ranks' parts; every rank calls it for the same parameters in the same order."""
     if hasattr(parameter, "ds_id"):
-        part = parts[name]
+        part = partitions[name]
         gathered = [torch.empty_like(part) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, part.contiguous())
         shape: torch.Size = parameter.ds_shape  # type: ignore[attr-defined]
         return torch.cat(gathered)[: shape.numel()].view(shape)
     full = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
-    if name in parts:
+    if name in partitions:
         address = parameter._hp_mapping.lp_fragment_address  # type: ignore[attr-defined]
-        full.narrow(0, address.start, address.numel).copy_(parts[name])
+        full.narrow(0, address.start, address.numel).copy_(partitions[name])
     dist.all_reduce(full)
     return full.view(parameter.shape)
 
 
-def set_weights(module: nn.Module, parts: dict[str, Tensor]) -> None:
+def set_weights(module: nn.Module, partitions: dict[str, Tensor]) -> None:
     """Give the module the weights of `parts` (the moving average's, say), parameter by parameter, on every rank.
 
     The optimizer's own fp32 weights stay as they are: this is for the end of a run.
@@ -71,7 +71,7 @@ def set_weights(module: nn.Module, parts: dict[str, Tensor]) -> None:
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        value = whole(name, parameter, parts)
+        value = whole(name, parameter, partitions)
         with _gathered(parameter, writing=True), torch.no_grad():
             parameter.copy_(value)
 

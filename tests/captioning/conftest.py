@@ -1,6 +1,6 @@
 import pytest
 
-from captioning.caption import Captioner
+from captioning.captioner import Captioner
 from captioning.settings import CaptionSettings
 
 

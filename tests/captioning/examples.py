@@ -4,8 +4,8 @@ import re
 
 from hypothesis import strategies as st
 
-from captioning.compose import Facts
-from captioning.vocabulary import LANGUAGES
+from captioning.write.compose import Facts
+from captioning.write.vocabulary import LANGUAGES
 from data_prep.clip import Tag
 
 PICTURE = {

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from captioning import caption
-from captioning.caption import Captioner
+from captioning import captioner as module
+from captioning.captioner import Captioner
 from captioning.settings import CaptionSettings, SeenSettings
 from data_prep.clip import Clip, Segment
 from tests.captioning.sounds import clip_of, said
@@ -99,7 +99,7 @@ def test_a_changed_task_is_no_answer(captioned) -> None:
 def test_a_clip_that_is_looked_at_is_decoded_once(captioned, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     for name in ("decode_audio", "decode_video", "iterate_video"):
-        real = getattr(caption, name)
-        monkeypatch.setattr(caption, name, lambda *a, real=real, name=name, **k: (calls.append(name), real(*a, **k))[1])
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, real=real, name=name, **k: (calls.append(name), real(*a, **k))[1])
     assert captioned(PLAIN, "engine").kept
     assert calls == ["decode_audio", "iterate_video"]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.caption import word_errors
-from captioning.transcribe import SAMPLE_RATE, normalise
-from data_prep.media import decode_audio
+from captioning.hear.transcribe import SAMPLE_RATE, normalise
+from data_prep.media.decode import decode_audio
 
 MEDIA = Path(__file__).parents[2].parent / "shared" / "media"
 pytestmark = pytest.mark.skipif(not MEDIA.exists(), reason="shared/media is not on this machine")

@@ -1,7 +1,7 @@
 import pytest
 
-from jobs.settings import RECIPES, load_recipe
-from pipelines.training.engine import tasks
+from jobs.settings import load_recipe, packaged_recipes
+from pipelines.training.driver import tasks
 
 
 def write(tmp_path, text):
@@ -11,8 +11,8 @@ def write(tmp_path, text):
 
 
 def test_every_recipe_of_ours_is_valid():
-    names = [p.name.removesuffix(".yaml") for p in RECIPES.iterdir() if p.name.endswith(".yaml")]
-    assert "tiny" in names
+    names = packaged_recipes()
+    assert set(names) == {"tiny", "tiny-gan", "small", "ltx2-19b", "ltx2-finetune", "ltx2-lora"}
     for name in names:
         load_recipe(name)
 

@@ -42,7 +42,7 @@ def test_transformer_counts(name: str, total: int, video: int, audio: int, cross
 def test_other_parts_of_ltx2_19b() -> None:
     ltx2 = model.build("ltx2-19b", "meta")
     text = ltx2.text_conditioner
-    assert {name: count(part) for name, part in ltx2.parts.items()} == {
+    assert {name: count(part) for name, part in ltx2.components.items()} == {
         "transformer": 18_876_174_592,
         "text_conditioner": 1_431_475_200,
         "video_vae": 1_222_479_601,
@@ -61,7 +61,7 @@ def test_other_parts_of_ltx2_19b() -> None:
 def test_other_parts_of_ltx2_3_22b() -> None:
     ltx2 = model.build("ltx2.3-22b", "meta")
     text = ltx2.text_conditioner
-    assert {name: count(part) for name, part in ltx2.parts.items()} == {
+    assert {name: count(part) for name, part in ltx2.components.items()} == {
         "transformer": 18_988_838_144,
         "text_conditioner": 3_172_227_584,
         "video_vae": 726_105_969,
@@ -98,7 +98,7 @@ def test_tiny_is_tiny_and_like_the_family() -> None:
     config = preset("tiny")
     ltx2 = model.build(config)
     assert count(ltx2.transformer) < 5e6
-    assert sum(count(part) for part in ltx2.parts.values()) < 40e6
+    assert sum(count(part) for part in ltx2.components.values()) < 40e6
     assert (config.text_conditioner.hidden_size, config.text_conditioner.num_states) == (640, 19)  # Gemma 3 270M
     assert (config.audio_vae.latent_channels, config.audio_vae.latent_bins) == (8, 16)
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_tiny_is_tiny_and_like_the_family() -> None:
 
 def test_components() -> None:
     ltx2 = model.build("tiny", components=["vocoder", "audio_vae"])
-    assert list(ltx2.parts) == ["audio_vae", "vocoder"]
+    assert list(ltx2.components) == ["audio_vae", "vocoder"]
     assert ltx2.transformer is None
     with pytest.raises(ValueError, match="unknown component 'decoder'; choose among transformer"):
         model.build("tiny", components=["decoder"])

@@ -78,12 +78,13 @@ def test_cache_finds_the_same_memory_and_nothing_else() -> None:
 def test_fused_norms_equal_their_plain_form(timesteps: str, compiled: bool) -> None:
     torch.manual_seed(0)
     x, y = (torch.randn(2, 5, 12, requires_grad=True) for _ in range(2))
-    own = torch.eye(3)[torch.tensor([[0, 0, 1, 2, 0], [2, 2, 2, 1, 1]])] if timesteps == "few" else None
+    selection = torch.eye(3)[torch.tensor([[0, 0, 1, 2, 0], [2, 2, 2, 1, 1]])] if timesteps == "few" else None
     shape = {"sample": (2, 1), "token": (2, 5), "few": (1, 3)}[timesteps]
     rows = [
-        AdaRow(torch.randn(12, requires_grad=True), torch.randn(*shape, 12, requires_grad=True), own) for _ in range(3)
+        AdaRow(torch.randn(12, requires_grad=True), torch.randn(*shape, 12, requires_grad=True), selection)
+        for _ in range(3)
     ]
-    scale, shift, gate = (table + (row if own is None else own @ row) for table, row, own in rows)
+    scale, shift, gate = (table + (row if selection is None else selection @ row) for table, row, selection in rows)
     leaves = [x, y, *(t for row in rows for t in row[:2])]
     normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
     plain = x + torch.tanh(normed * (1 + scale) + shift) * y * gate

@@ -430,9 +430,9 @@ def test_few_timesteps_are_embedded_once_each_with_the_same_gradients(
 ) -> None:
     model = make(TINY[version])
     video, audio = streams(model.config, per_token=True)
-    timesteps, own = layers.distinct_timesteps(video.timesteps, torch.float32)
-    assert own is not None
-    torch.testing.assert_close((own @ timesteps[0]), video.timesteps, rtol=0, atol=0)
+    timesteps, selection = layers.distinct_timesteps(video.timesteps, torch.float32)
+    assert selection is not None
+    torch.testing.assert_close((selection @ timesteps[0]), video.timesteps, rtol=0, atol=0)
     found = []
     for few in (layers.FEW_TIMESTEPS, 0):
         monkeypatch.setattr(layers, "FEW_TIMESTEPS", few)

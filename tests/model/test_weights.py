@@ -15,8 +15,8 @@ from torch import nn
 import model
 from model import weights
 from model.key_maps import ltx_names
+from model.layouts import Layout, expected_specs
 from model.ltx_config import to_ltx
-from model.stored import Layout, expected_specs
 from model.weight_files import FileWriter, read_header, specs_of
 from tests.model.sizes import random_model, tiny_2_0, tiny_2_3
 
@@ -83,7 +83,7 @@ def test_convert_passes_through_all_layouts(tmp_path: Path, ltx2: model.LTX2) ->
         prints.add(weights.fingerprint(path))
         previous = path
     assert len(prints) == 1
-    for name in ltx2.parts:
+    for name in ltx2.components:
         first, last = tmp_path / "start" / f"{name}.safetensors", previous / f"{name}.safetensors"
         assert first.read_bytes() == last.read_bytes()
 
@@ -109,7 +109,7 @@ def test_single_parts(tmp_path: Path) -> None:
     weights.save(ltx2.vocoder, tmp_path)  # what lies there already stays
     assert sorted(path.name for path in tmp_path.iterdir()) == ["video_vae.safetensors", "vocoder.safetensors"]
     assert_same(weights.load_component(tmp_path, "vocoder"), ltx2.vocoder)
-    assert list(weights.load(tmp_path).parts) == ["video_vae", "vocoder"]
+    assert list(weights.load(tmp_path).components) == ["video_vae", "vocoder"]
     two = weights.load([tmp_path / "video_vae.safetensors", tmp_path / "vocoder.safetensors"])
     assert_same(two.video_vae, ltx2.video_vae)
     with pytest.raises(ValueError, match="no transformer here; found video_vae, vocoder"):
@@ -142,8 +142,8 @@ def test_save_parts_takes_tensors_as_they_come(tmp_path: Path) -> None:
             gathered.append(key)
             yield key, tensors[key].clone()
 
-    part = weights.Part("vocoder", vocoder.config, specs_of(tensors), gather)
-    weights.save_parts([part], tmp_path)
+    part = weights.Component("vocoder", vocoder.config, specs_of(tensors), gather)
+    weights.save_components([part], tmp_path)
     assert len(gathered) == len(tensors)
     assert_same(weights.load_component(tmp_path, "vocoder"), vocoder)
 
@@ -357,10 +357,10 @@ def test_shapes_that_a_layout_has_no_room_for(
 def test_a_file_of_full_size_opens(tmp_path: Path, preset: str, keys: int) -> None:
     """Headers of the released sizes, in bfloat16 as released: they are judged without a tensor being read."""
     config = model.preset(preset)
-    parts = {name: getattr(config, name) for name in model.COMPONENTS if name != "upscaler"}
-    entries: dict[str, object] = {"__metadata__": {"config": json.dumps(to_ltx(parts))}}
+    components = {name: getattr(config, name) for name in model.COMPONENTS if name != "upscaler"}
+    entries: dict[str, object] = {"__metadata__": {"config": json.dumps(to_ltx(components))}}
     end = 0
-    for name, part in parts.items():
+    for name, part in components.items():
         specs = expected_specs(part)
         for ours, theirs in ltx_names(name, specs).items():
             start, end = end, end + 2 * torch.Size(specs[ours].shape).numel()
@@ -368,7 +368,7 @@ def test_a_file_of_full_size_opens(tmp_path: Path, preset: str, keys: int) -> No
     header = json.dumps(entries).encode()
     (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     assert end > 40e9  # bytes
-    assert weights.configs(tmp_path / "m.safetensors") == parts
+    assert weights.configs(tmp_path / "m.safetensors") == components
     transformer = [key for key in entries if key.startswith("model.diffusion_model.") and "_connector." not in key]
     assert len(transformer) == keys
 
@@ -411,7 +411,7 @@ from pathlib import Path
 torch.set_num_threads(1)
 from model import weights
 from model.presets import preset
-from model.stored import expected_specs
+from model.layouts import expected_specs
 config = replace(preset("small").transformer, num_layers=4)
 specs = expected_specs(config)
 size = sum(torch.Size(s.shape).numel() * 4 for s in specs.values()) / 2**20
@@ -427,8 +427,8 @@ def watch():
 start = anonymous()
 threading.Thread(target=watch, daemon=True).start()
 out = Path(sys.argv[1])
-part = weights.Part("transformer", config, specs, lambda: ((k, torch.zeros(s.shape)) for k, s in specs.items()))
-weights.save_parts([part], out / "k")
+part = weights.Component("transformer", config, specs, lambda: ((k, torch.zeros(s.shape)) for k, s in specs.items()))
+weights.save_components([part], out / "k")
 weights.convert(out / "k", out / "m.safetensors", "ltx")
 total = sum(t.numel() for _, t in weights.stream(out / "m.safetensors"))
 assert total * 4 / 2**20 == size

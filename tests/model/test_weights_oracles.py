@@ -315,7 +315,7 @@ def test_gradients_equal_diffusers(tmp_path: Path, ltx2: model.LTX2) -> None:
     mel, states, mask = normal(1, 2, 9, 64), *hidden_states(ltx2)
 
     def check(name: str, x: Tensor, ours: Callable[[Any, Tensor], Tensor], theirs: Callable[[Any, Tensor], Tensor]):
-        mine, twin = ltx2.parts[name], diffusers_part(tmp_path, name)
+        mine, twin = ltx2.components[name], diffusers_part(tmp_path, name)
         names = diffusers_names(name, mine.state_dict())
         gradients = []
         for module, run in ((mine, ours), (twin, theirs)):

@@ -14,27 +14,27 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from data_prep import storage
-from data_prep.index import read_manifest
-from data_prep.ledger import Ledger
-from data_prep.mp4 import write_mp4
+from data_prep.dataset import storage
+from data_prep.dataset.index import read_manifest
+from data_prep.dataset.ledger import Ledger
+from data_prep.media.write_mp4 import write_mp4
 from pipelines.settings import TrainSettings
-from pipelines.training.loop import METRICS, read_metrics
+from pipelines.training.worker import METRICS, read_metrics
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("worker", "actor", "raylet", "driver")
 
 _RUN = """
 import sys
-from data_prep.curate import CurateSettings
-from pipelines.prepare import run_prepare
+from data_prep.curation.curator import CurateSettings
+from pipelines.dataflow.prepare import run_prepare
 run_prepare(("curate",), [sys.argv[1]], sys.argv[2], {"curate": CurateSettings(clip_min_s=1.0)})
 """
 
 _TRAIN = """
 import sys, pathlib
 from pipelines.settings import TrainSettings
-from pipelines.training.engine import train
+from pipelines.training.driver import train
 train(sys.argv[1], TrainSettings.model_validate_json(pathlib.Path(sys.argv[2]).read_text()), sys.argv[3])
 """
 
@@ -185,7 +185,7 @@ def victims(process: subprocess.Popen, kind: str) -> list[psutil.Process]:
             line = " ".join(child.cmdline())
         except psutil.Error:
             continue
-        actor, decoder = "StageWorker" in line and line.startswith("ray::"), "data_prep.guarded" in line
+        actor, decoder = "StageWorker" in line and line.startswith("ray::"), "data_prep.curation.sandbox" in line
         if (
             (kind == "raylet" and child.name() == "raylet")
             or (kind == "actor" and actor)
@@ -233,7 +233,7 @@ def completed(source: Path, output: str | Path, environment: dict[str, str] | No
 
 def counts(root: str | Path) -> dict:
     """What a set says of itself, without what it cost."""
-    from pipelines.commit import read_summary
+    from pipelines.dataflow.commit import read_summary
 
     summary = read_summary(root)
     assert summary is not None

@@ -1,0 +1,239 @@
+"""What is said in a clip: language, text, every word with its time and speaker, without what Whisper makes up.
+
+Whisper writes fluent text for music, noise and silence ("Thank you.", "1-2-3-4-4-4…"). Two things keep that out: it is
+only asked about voiced spans (Silero), and what it answers must pass tests of its own probability, its repetitiveness
+and its pace. What is removed is counted by reason. Of a text that passes, the words that Whisper is unsure of are
+doubted: they stay in the transcript for whoever reads it, and are in no text and no quote.
+"""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from captioning.hear.speakers import Speakers, Turn
+from captioning.settings import TranscribeSettings
+from data_prep.packaged_weights import resolve
+from data_prep.scores.voice_activity import FRAME, voice_probability
+
+SAMPLE_RATE = 16000  # Hz, of Whisper and of Silero
+UNSPACED = frozenset({"zh", "ja", "th", "lo", "my", "km", "yue", "bo"})  # languages written without spaces
+_LONGEST = round(29 * SAMPLE_RATE / FRAME)  # frames of a voiced span: with its margins it fits Whisper's 30 s
+_PAUSE = round(0.1 * SAMPLE_RATE / FRAME)  # frames; a shorter pause does not end a span
+_SHORTEST = round(0.25 * SAMPLE_RATE / FRAME)  # frames; a shorter span is a click
+
+
+class Transcriber:
+    """Whisper, loaded when the first voice is heard and kept.
+
+    Raises:
+        ValueError: the Whisper or the voice encoder of the settings is not there.
+    """
+
+    def __init__(self, settings: TranscribeSettings):
+        self.settings = settings
+        self.weights = find_whisper(settings.whisper)
+        self._pipeline = None
+        self.speakers = Speakers(settings.speakers) if settings.speakers.weights else None
+
+    def __call__(self, clips: list[np.ndarray]) -> list[dict]:
+        """Mono clips, (N,) float32 at 16 kHz → one transcript each (see `transcript`)."""
+        voiced = [voiced_spans(voice_probability(audio), self.settings.voice_threshold) for audio in clips]
+        if not any(voiced):
+            return [transcript([], self.settings) for _ in clips]
+        from captioning.hear import whisper  # 15 CPU seconds of imports, needed only where somebody speaks
+
+        if self._pipeline is None:
+            self._pipeline = whisper.load(
+                self.weights,
+                device=self.settings.device,
+                compute_type=self.settings.compute_type,
+                threads=self.settings.threads,
+                beam_size=self.settings.beam_size,
+            )
+        windows = whisper.listen(self._pipeline, clips, voiced, self.settings.batch_size)
+        heard = [transcript([w for w in windows if w.clip == index], self.settings) for index in range(len(clips))]
+        if self.speakers:
+            for audio, spans, one in zip(clips, voiced, heard, strict=True):
+                if one["words"]:
+                    name_speakers(one, self.speakers(audio, spans))
+        return heard
+
+
+def name_speakers(heard: dict, turns: list[Turn]) -> None:
+    """Give each word of a transcript its speaker, and the transcript their spans; one who says no word is left out."""
+    for word in heard["words"]:
+        word["speaker"] = speaker_of(word["start"], word["end"], turns)
+    spoken = dict.fromkeys(word["speaker"] for word in heard["words"] if word["speaker"])
+    if len(spoken) < 2:
+        for word in heard["words"]:
+            word["speaker"] = None
+        return
+    number = {speaker: at for at, speaker in enumerate(spoken, 1)}
+    for word in heard["words"]:
+        word["speaker"] = number.get(word["speaker"])
+    heard["speakers"] = [
+        {"speaker": at, "spans": [[round(s, 2), round(e, 2)] for s, e, who in turns if who == speaker]}
+        for speaker, at in number.items()
+    ]
+
+
+def speaker_of(start: float, end: float, turns: list[Turn]) -> int | None:
+    """Who speaks for most of a span, else who speaks nearest to it within half a second; None: nobody."""
+    shared: dict[int, float] = {}
+    for first, last, speaker in turns:
+        shared[speaker] = shared.get(speaker, 0.0) + max(0.0, min(end, last) - max(start, first))
+    if shared and max(shared.values()) > 0:
+        return max(sorted(shared), key=lambda speaker: shared[speaker])
+    near = [(max(first - end, start - last), speaker) for first, last, speaker in turns]
+    return min(near)[1] if near and min(near)[0] <= 0.5 else None
+
+
+def find_whisper(name: str) -> str:
+    """The folder or hub id behind the setting `transcribe.whisper`.
+
+    Raises:
+        ValueError: no such package, or no CTranslate2 Whisper in that folder.
+    """
+    found = resolve(name)
+    folder = Path(found).expanduser()
+    if (folder.exists() or found.startswith((".", "/", "~"))) and not (folder / "model.bin").exists():
+        raise ValueError(
+            f"transcribe.whisper: no CTranslate2 Whisper (model.bin) in {name}; give such a folder, a hub id, or "
+            "package:whisper-base"
+        )
+    return str(folder) if folder.exists() else found
+
+
+def voiced_spans(probability: np.ndarray, threshold: float) -> list[tuple[float, float]]:
+    """Speech probability of each 32 ms → spans in seconds, at most 29 s each.
+
+    A span begins at `threshold` and ends where it stays 0.15 below for 0.1 s, as in Silero's own code.
+    """
+    spans: list[tuple[int, int]] = []
+    start = low = None
+    for frame, value in enumerate([*probability, *[0.0] * (_PAUSE + 1)]):
+        if start is None:
+            start = frame if value >= threshold else None
+            low = None
+            continue
+        if value >= threshold:
+            low = None
+        elif value < threshold - 0.15 and low is None:
+            low = frame
+        if (low is not None and frame - low >= _PAUSE) or frame - start >= _LONGEST:
+            end = min(frame if low is None else low, len(probability))
+            if end - start >= _SHORTEST:
+                spans.append((start, end))
+            start = low = None
+    return [(start * FRAME / SAMPLE_RATE, end * FRAME / SAMPLE_RATE) for start, end in spans]
+
+
+def transcript(windows: list, settings: TranscribeSettings) -> dict:
+    """The windows of one clip as plain data.
+
+    Returns:
+        language (ISO code, "" when nothing was understood), language_probability (None where the model knows one
+        language only), text (without doubted words), words: [{word, start, end, confidence, doubted, quotable}]
+        (seconds), speakers: [{speaker, spans}] where two or more are told apart (then each word has its `speaker`, 1
+        for who speaks first), voiced: [[start, end]] (seconds), log_probability (mean), removed: {reason: windows;
+        "doubted": words}.
+    """
+    removed = Counter()
+    believed = []
+    for window in windows:
+        reason = why_not_believed(window, settings)
+        if reason:
+            removed[reason] += 1
+        else:
+            believed.append(window)
+    least, quoted = settings.min_word_confidence, max(settings.min_word_confidence, settings.min_quote_confidence)
+    heard = [[word for word in window.words if normalise(word["word"])] for window in believed]
+    spoken = [
+        [
+            word | {"doubted": word["confidence"] < least, "quotable": sure}
+            for word, sure in zip(words, _quotable([word["confidence"] for word in words], quoted), strict=True)
+        ]
+        for words in heard
+    ]
+    if doubts := sum(word["doubted"] for words in spoken for word in words):
+        removed["doubted"] = doubts
+    longest = max(believed, key=lambda window: window.voiced_s, default=None)
+    probability = longest.language_probability if longest else None
+    return {
+        "language": longest.language if longest else "",
+        "language_probability": None if probability is None else round(probability, 3),
+        "text": " ".join(filter(None, map(_believed_text, believed, spoken))),
+        "words": [word for words in spoken for word in words],
+        "speakers": [],
+        "voiced": [[round(start, 3), round(end, 3)] for window in windows for start, end in window.voiced],
+        "log_probability": round(float(np.mean([w.log_probability for w in believed])), 3) if believed else None,
+        "removed": dict(removed),
+    }
+
+
+def _quotable(confidences: list[float], least: float) -> list[bool]:
+    """Which words may be quoted. A mishearing spreads: beside a word that is not sure, only half the doubt is let
+    pass."""
+    sure = [True, *(confidence >= least for confidence in confidences), True]
+    return [
+        confidence >= (least if sure[at] and sure[at + 2] else (1 + least) / 2)
+        for at, confidence in enumerate(confidences)
+    ]
+
+
+def _believed_text(window, words: list[dict]) -> str:
+    if not any(word["doubted"] for word in words):
+        return window.text
+    between = "" if window.language in UNSPACED else " "
+    return between.join(word["word"] for word in words if not word["doubted"])
+
+
+def why_not_believed(window, settings: TranscribeSettings) -> str:
+    """The reason to remove a window's text, "" to keep it. Limits as in Whisper's own decoding (Radford et al. 2022,
+    §4.5) with voice activity, pace and repetition added."""
+    words = normalise(window.text)
+    if not words or not window.words:
+        return "no_words"
+    if window.compression_ratio > settings.max_compression_ratio:
+        return "compression_ratio"
+    if repeats(words):
+        return "repeated_phrase"
+    if window.log_probability < settings.min_log_probability:
+        return "log_probability"
+    if (
+        window.no_speech_probability > settings.max_no_speech_probability
+        and window.log_probability < settings.min_log_probability / 2
+    ):
+        return "no_speech"
+    if len(words) > max(2.0, settings.max_words_per_second * window.voiced_s):
+        return "pace"
+    if window.language_probability is not None and window.language_probability < settings.min_language_probability:
+        return "language"
+    return ""
+
+
+def repeats(words: list[str], times: int = 4, least: int = 6) -> bool:
+    """Whether a phrase of 1 to 8 words is said `times` times on end, `least` words in all: a decoder's loop."""
+    for length in range(1, 9):
+        run = 0
+        for index in range(length, len(words)):
+            run = run + 1 if words[index] == words[index - length] else 0
+            if run >= (times - 1) * length and run + length >= least:
+                return True
+    return False
+
+
+def normalise(text: str) -> list[str]:
+    """Words in lower case without punctuation, by which two transcripts are compared; in scripts without spaces, the
+    characters."""
+    kept = "".join(
+        f" {c} " if c >= "\u0e00" and _UNSPACED_SCRIPT.match(c) else c if c.isalnum() or c in "'’" else " "
+        for c in text.casefold()
+    )
+    return [word for word in (w.replace("’", "'").strip("'") for w in kept.split()) if word]
+
+
+# Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han
+_UNSPACED_SCRIPT = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")

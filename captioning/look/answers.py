@@ -1,0 +1,105 @@
+"""Answers of models, read strictly: what is no answer to the question is refused with a reason that can be told."""
+
+import re
+from collections.abc import Iterable
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from captioning.look.schema import Seen
+from captioning.write.vocabulary import words
+
+LONGEST = 16_000  # characters; no answer of the schemas is longer
+_FENCE = re.compile(r"^```(?:json)?\s*\n(.*)\n```$", re.DOTALL)
+_REFUSAL = re.compile(
+    r"\b(?:i['’]?m sorry|i am sorry|i apologi[sz]e|i (?:can|could|will|do)(?:not|n['’]t| not)"
+    r"|i['’]?m (?:not able|unable)|i am (?:not able|unable)|as an ai|as a language model)\b",
+    re.IGNORECASE,
+)
+# The commonest words of English, and of other languages in Latin letters where English has no such word.
+_ENGLISH = frozenset(
+    words("a an the is are was of in on at with and to from by his her its their near behind under over into out off")
+)
+_FOREIGN = frozenset(
+    words(
+        """
+        der die das den dem des ein eine einen einem einer und ist sind mit auf im vor neben unter über hinter zwei
+        le la les un une des du et est sont dans sur avec devant sous deux
+        el los las una unos unas y es son en con del sobre delante dos
+        il lo gli uno e sono nel nella con di che due o os as um uma na nos nas em dois duas
+        de het een zijn met op bij twee en ett och är med på i bredvid två og er
+        jest są na przy dwa dwie ja kaksi bir ve ile
+        """
+    )
+)
+
+
+_FEW = 8  # words; so many in a row have a function word among them
+
+
+class Refused(ValueError):
+    """An answer that is none; the text says why, as "kind: what"."""
+
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+def read(text: str, schema: type[Answer], pictures: int = 0) -> Answer:
+    """The answer in a model's text.
+
+    Args:
+        pictures: how many were shown; an answer may refer to no others.
+
+    Raises:
+        Refused: "empty", "refusal", "too long", "malformed" or "language".
+    """
+    text = text.strip()
+    if not text:
+        raise Refused("empty: no text")
+    if len(text) > LONGEST:
+        raise Refused(f"too long: {len(text)} characters, at most {LONGEST}")
+    fenced = _FENCE.match(text)
+    bare = fenced.group(1).strip() if fenced else text
+    if not bare.startswith("{") and _REFUSAL.search(bare):
+        raise Refused("refusal: an apology instead of an answer")
+    try:
+        answer = schema.model_validate_json(bare)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise Refused(f"malformed: {place + ': ' if place else ''}{problem['msg']}"[:200]) from None
+    texts = _texts(answer)
+    if any(_REFUSAL.search(one) for one in texts):
+        raise Refused("refusal: an apology instead of an answer")
+    if not is_english(texts):
+        raise Refused("language: not in English")
+    if isinstance(answer, Seen):
+        _check_frames(answer, pictures)
+    return answer
+
+
+def _texts(answer: BaseModel) -> list[str]:
+    """The answer's own words; what is written in the picture or was said in the clip may be of any language."""
+    if isinstance(answer, Seen):
+        subjects = [text for subject in answer.subjects for text in (subject.name, *subject.appearance)]
+        return [answer.setting, *subjects, *(action.what for action in answer.actions)]
+    return [re.sub(r"“[^“”]*”", " ", text) for text in answer.model_dump().values()]
+
+
+def is_english(texts: Iterable[str]) -> bool:
+    """Whether texts are in Latin letters and have English function words, at least as many as foreign ones."""
+    whole = " ".join(texts).lower()
+    letters = [c for c in whole if c.isalpha()]
+    if sum(c > "\u024f" for c in letters) > 0.1 * len(letters):
+        return False
+    words = re.findall(r"[^\W\d_]+", whole)
+    english = sum(word in _ENGLISH for word in words)
+    foreign = sum(word in _FOREIGN for word in words if word not in _ENGLISH)
+    return foreign <= english and (english > 0 or len(words) < _FEW)
+
+
+def _check_frames(answer: Seen, pictures: int) -> None:
+    for item in (*answer.subjects, *answer.actions, *answer.text_on_screen):
+        for number in item.frames:
+            if not 1 <= number <= pictures:
+                raise Refused(f"malformed: frames: there is no picture {number} of {pictures}")

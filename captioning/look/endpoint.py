@@ -1,0 +1,212 @@
+"""Engine `openai`: any server that speaks OpenAI's chat completions (vLLM, SGLang, llama.cpp, hosted models).
+
+A server that fails is asked again with exponential back-off and jitter, or after its `Retry-After`; requests are paced,
+and each attempt has its time limit. What is answered in the end, `answers.py` reads.
+"""
+
+import asyncio
+import base64
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import tenacity
+
+from captioning.look.prompt import Prompt
+from captioning.look.schema import wire_schema
+from captioning.look.vision_engine import EngineGone, NoAnswer, key
+from captioning.settings import SeenSettings
+
+log = logging.getLogger("kinotone.caption")
+
+_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_LONGEST_WAIT_S = 60.0
+_LONGEST_REPLY = 4 << 20  # bytes
+
+
+class Endpoint:
+    """A client of one server. Its model's weights are the server's, so they are never taken for untrained."""
+
+    untrained = False
+    hears = False
+
+    def __init__(self, settings: SeenSettings) -> None:
+        self.settings = settings
+
+    def ask(self, prompts: Sequence[Prompt]) -> list[str | NoAnswer]:
+        """See `VisionEngine`."""
+        answers = asyncio.run(self._all(prompts))
+        if any(isinstance(answer, _Unreached) for answer in answers):
+            # A server that is gone must not cost every clip that is left its caption.
+            try:
+                probe(self.settings)
+            except ValueError as error:
+                raise EngineGone(str(error)) from None
+        return answers
+
+    async def _all(self, prompts: Sequence[Prompt]) -> list[str | NoAnswer]:
+        gate, pace = asyncio.Semaphore(self.settings.concurrency), _Pace(self.settings.requests_per_minute)
+        async with _client(self.settings) as client:
+            return list(await asyncio.gather(*(self._one(client, gate, pace, prompt) for prompt in prompts)))
+
+    async def _one(
+        self, client: httpx.AsyncClient, gate: asyncio.Semaphore, pace: "_Pace", prompt: Prompt
+    ) -> str | NoAnswer:
+        body = _body(prompt, self.settings)
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type((httpx.TransportError, _Busy)),
+            stop=tenacity.stop_after_attempt(self.settings.attempts),
+            wait=_wait,
+            before_sleep=lambda state: log.info("caption.seen: %s; asked again", _reason(state)),
+        )
+        async with gate:
+            try:
+                return await retrying(self._once, client, pace, body)
+            except tenacity.RetryError as error:
+                return _Unreached(f"after {self.settings.attempts} attempts: {_reason(error.last_attempt)}")
+            except NoAnswer as none:
+                return none
+
+    async def _once(self, client: httpx.AsyncClient, pace: "_Pace", body: dict[str, Any]) -> str:
+        await pace.turn()
+        try:
+            # httpx's own limit is per read: a server that drips would hold the clip for ever.
+            async with asyncio.timeout(self.settings.time_limit_s):
+                status, headers, data = await _post(client, body)
+        except TimeoutError:
+            raise NoAnswer(f"no answer within {self.settings.time_limit_s:g} s") from None
+        if status in _AGAIN:
+            raise _Busy(status, headers.get("retry-after", ""))
+        if status in (401, 403, 404):
+            raise EngineGone(
+                f"caption.seen.endpoint {self.settings.endpoint}: status {status}; check caption.seen.model and the "
+                f"key in {self.settings.key_variable}"
+            )
+        if status != 200:
+            raise NoAnswer(f"status {status}: {data[:200].decode(errors='replace')}")
+        return _text(data)
+
+
+class _Unreached(NoAnswer):
+    """No answer although the request was sent as often as the settings say."""
+
+
+class _Busy(Exception):
+    """The server asks for another try."""
+
+    def __init__(self, status: int, retry_after: str) -> None:
+        super().__init__(f"status {status}")
+        self.wait_s = float(retry_after) if retry_after.replace(".", "", 1).isdigit() else None
+
+
+_backoff = tenacity.wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT_S)
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    """What the server asks for, else full jitter under a doubling limit; a minute at most."""
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, _Busy) and error.wait_s is not None:
+        return min(error.wait_s, _LONGEST_WAIT_S)
+    return _backoff(state)
+
+
+def _reason(state: Any) -> str:
+    outcome = getattr(state, "outcome", state)
+    error = outcome.exception()
+    return f"{type(error).__name__}: {error}".removeprefix("_Busy: ")
+
+
+class _Pace:
+    """Requests at even distances, so many a minute."""
+
+    def __init__(self, per_minute: float) -> None:
+        self._apart_s = 60 / per_minute if per_minute else 0.0
+        self._next = time.monotonic()
+
+    async def turn(self) -> None:
+        """Waits until the next request may be sent."""
+        now = time.monotonic()
+        at = max(now, self._next)
+        self._next = at + self._apart_s
+        if at > now:
+            await asyncio.sleep(at - now)
+
+
+def _client(settings: SeenSettings) -> httpx.AsyncClient:
+    secret = key(settings)
+    return httpx.AsyncClient(
+        base_url=settings.endpoint.rstrip("/") + "/",
+        headers={"Authorization": f"Bearer {secret}"} if secret else {},
+        timeout=httpx.Timeout(settings.time_limit_s, connect=10.0),
+        limits=httpx.Limits(max_connections=settings.concurrency),
+    )
+
+
+async def _post(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[int, httpx.Headers, bytes]:
+    async with client.stream("POST", "chat/completions", json=body) as reply:
+        data = bytearray()
+        async for part in reply.aiter_bytes():
+            data += part
+            if len(data) > _LONGEST_REPLY:
+                raise NoAnswer(f"a reply of more than {_LONGEST_REPLY >> 20} MiB")
+        return reply.status_code, reply.headers, bytes(data)
+
+
+def _body(prompt: Prompt, settings: SeenSettings) -> dict[str, Any]:
+    schema = {"name": prompt.answer.__name__.lower(), "strict": True, "schema": wire_schema(prompt.answer)}
+    return {
+        "model": settings.model,
+        "messages": messages(prompt),
+        "max_tokens": settings.max_tokens,
+        "temperature": 0,
+        "seed": 0,
+        "response_format": {"type": "json_schema", "json_schema": schema},
+    }
+
+
+def messages(prompt: Prompt) -> list[dict[str, Any]]:
+    """A request as chat messages, its pictures as data addresses before the text."""
+    pictures = [f"data:image/jpeg;base64,{base64.b64encode(file).decode()}" for file in prompt.pictures]
+    shown = [{"type": "image_url", "image_url": {"url": picture}} for picture in pictures]
+    return [{"role": "user", "content": [*shown, {"type": "text", "text": prompt.text}]}]
+
+
+def _text(reply: bytes) -> str:
+    """The answer's text in a reply; NoAnswer where the reply is none of the protocol's."""
+    try:
+        choice = httpx.Response(200, content=reply).json()["choices"][0]
+        return choice["message"].get("refusal") or choice["message"]["content"] or ""
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise NoAnswer(f"a reply that is no chat completion: {reply[:100].decode(errors='replace')}") from None
+
+
+def probe(settings: SeenSettings) -> None:
+    """Ask the server once which models it has.
+
+    Raises:
+        ValueError: it cannot be reached, refuses, or does not have the model; names the setting.
+    """
+    secret = key(settings)
+    address = settings.endpoint.rstrip("/") + "/models"
+    try:
+        reply = httpx.get(address, headers={"Authorization": f"Bearer {secret}"} if secret else {}, timeout=10.0)
+        reply.raise_for_status()
+        names = [one["id"] for one in reply.json()["data"]]
+    except httpx.HTTPStatusError as error:
+        status = error.response.status_code
+        mend = f"check the key in {settings.key_variable}" if status in (401, 403) else "check the address"
+        raise ValueError(f"caption.seen.endpoint {settings.endpoint}: /models gave status {status}; {mend}") from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ValueError(
+            f"caption.seen.endpoint {settings.endpoint}: no server answers there ({type(error).__name__}); start it or "
+            "correct the address"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"caption.seen.endpoint {settings.endpoint}: /models is not as OpenAI's; give the base URL that ends in /v1"
+        ) from None
+    if settings.model not in names:
+        known = ", ".join(names[:5]) or "none"
+        raise ValueError(f"caption.seen.model {settings.model!r}: the endpoint does not have it; it has {known}")

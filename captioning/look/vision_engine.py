@@ -1,0 +1,118 @@
+"""The interface of the engines that look at a clip, and which of them the settings name.
+
+`vllm` runs as stages of the dataflow (`pipelines/dataflow/vllm_stage.py`); the other two are called in a worker of
+the caption stage.
+"""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from captioning.look import clip_scores
+from captioning.look.prompt import Prompt
+from captioning.settings import SeenSettings
+
+# In the metadata of a safetensors file: the weights are random (tests, trials), and what they write is no caption.
+UNTRAINED = "untrained"
+
+
+class NoAnswer(Exception):
+    """A model gave none: the time was over, it broke on the clip, or its server kept failing. The text says why."""
+
+
+class EngineGone(Exception):
+    """The server is gone or refuses the key: no clip's fault. The run ends, and goes on when it is called again."""
+
+
+class VisionEngine(Protocol):
+    """A model that is asked.
+
+    Attributes:
+        untrained: its weights are marked as random; what it writes is stored as such and never told.
+        hears: whether it takes a request's sound.
+    """
+
+    untrained: bool
+    hears: bool
+
+    def ask(self, prompts: Sequence[Prompt]) -> list[str | NoAnswer]:
+        """The text of each answer, or why there is none.
+
+        Raises:
+            EngineGone: nothing can be asked any more.
+        """
+        ...
+
+
+def build(settings: SeenSettings) -> VisionEngine:
+    """The engine of the settings, with its model loaded.
+
+    Raises:
+        ValueError: its weights or its endpoint are not there; names the setting.
+    """
+    if settings.engine == "transformers":
+        from captioning.look.transformers_engine import TransformersEngine
+
+        return TransformersEngine(settings)
+    assert settings.engine == "openai", "vllm runs in the dataflow"
+    from captioning.look.endpoint import Endpoint
+
+    return Endpoint(settings)
+
+
+def check(settings: SeenSettings) -> None:
+    """Refuse what cannot run before anything starts.
+
+    Raises:
+        ValueError: a missing weight, package, key or endpoint; names the setting.
+    """
+    clip_scores.check(settings)
+    if settings.engine == "openai":
+        from captioning.look.endpoint import probe
+
+        probe(settings)
+    elif settings.engine:
+        if settings.engine == "vllm" and importlib.util.find_spec("vllm") is None:
+            raise ValueError(
+                "caption.seen.engine: vllm is not installed here; docs/captions.md says how an environment with it is "
+                "made, or give transformers or openai"
+            )
+        check_model(settings.model)
+
+
+def check_model(model: str) -> None:
+    """Raises ValueError where a folder holds no model, or a hub id cannot be found."""
+    folder = Path(model).expanduser()
+    if folder.exists() or model.startswith((".", "/", "~")):
+        if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+            raise ValueError(
+                f"caption.seen.model {model!r}: no config.json and .safetensors weights there; give a model folder or "
+                "a hub id"
+            )
+        return
+    import transformers
+
+    try:
+        transformers.AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"caption.seen.model {model!r}: neither a folder nor a model of the hub that can be reached"
+        ) from error
+
+
+def key(settings: SeenSettings) -> str:
+    """The API key of the endpoint, "" where its environment variable is not set."""
+    return os.environ.get(settings.key_variable, "")
+
+
+def is_untrained(folder: str) -> bool:
+    """Whether the weights in a model folder are marked as random."""
+    from safetensors import safe_open
+
+    for path in sorted(Path(folder).expanduser().glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            if UNTRAINED in (file.metadata() or {}):
+                return True
+    return False

@@ -1,0 +1,185 @@
+"""A measured clip on its way to a caption: what an engine is to be asked of it, and what its answers lead to.
+
+Two questions at most, "look" (what is seen) and "tell" (a caption of the facts, where an engine writes it), each asked
+once more with the reason where the answer is refused; a second refusal is the clip's verdict. All of it is plain data,
+so a clip can wait for its answer in a row of the dataflow.
+"""
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from captioning.grounding.checker import Removed, evidence_of, ground, ground_text, split
+from captioning.look import prompt
+from captioning.look.answers import Refused, read
+from captioning.look.frames import Frame
+from captioning.look.phrases import phrases_of, stand
+from captioning.look.schema import Seen, Told
+from captioning.look.vision_engine import NoAnswer
+from captioning.settings import CaptionSettings
+from captioning.write.compose import LONG, MEDIUM, SHORT, Facts, Sentence, compose, text_of
+from data_prep.clip import Clip, Tag
+
+Question = Literal["look", "tell", ""]
+# (JPEG files, phrases, numbers of the pictures of each) → scores
+Score = Callable[[Sequence[bytes], Sequence[str], Sequence[Sequence[int]]], list[float]]
+_KEY = "pending"  # of clip.caption, while it waits
+_KEPT = 2000  # characters stored of what untrained weights write
+
+
+@dataclass(frozen=True)
+class CaptionRequest:
+    """A clip, what was measured of it, and its next question ("" once there is none).
+
+    Attributes:
+        picture: from `picture_statistics`. transcript: from `transcribe`. sound: from `levels`.
+        tags: those that may be told.
+        frames: the pictures that an engine is shown, times from the clip's start.
+        refused: why the answer before was refused, "" the first time.
+        seen: what is stored of the answers: see `Captioner`.
+        removed: what was taken out so far.
+        voice: mono sound at 16 kHz, for an engine that hears in this process; it does not travel.
+    """
+
+    clip: Clip
+    picture: dict[str, Any]
+    transcript: dict[str, Any]
+    sound: dict[str, Any]
+    tags: tuple[Tag, ...] = ()
+    frames: tuple[Frame, ...] = ()
+    question: Question = ""
+    refused: str = ""
+    seen: dict[str, Any] = field(default_factory=dict)
+    removed: tuple[Removed, ...] = ()
+    voice: np.ndarray | None = None
+
+    def next_prompt(self, settings: CaptionSettings) -> prompt.Prompt:
+        """The question as it is put to an engine."""
+        if self.question == "look":
+            times = [frame.time_s for frame in self.frames]
+            return prompt.look(
+                [frame.jpeg for frame in self.frames], times, self.refused, self.voice if settings.seen.audio else None
+            )
+        return prompt.tell(_plain_facts(self.facts()), self.refused)
+
+    def answered(
+        self, answer: str | NoAnswer, settings: CaptionSettings, score: Score | None, *, untrained: bool = False
+    ) -> "CaptionRequest | Clip":
+        """What an answer leads to: the next question, no further question, or the clip with its verdict.
+
+        Args:
+            untrained: the answer comes from random weights: it is stored as such, and nothing is told of it.
+        """
+        if untrained:
+            text = "" if isinstance(answer, NoAnswer) else answer[:_KEPT]
+            return replace(self, question="", seen={"untrained": True, "answer": text})
+        try:
+            if isinstance(answer, NoAnswer):
+                raise Refused(f"no answer: {answer}")
+            if self.question == "look":
+                return self._looked(read(answer, Seen, len(self.frames)), settings, score)
+            return self._written(read(answer, Told), settings)
+        except Refused as error:
+            if self.refused:
+                return self.clip.failed("caption", f"{self.question}: {error}, after {self.refused}")
+            return replace(self, refused=str(error))
+
+    def facts(self) -> Facts:
+        """All that is known of the clip."""
+        return Facts(
+            seconds=self.sound["seconds"],
+            picture=self.picture,
+            transcript=self.transcript,
+            sound=self.sound,
+            tags=self.tags,
+            seen=tuple(self.seen.get("phrases", ())),
+        )
+
+    def captioned(self, settings: CaptionSettings) -> Clip:
+        """The clip with the caption that the rules compose of its facts, or failed where none of it stands."""
+        facts = self.facts()
+        kept, removed = ground(compose(facts, settings.max_sounds), facts)
+        return self._finished(kept, removed)
+
+    def _looked(self, seen: Seen, settings: CaptionSettings, score: Score | None) -> "CaptionRequest":
+        files = [frame.jpeg for frame in self.frames]
+        said = " ".join(word["word"] for word in self.transcript["words"])
+        scores = None if score is None else lambda phrases, shown: score(files, phrases, shown)
+        times = [frame.time_s for frame in self.frames]
+        kept, out = stand(phrases_of(seen, times), said, scores, settings.seen.min_clip_score)
+        removed = [Removed(phrase.text, (reason,)) for phrase, reason in out]
+        measured = self.picture["camera"]
+        if seen.camera not in ("unclear", measured):
+            sentence = f"The camera {'is ' if seen.camera == 'static' else ''}{seen.camera}."
+            removed.append(Removed(sentence, (f"camera: {seen.camera}",)))
+        stored = {"model": settings.seen.model, "times": times, "phrases": [phrase.plain() for phrase in kept]}
+        stored["removed"] = [phrase.plain() for phrase, _ in out]
+        following: Question = "tell" if settings.seen.compose == "engine" else ""
+        return replace(self, question=following, refused="", seen=stored, removed=(*self.removed, *removed))
+
+    def _written(self, written: Told, settings: CaptionSettings) -> "CaptionRequest | Clip":
+        facts = self.facts()
+        texts, removed = {}, []
+        for variant in (SHORT, MEDIUM, LONG):
+            texts[variant], out = ground_text(getattr(written, variant), facts)
+            removed += [one for one in out if one not in removed]
+        if removed and not self.refused:
+            reasons = "; ".join(reason for one in removed for reason in one.reasons)
+            return replace(self, refused=f"unsupported by the facts: {reasons[:1000]}")
+        # A sentence that several lengths share is one piece of evidence.
+        sentences: dict[str, Sentence] = {}
+        for variant, text in texts.items():
+            for one in split(text):
+                before = sentences.get(one)
+                variants = (*(before.variants if before else ()), variant)
+                sentences[one] = Sentence(one, "written", {"spans": evidence_of(one, facts)}, variants)
+        return self._finished(list(sentences.values()), removed)
+
+    def _finished(self, sentences: list[Sentence], removed: list[Removed]) -> Clip:
+        texts = {variant: text_of(sentences, variant) for variant in (SHORT, MEDIUM, LONG)}
+        if not all(texts.values()):
+            return self.clip.failed("caption", "no sentence is supported by what was measured")
+        caption = {
+            "text": texts[MEDIUM],
+            "short": texts[SHORT],
+            "long": texts[LONG],
+            "evidence": [
+                {"sentence": s.text, "variants": list(s.variants), "source": s.source, "facts": s.facts}
+                for s in sentences
+            ],
+            "transcript": self.transcript,
+            "picture": self.picture,
+            "sound": self.sound,
+            "removed": [asdict(item) for item in (*self.removed, *removed)],
+        }
+        return replace(self.clip, caption=caption | ({"seen": self.seen} if self.seen else {}))
+
+    def to_clip(self) -> Clip:
+        """The clip with all of this in its `caption`, as plain data; `voice` is left behind."""
+        state = {
+            name: getattr(self, name) for name in ("picture", "transcript", "sound", "question", "refused", "seen")
+        }
+        state["tags"] = [asdict(tag) for tag in self.tags]
+        state["removed"] = [[one.text, list(one.reasons)] for one in self.removed]
+        state["frames"] = [[frame.time_s, base64.b64encode(frame.jpeg).decode()] for frame in self.frames]
+        return replace(self.clip, caption={_KEY: state})
+
+    @classmethod
+    def of_clip(cls, clip: Clip) -> "CaptionRequest | None":
+        """The inverse of `to_clip`; None for a clip that does not wait."""
+        if _KEY not in clip.caption:
+            return None
+        state = dict(clip.caption[_KEY])
+        tags = tuple(Tag(**tag) for tag in state.pop("tags"))
+        removed = tuple(Removed(text, tuple(reasons)) for text, reasons in state.pop("removed"))
+        frames = tuple(Frame(time_s, base64.b64decode(file)) for time_s, file in state.pop("frames"))
+        return cls(replace(clip, caption={}), **state, tags=tags, removed=removed, frames=frames)
+
+
+def _plain_facts(facts: Facts) -> dict[str, Any]:
+    """The facts as an engine is given them: as plain sentences, each of which the checker would let stand."""
+    kept, _ = ground(compose(facts, max_sounds=8), facts)
+    return {"seconds": facts.seconds, "facts": [sentence.text for sentence in kept if LONG in sentence.variants]}

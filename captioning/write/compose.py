@@ -1,0 +1,384 @@
+"""A caption by rules from facts alone.
+
+Fixed order: setting and subjects, actions in time and writing (where an engine looked), picture, camera and movement,
+speech with its language and exact words, sounds in time, music, level, background and side. Each sentence keeps the
+facts that it was made from. Nothing is written that was not measured or seen: no emotion, no guess. The same facts give
+the same words.
+"""
+
+import math
+import re
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from captioning.hear.transcribe import UNSPACED, normalise
+from captioning.write.vocabulary import ALIKE, LANGUAGES, MUSIC, NARROWER, SPEECH, STRUCK, UNTOLD, phrase, spans
+from data_prep.clip import Tag
+
+Source = Literal["seen", "picture", "transcript", "voice", "tags", "sound", "written"]
+SHORT, MEDIUM, LONG = "short", "medium", "long"
+_QUOTE_GAP_S = 1.5  # a pause this long ends a quote and begins another
+_COUNTS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
+_COLOUR_FACTS = frozenset({"colours", "colour", "black_and_white"})
+IN_PICTURE = 4.0  # agreement of onsets and motion (`data_prep.scores.av_sync`), by chance about 1 and rarely above 3
+_SURE = 0.6  # a score: what taggers say below it beside a surer sound is mostly that sound again
+_FROM_THE_START_S = 0.15  # what begins later is not told as being there throughout
+_SHORT_QUOTE = 25  # words; a longer speech is named, not quoted, in the short caption
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that was measured of a clip; the only ground of its caption.
+
+    Attributes:
+        seconds: the clip's length.
+        picture: from `look.picture_statistics`. transcript: from `transcribe`. sound: from `levels`, and
+            `av_agreement` where curation measured it. tags: from curation, their times from `onsets`.
+        seen: phrases that stand, from `look.phrases`.
+    """
+
+    seconds: float
+    picture: dict[str, Any] = field(default_factory=dict)
+    transcript: dict[str, Any] = field(default_factory=dict)
+    sound: dict[str, Any] = field(default_factory=dict)
+    tags: tuple[Tag, ...] = ()
+    seen: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence, where it comes from, its facts, and the captions that hold it."""
+
+    text: str
+    source: Source
+    facts: dict[str, Any]
+    variants: tuple[str, ...] = (MEDIUM, LONG)
+
+
+def compose(facts: Facts, max_sounds: int) -> list[Sentence]:
+    """Every sentence that the facts carry, in the fixed order."""
+    seen, picture = _seen(facts.seen), _picture(facts.picture)
+    if seen:  # colours of the whole picture are the least of what is then to be told
+        picture = [replace(one, variants=(LONG,)) if _COLOUR_FACTS & one.facts.keys() else one for one in picture]
+    return [
+        *seen,
+        *picture,
+        *_speech(facts),
+        *_sounds(facts, max_sounds),
+        *_music(facts),
+        *_level(facts),
+    ]
+
+
+def text_of(sentences: list[Sentence], variant: str) -> str:
+    """The caption of one variant: "short", "medium" or "long"."""
+    return " ".join(sentence.text for sentence in sentences if variant in sentence.variants)
+
+
+def _seen(phrases: tuple[dict[str, Any], ...]) -> list[Sentence]:
+    """Setting, subjects with their looks, actions in time, writing on the screen."""
+    everywhere = (SHORT, MEDIUM, LONG)
+    of = {kind: [one for one in phrases if one["kind"] == kind] for kind in ("setting", "subject", "action", "text")}
+    out = [Sentence(f"The setting is {one['text']}.", "seen", _evidence(one), everywhere) for one in of["setting"]]
+    for at, one in enumerate(of["subject"]):
+        looks = [p for p in phrases if p["kind"] == "appearance" and p["subject"] == one["subject"]]
+        text = f"{_capital(one['text'])} can be seen"
+        shortest = (SHORT,) if at == 0 and not of["action"] else ()
+        if looks and shortest:
+            out.append(Sentence(f"{text}.", "seen", _evidence(one), shortest))
+        text = f"{text}: {_list([look['text'] for look in looks])}." if looks else f"{text}."
+        variants = (MEDIUM, LONG) if looks else (*shortest, MEDIUM, LONG)
+        out.append(Sentence(text, "seen", _evidence(one, *looks), variants))
+    before = None
+    for one in of["action"]:
+        # "Then" is a claim: the pictures must show it to begin and to end later.
+        then = before is not None and all(g > s for s, _ in before["spans"][:1] for _, g in one["spans"][:1])
+        text = f"Then {one['text']}." if then else f"{_capital(one['text'])}."
+        out.append(Sentence(text, "seen", _evidence(one), (MEDIUM, LONG) if before else everywhere))
+        before = one
+    out += [Sentence(f"The text {_quoted(one['text'])} is shown.", "seen", _evidence(one)) for one in of["text"]]
+    return out
+
+
+def _evidence(*phrases: dict[str, Any]) -> dict[str, Any]:
+    spans = sorted({(start, end) for one in phrases for start, end in one["spans"]})
+    scores = {one["text"]: one["score"] for one in phrases if one["score"] is not None}
+    return {"spans": [list(span) for span in spans]} | ({"scores": scores} if scores else {})
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _picture(picture: dict[str, Any]) -> list[Sentence]:
+    if not picture:
+        return []
+    out = [_colours(picture)]
+    regions, colours = picture["regions"], list(picture["colours"])
+    main = colours[0] if colours else ""
+    if not picture["black_and_white"]:
+        for region, where in (("middle", "middle"), ("upper", "upper part"), ("lower", "lower part")):
+            if regions.get(region, main) != main:
+                text = f"There is {regions[region]} in the {where} of the picture."
+                out.append(Sentence(text, "picture", {"region": region, "colour": regions[region]}))
+    if picture["brightness"] < 0.2:
+        out.append(Sentence("The picture is dark.", "picture", {"brightness": picture["brightness"]}))
+    elif picture["brightness"] > 0.75:
+        out.append(Sentence("The picture is bright.", "picture", {"brightness": picture["brightness"]}))
+    out += _motion(picture)
+    if count := len(picture["cuts"]):
+        text = "The picture is cut once." if count == 1 else f"The picture is cut {count} times."
+        out.append(Sentence(text, "picture", {"cuts": picture["cuts"]}, (LONG,)))
+    return out
+
+
+def _colours(picture: dict[str, Any]) -> Sentence:
+    everywhere = (SHORT, MEDIUM, LONG)
+    if picture["black_and_white"]:
+        return Sentence("The picture is black and white.", "picture", {"black_and_white": True}, everywhere)
+    shares = picture["colours"]
+    named, sum_ = largest(shares)
+    how = "" if len(named) == 1 and sum_ >= 0.9 else "mostly " if sum_ >= 0.5 else "partly "
+    evidence = {"colours": {name: shares[name] for name in named}}
+    return Sentence(f"The picture is {how}{_list(named)}.", "picture", evidence, everywhere)
+
+
+def largest(shares: dict[str, float]) -> tuple[list[str], float]:
+    """The colours that make up most of the picture (at most three), and their share."""
+    named: list[str] = []
+    total = 0.0
+    for name, share in shares.items():
+        if named and (total >= 0.75 or share < 0.1 or len(named) == 3):
+            break
+        named.append(name)
+        total += share
+    return named, total
+
+
+def _motion(picture: dict[str, Any]) -> list[Sentence]:
+    out = []
+    movement, camera = picture["movement"], picture["camera"]
+    if movement is not None and movement < 0.0005 and not picture["cuts"]:
+        return [Sentence("The picture is still.", "picture", {"movement": movement})]
+    if camera == "static":
+        out.append(Sentence("The camera is static.", "picture", {"camera": camera}))
+    elif camera:
+        out.append(Sentence(f"The camera {camera}.", "picture", {"camera": camera}, (SHORT, MEDIUM, LONG)))
+    if picture["path"]:
+        text = f"Something moves across the picture from {picture['path']}."
+        out.append(Sentence(text, "picture", {"path": picture["path"]}, (SHORT, MEDIUM, LONG)))
+    elif picture["where"]:
+        where = "in the centre" if picture["where"] == "centre" else f"on the {picture['where']}"
+        text = f"There is movement {where} of the picture."
+        out.append(Sentence(text, "picture", {"movement": movement, "where": picture["where"]}))
+    return out
+
+
+def _speech(facts: Facts) -> list[Sentence]:
+    spoken = facts.transcript
+    words = [word for word in spoken.get("words", []) if normalise(word["word"])]
+    utterances = [part for part in stretches(words) if _sure(words, *part)]
+    if not utterances:
+        # Voice activity alone also answers to singing: where no words can be trusted, the tagger must agree.
+        voiced = spoken.get("voiced", [])
+        if not voiced or not any(tag.label in SPEECH for tag in facts.tags):
+            return []
+        when = _when([(start, end) for start, end in voiced], facts.seconds)
+        timed = Sentence(f"Speech is heard {when}.", "voice", {"voiced": voiced})
+        return [timed, Sentence("Speech is heard.", "voice", {"voiced": voiced}, (SHORT,))]
+    unspaced = spoken["language"] in UNSPACED
+    language = LANGUAGES.get(spoken["language"], "") if spoken["language_probability"] is not None else ""
+    known = {"language": spoken["language"], "language_probability": spoken["language_probability"]} if language else {}
+    subject = f"Speech in {language}" if language else "Speech"
+    out = []
+    if len(words) <= _SHORT_QUOTE:
+        sure = [run for part in stretches(words, gap_s=math.inf) for run in _sure(words, *part)]
+        quotes = [quote(words[first:last], unspaced=unspaced) for first, last in sure]
+        span = [sure[0][0], sure[-1][1]]
+        out.append(Sentence(f"{subject} is heard: {_list(quotes)}.", "transcript", known | {"words": span}, (SHORT,)))
+    else:
+        out.append(Sentence(f"{subject} is heard.", "transcript", known, (SHORT,)))
+    speakers = spoken.get("speakers", [])
+    if 1 < len(speakers) < len(_COUNTS):
+        spans = {"speakers": speakers}
+        out.append(Sentence(f"{_COUNTS[len(speakers)]} speakers are heard.", "voice", spans, (SHORT, MEDIUM, LONG)))
+    for number, (first, last) in enumerate(utterances):
+        part = words[first:last]
+        when = f"from {part[0]['start']:.1f} to {part[-1]['end']:.1f} seconds"
+        told_as = subject if number == 0 else "Speech"
+        if part[0].get("speaker"):
+            told_as = f"Speaker {part[0]['speaker']}" + (f" in {language}" if language and number == 0 else "")
+        sure = _sure(words, first, last)
+        quotes = _list([quote(words[begin:end], unspaced=unspaced) for begin, end in sure])
+        text = f"{told_as} is heard {when}{':' if sure == [(first, last)] else ', with the words'} {quotes}."
+        out.append(Sentence(text, "transcript", known | {"words": [first, last]}))
+    return out
+
+
+def quote(words: list[dict], *, unspaced: bool = False) -> str:
+    """Words as said, between the only quotation marks of the caption. What was said cannot end its own quote."""
+    said = " ".join((_unspaced(words) if unspaced else " ".join(word["word"] for word in words)).split())
+    said = re.sub(r"""(?<=\w)["“”„«»](?=\w)""", " ", said)  # between two words, where an apostrophe would join them
+    return _quoted(re.sub("[ .,;:、。，]+$", "", _inner(said)))
+
+
+def _quoted(text: str) -> str:
+    return f"“{_inner(text)}”"
+
+
+def _inner(text: str) -> str:
+    """Words as they may stand inside a quote: other quotation marks are made single, and nothing is unprintable."""
+    text = text.translate(str.maketrans({"“": "‘", "”": "’", '"': "’", "„": "‘", "«": "‘", "»": "’"}))
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _unspaced(words: list[dict]) -> str:
+    """Joined as scripts without spaces are, but for words that would become one (numbers, Latin letters)."""
+    said = ""
+    for word in words:
+        apart = normalise(said) + normalise(word["word"]) != normalise(said + word["word"])
+        said += f" {word['word']}" if apart else word["word"]
+    return said
+
+
+def stretches(words: list[dict], gap_s: float = _QUOTE_GAP_S) -> list[tuple[int, int]]:
+    """First and last word, (first, last), of what one speaker says without a pause."""
+    found: list[tuple[int, int]] = []
+    for at, word in enumerate(words):
+        before = words[at - 1]
+        if at and word["start"] - before["end"] < gap_s and word.get("speaker") == before.get("speaker"):
+            found[-1] = (found[-1][0], at + 1)
+        else:
+            found.append((at, at + 1))
+    return found
+
+
+def _sure(words: list[dict], first: int, last: int) -> list[tuple[int, int]]:
+    """The parts of a stretch that may be quoted: runs of sure words."""
+    found: list[tuple[int, int]] = []
+    for at in range(first, last):
+        if not words[at].get("quotable", True):
+            continue
+        if found and found[-1][1] == at:
+            found[-1] = (found[-1][0], at + 1)
+        else:
+            found.append((at, at + 1))
+    return found
+
+
+def nameable_sounds(tags: tuple[Tag, ...]) -> dict[str, list[Tag]]:
+    """The tags worth telling, by phrase: no speech, no music as such, nothing too general, drowned by a surer sound,
+    said more narrowly, or likely another's echo."""
+    heard = [tag for tag in tags if tag.label not in UNTOLD]
+    named = _by_phrase([tag for tag in heard if tag.label not in SPEECH | MUSIC])
+    sure = [tag for found in named.values() if not _drowned(found, heard) for tag in found]
+    labels = {tag.label for tag in sure}
+    groups = _by_phrase([tag for tag in sure if not _narrowed(tag, sure, labels)])
+    return {name: found for name, found in groups.items() if not _confused(name, groups)}
+
+
+def _by_phrase(tags: list[Tag]) -> dict[str, list[Tag]]:
+    groups: dict[str, list[Tag]] = {}
+    for tag in tags:
+        groups.setdefault(phrase(tag.label), []).append(tag)
+    return groups
+
+
+def weight(tags: list[Tag]) -> float:
+    """Seconds that a sound is heard, each as far as the tagger is sure of it."""
+    return sum((tag.end_s - tag.start_s) * tag.score for tag in tags)
+
+
+def _confused(name: str, groups: dict[str, list[Tag]]) -> bool:
+    """Whether a stronger sound that taggers take for this one is heard at the same time."""
+    here = groups[name]
+    return any(
+        other != name
+        and (weight(there), name) > (weight(here), other)
+        and any({a.label, b.label} <= alike and _overlap(a, b) for a in here for b in there for alike in ALIKE)
+        for other, there in groups.items()
+    )
+
+
+def _drowned(tags: list[Tag], heard: list[Tag]) -> bool:
+    """Whether the tagger is not sure of a sound, and surer of another at the same time, or of a drum without music."""
+    best = max(tag.score for tag in tags)
+    beside = [other for other in heard if any(_overlap(other, tag) for tag in tags)]
+    if all(tag.label in STRUCK for tag in tags) and not any(other.label in MUSIC for other in beside):
+        return best < _SURE
+    return best < _SURE and any(other.score > best for other in beside)
+
+
+def _overlap(a: Tag, b: Tag) -> bool:
+    return a.start_s < b.end_s and b.start_s < a.end_s
+
+
+def _narrowed(tag: Tag, tags: list[Tag], labels: set[str]) -> bool:
+    narrower = NARROWER.get(tag.label, frozenset()) & labels
+    return any(other.label in narrower and _overlap(other, tag) for other in tags)
+
+
+def _sounds(facts: Facts, max_sounds: int) -> list[Sentence]:
+    groups = nameable_sounds(facts.tags)
+    chosen = sorted(groups, key=lambda name: (-weight(groups[name]), name))[:max_sounds]
+    out = []
+    if chosen:
+        names = chosen[:2]
+        evidence = {"tags": [asdict(tag) for name in names for tag in groups[name]]}
+        out.append(Sentence(f"The sound of {_list(names)} is heard.", "tags", evidence, (SHORT,)))
+    for name in sorted(chosen, key=lambda name: (min(tag.start_s for tag in groups[name]), name)):
+        tags = groups[name]
+        text = f"The sound of {name} is heard {_when(spans(tags), facts.seconds)}."
+        out.append(Sentence(text, "tags", {"tags": [asdict(tag) for tag in tags]}))
+    return out
+
+
+def _music(facts: Facts) -> list[Sentence]:
+    tags = [tag for tag in facts.tags if tag.label in MUSIC]
+    if not tags:
+        return []
+    evidence = {"tags": [asdict(tag) for tag in tags]}
+    when = _when(spans(tags), facts.seconds)
+    return [
+        Sentence("Music is heard.", "tags", evidence, (SHORT,)),
+        Sentence(f"Music is heard {when}.", "tags", evidence),
+    ]
+
+
+def _level(facts: Facts) -> list[Sentence]:
+    sound = facts.sound
+    if not sound or sound["level_db"] is None:
+        return []
+    out = []
+    if sound["level_db"] < -40:
+        out.append(Sentence("The sound is quiet.", "sound", {"level_db": sound["level_db"]}, (LONG,)))
+    elif sound["level_db"] > -12:
+        out.append(Sentence("The sound is loud.", "sound", {"level_db": sound["level_db"]}, (LONG,)))
+    steady = sound.get("steady")
+    if steady and not any(tag.label in MUSIC for tag in facts.tags):  # a held chord is no background
+        where = f", strongest at {steady['band']} frequencies" if steady["band"] else ""
+        out.append(Sentence(f"A steady sound is in the background{where}.", "sound", {"steady": steady}, (LONG,)))
+    if (sound.get("av_agreement") or 0.0) >= IN_PICTURE:
+        text = "Sounds begin as something in the picture moves."
+        out.append(Sentence(text, "sound", {"av_agreement": sound["av_agreement"]}, (LONG,)))
+    if sound["course_db"] is not None and abs(sound["course_db"]) >= 10:
+        course = "louder" if sound["course_db"] > 0 else "quieter"
+        out.append(Sentence(f"The sound grows {course}.", "sound", {"course_db": sound["course_db"]}))
+    if sound["travel"]:
+        out.append(Sentence(f"The sound moves from {sound['travel']}.", "sound", {"travel": sound["travel"]}))
+    elif abs(sound["side_db"]) >= 6:
+        side = "right" if sound["side_db"] > 0 else "left"
+        out.append(Sentence(f"The sound is louder on the {side}.", "sound", {"side_db": sound["side_db"]}))
+    return out
+
+
+def _when(intervals: list[tuple[float, float]], seconds: float) -> str:
+    """ "throughout", or at most four spans in seconds, the longest ones."""
+    if intervals[0][0] <= _FROM_THE_START_S and sum(end - start for start, end in intervals) >= 0.9 * seconds:
+        return "throughout"
+    longest = sorted(sorted(intervals, key=lambda span: span[0] - span[1])[:4])
+    return _list([f"from {start:.1f} to {min(end, seconds):.1f} seconds" for start, end in longest])
+
+
+def _list(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

@@ -1,0 +1,309 @@
+"""How right the policy is on clips whose truth is known, and where each threshold may lie.
+
+Truth is told of sources (a file's verdict and class); a source counts as kept when any clip of it is, and its class is
+the one that most of its kept seconds have. Every curve is the whole policy's: one threshold is moved, the others stay,
+and stored scores are judged again. A curve beyond a gate at which clips stopped rests on scores that were never
+measured; the set to calibrate on is best made with `--curate.measure-all`.
+"""
+
+import csv
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from data_prep.curation.policy import PolicySettings, judge
+
+# Threshold → the score that it is held against.
+THRESHOLDS = {
+    "active_min_s": "active_s",
+    "silence_max": "silence_ratio",
+    "stationary_min": "stationarity",
+    "salient_min": "salient_ratio",
+    "prominent_min_s": "prominent_s",
+    "speech_trace_min": "tag_speech_max",
+    "voice_min": "voice_ratio",
+    "tone_min": "tone_ratio",
+    "event_min": "tag_event",
+    "wander_min": "wander",
+    "uneven_min_db": "uneven_db",
+    "noise_tag_min": "tag_noise",
+    "bandwidth_min_hz": "bandwidth_hz",
+    "clipped_max": "clipped_ratio",
+    "speech_min": "tag_speech",
+    "music_min": "tag_music",
+}
+POINTS = 41  # of a curve
+CLASSES = ("speech", "environment", "music", "mixed", "noise", "silence", "no_audio")
+
+
+@dataclass(frozen=True)
+class Label:
+    """The truth about a source: its file's name, whether it is to be kept, and its class."""
+
+    file: str
+    keep: bool
+    sound_class: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A labelled source and what is stored of its clips: (scores, seconds) of each."""
+
+    label: Label
+    clips: list[tuple[dict[str, float], float]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Sources by what was to be done with them and what was done; shares in [0, 1], 1 where there is nothing to err."""
+
+    kept_right: int
+    kept_wrong: int
+    dropped_right: int
+    dropped_wrong: int
+    class_right: int
+
+    @property
+    def precision(self) -> float:
+        """Of the kept, those to be kept."""
+        return _share(self.kept_right, self.kept_right + self.kept_wrong)
+
+    @property
+    def recall(self) -> float:
+        """Of those to be kept, the kept."""
+        return _share(self.kept_right, self.kept_right + self.dropped_wrong)
+
+    @property
+    def verdicts_right(self) -> int:
+        """Sources kept or dropped as labelled."""
+        return self.kept_right + self.dropped_right
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One threshold moved.
+
+    Attributes:
+        values: thresholds. precision, recall, class_right: of the policy at each; class as a share of all sources.
+        now: the threshold as it stands. low, high: the stretch of best values, that around `now` if it is among them.
+        best: `now`, or the middle of that stretch. gain: sources more that are judged rightly there.
+        unmeasured: sources of which a clip stopped before the score was measured.
+    """
+
+    name: str
+    score: str
+    values: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    class_right: np.ndarray
+    now: float
+    low: float
+    high: float
+    best: float
+    gain: float
+    unmeasured: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """All that `calibrate` finds out.
+
+    Attributes:
+        confusion: (true class, class found) → sources. wrong: a line about each source that was judged wrongly.
+        proposed: the policy with the thresholds that help, and its outcome. missing: labels without a clip in the set.
+    """
+
+    outcome: Outcome
+    proposed: PolicySettings
+    proposed_outcome: Outcome
+    confusion: dict[tuple[str, str], int]
+    curves: list[Curve]
+    wrong: list[dict[str, Any]]
+    missing: list[str] = field(default_factory=list)
+
+
+def read_labels(path: str | Path) -> dict[str, Label]:
+    """Labels by the name of their file: a `.tsv` with columns file, class and verdict, or `kinotone synth`'s Parquet.
+
+    Raises:
+        ValueError: no such file, a column or a value that is missing; says which.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"labels {path}: no such file; give a .tsv, or the labels.parquet of `kinotone synth`")
+    if path.suffix == ".parquet":
+        rows = pq.read_table(path).to_pylist()
+        names = ("clip", "sound_class", "verdict")
+    else:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        names = ("file", "class", "verdict")
+    labels = {}
+    for line, row in enumerate(rows, 1):
+        lacking = [name for name in names if not row.get(name)]
+        if lacking:
+            raise ValueError(f"labels {path}, row {line}: no {lacking[0]}; every row needs {', '.join(names)}")
+        file, sound_class, verdict = (str(row[name]) for name in names)
+        if verdict not in ("keep", "drop"):
+            raise ValueError(f"labels {path}, row {line}: verdict {verdict!r}; write keep or drop")
+        name = PurePosixPath(file).name
+        if name in labels:
+            raise ValueError(f"labels {path}, row {line}: {name} is labelled twice")
+        labels[name] = Label(name, verdict == "keep", sound_class)
+    if not labels:
+        raise ValueError(f"labels {path}: no row")
+    return labels
+
+
+def labelled(rows: Iterable[dict[str, Any]], labels: dict[str, Label]) -> list[Source]:
+    """The labelled sources of a manifest, ordered by name.
+
+    Args:
+        rows: of the manifest, with `uri`, `scores`, `start_s`, `end_s`, `verdict`, `reason`.
+
+    Raises:
+        ValueError: two sources of one name, or no source has a label.
+    """
+    clips: dict[str, list[tuple[dict[str, float], float]]] = defaultdict(list)
+    uris: dict[str, str] = {}
+    for row in rows:
+        name = PurePosixPath(row["uri"]).name
+        if name not in labels or row["verdict"] == "failed" or row["reason"] == "too_short":
+            continue
+        if uris.setdefault(name, row["uri"]) != row["uri"]:
+            raise ValueError(f"the set holds two sources named {name} ({uris[name]}, {row['uri']}): label one set each")
+        clips[name].append((dict(row["scores"]), row["end_s"] - row["start_s"]))
+    if not clips:
+        raise ValueError("no source of the set is labelled; labels name files as the set's sources are named")
+    return [Source(labels[name], clips[name]) for name in sorted(clips)]
+
+
+def calibrate(sources: Sequence[Source], policy: PolicySettings, labels: dict[str, Label]) -> Calibration:
+    """The policy's outcome on these sources, each threshold's curve, and what it got wrong."""
+    confusion: Counter[tuple[str, str]] = Counter()
+    wrong = []
+    for source in sources:
+        kept, found, reasons = _judged(source, policy)
+        confusion[source.label.sound_class, found] += 1
+        if kept != source.label.keep or (kept and found != source.label.sound_class):
+            longest = max(source.clips, key=lambda clip: clip[1])[0]
+            wrong.append(
+                {
+                    "file": source.label.file,
+                    "truth": f"{'keep' if source.label.keep else 'drop'}, {source.label.sound_class}",
+                    "found": f"{'kept' if kept else 'dropped: ' + ', '.join(reasons)}, {found}",
+                    "scores": {name: longest[name] for name in THRESHOLDS.values() if name in longest},
+                }
+            )
+    curves = [_curve(name, sources, policy) for name in THRESHOLDS]
+    known = {source.label.file for source in sources}
+    missing = sorted(set(labels) - known)
+    proposed = _improved(sources, policy, curves)
+    return Calibration(
+        outcome(sources, policy), proposed, outcome(sources, proposed), dict(confusion), curves, wrong, missing
+    )
+
+
+def outcome(sources: Sequence[Source], policy: PolicySettings) -> Outcome:
+    """Counts of sources under a policy."""
+    counts: Counter[str] = Counter()
+    for source in sources:
+        kept, found, _ = _judged(source, policy)
+        counts[f"{'kept' if kept else 'dropped'}_{'right' if kept == source.label.keep else 'wrong'}"] += 1
+        counts["class_right"] += found == source.label.sound_class
+    return Outcome(**{name: counts[name] for name in Outcome.__dataclass_fields__})
+
+
+def proposal(found: Calibration) -> str:
+    """The proposed thresholds as YAML that can be pasted into a recipe, with the range in which each is as good."""
+    lines = ["curate:", "  policy:"]
+    for curve in found.curves:
+        value = getattr(found.proposed, curve.name)
+        note = f"was {curve.now:g}" if value != curve.now else f"{curve.low:.4g} … {curve.high:.4g} are as good"
+        lines.append(f"    {curve.name}: {json.dumps(value)}  # {note}")
+    return "\n".join(lines) + "\n"
+
+
+def _improved(sources: Sequence[Source], policy: PolicySettings, curves: list[Curve]) -> PolicySettings:
+    """The policy with one threshold after the other moved, the one that helps most first, until none helps.
+
+    Thresholds that help each by itself may do harm together; so after each step all curves are drawn anew.
+    """
+    for _ in THRESHOLDS:
+        best = max(curves, key=lambda curve: curve.gain)
+        if best.gain <= 0:
+            break
+        policy = policy.model_copy(update={best.name: best.best})
+        curves = [_curve(name, sources, policy) for name in THRESHOLDS]
+    return policy
+
+
+def _judged(source: Source, policy: PolicySettings) -> tuple[bool, str, list[str]]:
+    """Whether a source is kept, its class by seconds, and the reasons of its dropped clips."""
+    found = [(judge(scores, policy), seconds) for scores, seconds in source.clips]
+    kept = [one for one in found if one[0].verdict == "kept"]
+    seconds = defaultdict[str, float](float)
+    for judgement, length in kept or found:
+        seconds[judgement.sound_class] += length if np.isfinite(length) else 1.0
+    return (
+        bool(kept),
+        max(sorted(seconds), key=seconds.__getitem__),
+        sorted({one[0].reason for one in found if one[0].reason}),
+    )
+
+
+def _curve(name: str, sources: Sequence[Source], policy: PolicySettings) -> Curve:
+    score, now = THRESHOLDS[name], float(getattr(policy, name))
+    measured = [scores[score] for source in sources for scores, _ in source.clips if score in scores]
+    values = _values(np.array(measured), now, share=PolicySettings.model_fields[name].metadata)
+    outcomes = [outcome(sources, policy.model_copy(update={name: float(value)})) for value in values]
+    verdicts = np.array([one.verdicts_right for one in outcomes])
+    classes = np.array([one.class_right for one in outcomes])
+    right = verdicts * (len(sources) + 1) + classes  # verdicts first, then classes
+    here = int(np.argmin(np.abs(values - now)))
+    low, high = _plateau(right, here)
+    middle = float(f"{(values[low] + values[high]) / 2:.3g}")
+    return Curve(
+        name,
+        score,
+        values,
+        np.array([one.precision for one in outcomes]),
+        np.array([one.recall for one in outcomes]),
+        classes / len(sources),
+        now,
+        float(values[low]),
+        float(values[high]),
+        now if low <= here <= high else middle,
+        float(right.max() - right[here]) / (len(sources) + 1),
+        sum(any(score not in scores for scores, _ in source.clips) for source in sources),
+    )
+
+
+def _values(measured: np.ndarray, now: float, share: list[Any]) -> np.ndarray:
+    """Thresholds to try: over the range of what was measured, the present one among them, ascending."""
+    bounded = any(getattr(limit, "le", None) == 1 for limit in share)
+    low = min([now, *measured]) if len(measured) else now - 1
+    high = max([now, *measured]) if len(measured) else now + 1
+    low, high = (0.0, 1.0) if bounded else (low, high)
+    spread = np.linspace(low, high, POINTS)
+    # Where scores crowd, even steps are too coarse: the measured values themselves are tried too.
+    crowded = np.quantile(measured, np.linspace(0, 1, POINTS)) if len(measured) else spread
+    return np.unique(np.concatenate([spread, np.clip(crowded, low, high), [now]]))
+
+
+def _plateau(right: np.ndarray, now: int) -> tuple[int, int]:
+    """First and last place of the stretch of best values that holds `now`, or else of the longest one."""
+    best = np.flatnonzero(right == right.max())
+    stretches = np.split(best, np.flatnonzero(np.diff(best) > 1) + 1)
+    chosen = next((one for one in stretches if now in one), max(stretches, key=len))
+    return int(chosen[0]), int(chosen[-1])
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 1.0

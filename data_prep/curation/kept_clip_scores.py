@@ -1,0 +1,78 @@
+"""What is measured of kept clips only, since no rule asks for it: loudness, fingerprints, and what a setting turns on.
+
+The first two cost about 0.6 ms per second of clip and are always measured. The others bring a network or decode the
+picture, which costs more than the rest of curation together, and are off until they are named.
+"""
+
+import numpy as np
+from pydantic import Field
+
+from data_prep.clip import Clip
+from data_prep.curation.near_duplicates import sound_hash, to_text
+from data_prep.media.decode import decode_video, span
+from data_prep.scores.active_speaker import FPS, LEAST_VOICE, SIZE, load_scorer, speaker_scores
+from data_prep.scores.av_sync import agreement, motion
+from data_prep.scores.loudness import loudness
+from data_prep.scores.picture_quality import PICTURES, PictureQuality
+from data_prep.scores.sound import RATE, onset_times
+from data_prep.scores.speech_quality import load_speech_quality, speech_quality
+from data_prep.scores.voice_activity import RATE as VOICE_RATE
+from data_prep.settings import Settings
+
+
+class KeptClipScoreSettings(Settings):
+    """What else is measured of a kept clip. Nothing here drops a clip."""
+
+    speech_quality: str = Field(default="", description="DNSMOS on speech: package:dnsmos or an .onnx file; '': off")
+    av_agreement: bool = Field(default=False, description="onsets against motion; decodes every kept clip")
+    active_speaker: str = Field(default="", description="lip-sync scorer, module:factory; '': off")
+    active_speaker_weights: str = Field(default="", description="path that the factory is given")
+    picture_quality: str = Field(default="", description="open_clip model: text, looks, doubles; '': off")
+    picture_quality_weights: str = Field(default="", description="its .safetensors file")
+
+
+class KeptClipScorer:
+    """Measures kept clips; holds what the settings name, in its process."""
+
+    def __init__(self, settings: KeptClipScoreSettings) -> None:
+        """Raises ValueError when something that is named is not there."""
+        self.settings = settings
+        self.speech_network = load_speech_quality(settings.speech_quality) if settings.speech_quality else ""
+        self.speaker = (
+            load_scorer(settings.active_speaker, settings.active_speaker_weights) if settings.active_speaker else None
+        )
+        self.clip_model = (
+            PictureQuality(settings.picture_quality, settings.picture_quality_weights)
+            if settings.picture_quality
+            else None
+        )
+
+    def __call__(
+        self, clip: Clip, pictures: list[int], sound: np.ndarray, mono: np.ndarray, voiced: np.ndarray
+    ) -> None:
+        """Add to a kept clip's scores and info.
+
+        Args:
+            pictures: hashes of its key pictures. sound: (2, N) at 32 kHz. mono: (M,) at 16 kHz. voiced: the probability
+                of speech per 32 ms.
+        """
+        in_s, out_s = span(clip)
+        scores = {"loudness_lufs": loudness(sound, RATE)}
+        clip.info["sound_hash"] = f"{sound_hash(mono, VOICE_RATE):016x}"
+        clip.info["picture_hashes"] = [f"{value:016x}" for value in pictures]
+        if self.speech_network:
+            scores |= speech_quality(mono, voiced, self.speech_network)
+        if self.settings.av_agreement:
+            times, moving = motion(clip.media, in_s, out_s)
+            scores |= agreement(onset_times(sound) + in_s, times, moving)
+        if self.speaker is not None and clip.scores.get("voice_ratio", 0.0) >= LEAST_VOICE:
+            frames, _ = decode_video(clip.media, in_s, out_s, fps=FPS, size=SIZE)
+            scores |= speaker_scores(self.speaker, frames, mono)
+        if self.clip_model is not None:
+            frames, _ = decode_video(clip.media, in_s, out_s, max_frames=PICTURES)
+            if len(frames):
+                seen, embedding = self.clip_model(list(frames))
+                scores |= seen
+                if not self.clip_model.untrained:
+                    clip.info["picture_embedding"] = to_text(embedding)
+        clip.scores |= scores

@@ -1,0 +1,218 @@
+"""Clips that show and sound the same, whatever codec and size they came in.
+
+Each kept clip carries two fingerprints, measured while it is curated: of its first key pictures (the signs of the low
+frequencies of a 32 × 32 cosine transform, "pHash") and of its sound (Haitsma and Kalker 2002: whether the difference
+of neighbouring bands grows). Both must agree: a talking head or a still camera gives the same picture for minutes, and
+each of its clips says something else. Where a CLIP model is given (`appraisal.picture_quality`), its embedding finds
+the picture that a crop, a border or a caption has changed beyond its hash.
+
+Which clips of a set are doubles is known when the set is whole, and by then each has its verdict, once. So the set
+keeps its verdicts and gets a table beside them, `duplicates.parquet`, a function of the manifest as `index.parquet` is.
+Whatever reads the set next (captions, encodes, judges anew) drops the doubles there, with the reason
+`near_duplicate`: one verdict per clip in every set, and none is ever rewritten.
+"""
+
+import base64
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.fft import dctn, next_fast_len, rfft, rfftfreq
+
+from data_prep.clip import Segment
+from data_prep.dataset import storage
+from data_prep.media.thumbnails import Thumbnails
+
+NAME = "duplicates.parquet"
+REASON = "near_duplicate"
+SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("duplicate_of", pa.string()),
+        ("picture_bits", pa.int64()),  # in which the hashes differ
+        ("picture_cosine", pa.float64()),  # of the embeddings; null where one has none
+        ("sound_bits", pa.int64()),
+    ]
+)
+PICTURES = 3  # key pictures of a clip that are kept
+BITS = 64
+FLAT = 4.0  # standard deviation of the brightness, of 255
+# Bits that may differ. Unrelated hashes differ in 32 ± 4; a re-encoding moves 4 of a picture's, 10 of a sound's.
+PICTURE_BITS, SOUND_BITS = 6, 16
+COSINE = 0.95  # of embeddings, from which on pictures are the same
+LENGTHS_S = 0.25  # and the lengths may differ by this much
+_BLOCKS = 7  # two hashes that differ in 6 bits agree in one of 7 blocks
+_SOUND_BANDS = np.geomspace(200.0, 4000.0, 10)  # edges of 9 bands, Hz
+
+
+def picture_hash(means: np.ndarray) -> int | None:
+    """64 bits of (32, 32) brightness from 0 to 255; None for a picture with nothing in it."""
+    if means.std() < FLAT:  # a black picture is like any other
+        return None
+    low = np.asarray(dctn(means, norm="ortho"))[:8, :8].ravel()
+    return _number(low > np.median(low[1:]))
+
+
+def picture_hashes(thumbnails: Thumbnails, times_s: Sequence[float], within_s: float) -> list[int]:
+    """Hashes of the first key pictures at these times; others are not decoded. Empty where there is none."""
+    found: list[int] = []
+    for start in (0, PICTURES):  # the second time for those with nothing in them
+        if len(found) < PICTURES:
+            seen = thumbnails.keys(times_s[start : start + PICTURES], within_s)
+            found += [value for one in seen.values() if (value := picture_hash(one.means)) is not None]
+    return found[:PICTURES]
+
+
+def sound_hash(mono: np.ndarray, sample_rate: int) -> int:
+    """64 bits of (N,) samples: how 9 bands change over 9 equal parts of the time."""
+    bands = np.empty((9, 9))
+    for row, part in enumerate(np.array_split(mono.astype(np.float32), 9)):
+        size = next_fast_len(max(len(part), 64), real=True)
+        spectrum = np.asarray(rfft(part, size), np.complex64)
+        power = np.square(spectrum.real) + np.square(spectrum.imag)
+        places = np.searchsorted(rfftfreq(size, 1 / sample_rate), _SOUND_BANDS)
+        bands[row] = [power[low:high].sum() for low, high in pairwise(places)]
+    steps = np.diff(np.log(bands + 1e-12 + 1e-6 * bands.max()), axis=1)
+    return _number((steps[1:] > steps[:-1]).ravel())
+
+
+def find(rows: Iterable[dict]) -> list[dict]:
+    """Doubles among kept clips, as rows of `SCHEMA`, ordered by clip id.
+
+    Of clips that are the same, the one with the most pixels stays, or the first by id. A clip is compared with that
+    one alone, so that a chain of small differences does not join what is far apart.
+
+    Args:
+        rows: `clip_id`, `seconds`, `pixels`, `pictures` (hashes) and `sound` (a hash) of each; of some also
+            `embedding`, (D,) of length 1.
+    """
+    clips = sorted((row for row in rows if row["pictures"]), key=lambda row: (-row["pixels"], row["clip_id"]))
+    cells = _Cells([clip.get("embedding") for clip in clips])
+    blocks: dict[tuple[int, int], list[int]] = defaultdict(list)
+    doubles = []
+    for number, clip in enumerate(clips):
+        keys = {key for value in clip["pictures"] for key in _block_keys(value)}
+        candidates = {other for key in keys for other in blocks.get(key, ())} | cells.alike(number)
+        match = next((found for other in sorted(candidates) if (found := _same(clip, clips[other]))), None)
+        if match is None:  # it stays, and later ones are compared with it
+            cells.stays(number)
+            for key in keys:
+                blocks[key].append(number)
+        else:
+            doubles.append(match)
+    return sorted(doubles, key=lambda row: row["clip_id"])
+
+
+def write(root: str | Path, manifest: Iterable[pa.Table]) -> set[str]:
+    """Write `duplicates.parquet` of a set with this manifest, in parts; gives the doubles' clip ids."""
+    columns = ["clip_id", "verdict", "start_s", "end_s", "info"]
+    rows = []
+    for row in (row for table in manifest for row in table.select(columns).to_pylist()):
+        info = json.loads(row["info"])
+        if row["verdict"] == "kept" and "picture_hashes" in info:
+            rows.append(
+                {
+                    "clip_id": row["clip_id"],
+                    "seconds": row["end_s"] - row["start_s"],
+                    "pixels": info["width"] * info["height"],
+                    "pictures": [int(value, 16) for value in info["picture_hashes"]],
+                    "sound": int(info["sound_hash"], 16),
+                    "embedding": from_text(info["picture_embedding"]) if "picture_embedding" in info else None,
+                }
+            )
+    found = find(rows)
+    with storage.whole(storage.at(root, NAME)) as out:
+        pq.write_table(pa.Table.from_pylist(found, schema=SCHEMA), out, compression="zstd")
+    return {row["clip_id"] for row in found}
+
+
+def read(root: str | Path) -> dict[str, str]:
+    """Double → the clip that it is a double of; empty for a set that has no such table."""
+    try:
+        data = storage.read(storage.at(root, NAME))
+    except FileNotFoundError:
+        return {}
+    table = pq.ParquetFile(io.BytesIO(data)).read(columns=["clip_id", "duplicate_of"])
+    return dict(zip(table["clip_id"].to_pylist(), table["duplicate_of"].to_pylist(), strict=True))
+
+
+def without(segment: Segment, doubles: dict[str, str]) -> Segment:
+    """The segment with its doubles dropped (in place): what the next set makes of them."""
+    segment.clips = [clip.dropped(REASON) if clip.kept and clip.clip_id in doubles else clip for clip in segment.clips]
+    return segment
+
+
+def to_text(embedding: np.ndarray) -> str:
+    """(D,) as base64 of float16, so that it goes into a clip's record."""
+    return base64.b64encode(embedding.astype("<f2").tobytes()).decode()
+
+
+def from_text(text: str) -> np.ndarray:
+    """The inverse of `to_text`: (D,) float32."""
+    return np.frombuffer(base64.b64decode(text), "<f2").astype(np.float32)
+
+
+def _same(one: dict, other: dict) -> dict | None:
+    if one["clip_id"] == other["clip_id"] or abs(one["seconds"] - other["seconds"]) > LENGTHS_S:
+        return None
+    sound = (one["sound"] ^ other["sound"]).bit_count()
+    if sound > SOUND_BITS:
+        return None
+    fewer, more = sorted((one["pictures"], other["pictures"]), key=len)
+    nearest = sorted(min((a ^ b).bit_count() for b in more) for a in fewer)
+    middle = nearest[len(nearest) // 2]  # more than half of the pictures are as near as this
+    mine, its = one.get("embedding"), other.get("embedding")
+    cosine = None if mine is None or its is None else float(np.dot(mine, its))
+    if middle > PICTURE_BITS and (cosine is None or cosine < COSINE):
+        return None
+    return {
+        "clip_id": one["clip_id"],
+        "duplicate_of": other["clip_id"],
+        "picture_bits": middle,
+        "picture_cosine": cosine,
+        "sound_bits": sound,
+    }
+
+
+def _block_keys(value: int) -> list[tuple[int, int]]:
+    edges = [round(block * BITS / _BLOCKS) for block in range(_BLOCKS + 1)]
+    return [(block, (value >> low) & ((1 << (high - low)) - 1)) for block, (low, high) in enumerate(pairwise(edges))]
+
+
+class _Cells:
+    """Embeddings in k-means cells, as many as the root of their number; only those of a cell are compared (SemDeDup,
+    Abbas et al. 2023)."""
+
+    def __init__(self, embeddings: Sequence[np.ndarray | None]) -> None:
+        known = {number: vector for number, vector in enumerate(embeddings) if vector is not None}
+        self.members: dict[int, list[int]] = defaultdict(list)
+        self.rows = dict(zip(known, range(len(known)), strict=True))
+        if known:
+            from sklearn.cluster import MiniBatchKMeans  # takes a second, and only where a CLIP model was given
+
+            self.vectors = np.stack(list(known.values()))
+            means = MiniBatchKMeans(round(len(known) ** 0.5), random_state=0)
+            self.cells = means.fit_predict(self.vectors)
+
+    def stays(self, number: int) -> None:
+        if number in self.rows:
+            self.members[self.cells[self.rows[number]]].append(number)
+
+    def alike(self, number: int) -> set[int]:
+        """Of those that stay, the ones whose picture is the same by its embedding."""
+        if number not in self.rows:
+            return set()
+        row = self.rows[number]
+        others = self.members[self.cells[row]]
+        near = self.vectors[[self.rows[other] for other in others]] @ self.vectors[row] >= COSINE
+        return {other for other, is_near in zip(others, near, strict=True) if is_near}
+
+
+def _number(bits: np.ndarray) -> int:
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")

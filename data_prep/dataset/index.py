@@ -1,0 +1,176 @@
+"""The set as two tables: the manifest (a row per clip considered) and the index (a row per encoded sample).
+
+Both are read from the manifests of committed segments only, gathered (`data_prep.dataset.compaction`) or one by one; a
+manifest without a ledger entry is a leftover of a killed run.
+"""
+
+import fcntl
+import hashlib
+import io
+import json
+import time
+from collections.abc import Container, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_prep.dataset import storage
+from data_prep.dataset.compaction import SEGMENTS_PER_FILE, CompactedTable
+from data_prep.dataset.ledger import Ledger
+from data_prep.dataset.shards import MANIFEST_SCHEMA, read_segment_manifests
+from data_prep.packaged_weights import CACHE
+
+MANIFEST_PARTS = "manifest_parts"
+_NAMES = ["shard", "bucket"]  # columns of few values
+# An index file up to this size (half a million rows) is read by each process for itself.
+_HELD_BYTES = 8 << 20
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_CACHED_S = 30 * 24 * 3600
+INDEX_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("shard", pa.string()),  # path inside the set
+        ("offset", pa.int64()),  # of the .safetensors member's data, bytes
+        ("size", pa.int64()),  # bytes
+        ("bucket", pa.string()),  # "f49_h128_w192_a51": frames, height, width, audio latents
+        ("video_tokens", pa.int64()),
+        ("audio_tokens", pa.int64()),
+        ("text_tokens", pa.int64()),
+    ]
+)
+
+
+def compacted_manifest(root: str | Path) -> CompactedTable:
+    """The manifest gathered into large files, which the driver of a run keeps."""
+    return CompactedTable(root, MANIFEST_PARTS, MANIFEST_SCHEMA)
+
+
+def each_manifest(root: str | Path) -> Iterator[pa.Table]:
+    """Every clip considered in the set's committed segments, thousands at a time and in no order.
+
+    Raises:
+        ValueError: a segment's part is missing.
+    """
+    left = Ledger(root).done()
+    yield from compacted_manifest(root).take(left)
+    rest = sorted(left)
+    for start in range(0, len(rest), SEGMENTS_PER_FILE):
+        manifests = read_segment_manifests(root, rest[start : start + SEGMENTS_PER_FILE])
+        yield pa.concat_tables(manifests).cast(MANIFEST_SCHEMA)
+
+
+def tidy_manifest(root: str | Path) -> None:
+    """Make the gathered manifest hold each committed segment once; for the driver, while nothing is being committed."""
+    left, compacted = Ledger(root).done(), compacted_manifest(root)
+    compacted.tidy(left)
+    rest = sorted(left)
+    for start in range(0, len(rest), SEGMENTS_PER_FILE):
+        manifests = read_segment_manifests(root, rest[start : start + SEGMENTS_PER_FILE])
+        compacted.add(pa.concat_tables(manifests).cast(MANIFEST_SCHEMA))
+
+
+def read_manifest(root: str | Path) -> pa.Table:
+    """Every clip considered in the set's committed segments (`MANIFEST_SCHEMA`), ordered by segment id, then time.
+
+    Raises:
+        ValueError: `root` holds no committed segment, or a part is missing.
+    """
+    tables = list(each_manifest(root))
+    if not tables:
+        raise ValueError(f"{root} holds no committed segment; give the output folder of a finished run")
+    names = ("segment_id", "start_s", "end_s", "clip_id")
+    return pa.concat_tables(tables).sort_by([(name, "ascending") for name in names]).combine_chunks()
+
+
+def build_index(root: str | Path, without: Container[str] = ()) -> str:
+    """Write `<root>/index.parquet`: one row per encoded sample, in the order of the shards' bytes. Gives its path.
+
+    Bucket and token counts are read from the clip's info (`bucket`, `video_tokens`, `audio_tokens`, `text_tokens`),
+    where `encode` put them. A set without samples gets an index without rows.
+
+    Args:
+        without: clips that are left out: near duplicates.
+    """
+    tables = [INDEX_SCHEMA.empty_table()]
+    for manifest in each_manifest(root):
+        found = manifest.filter(pc.field("sample_size") > 0)
+        found = found.filter(pa.array([name not in without for name in found["clip_id"].to_pylist()], pa.bool_()))
+        infos = [json.loads(info) for info in found["info"].to_pylist()]
+        columns = {
+            "clip_id": found["clip_id"],
+            "shard": found["shard"],
+            "offset": found["sample_offset"],
+            "size": found["sample_size"],
+        }
+        for name in ("bucket", "video_tokens", "audio_tokens", "text_tokens"):
+            columns[name] = pa.array([info[name] for info in infos], INDEX_SCHEMA.field(name).type)
+        tables.append(pa.table(columns, schema=INDEX_SCHEMA))
+    table = pa.concat_tables(tables).sort_by([("shard", "ascending"), ("offset", "ascending")])
+    path = storage.at(root, "index.parquet")
+    with storage.whole(path) as out:
+        pq.write_table(table, out, compression="zstd")
+    return path
+
+
+def read_index(root: str | Path) -> pa.Table:
+    """The index of an encoded set: `INDEX_SCHEMA`, `shard` and `bucket` as dictionaries.
+
+    A large one is laid out once per machine in the user's cache (`KINOTONE_CACHE`) and mapped into memory, so that all
+    ranks of a node share one copy.
+
+    Raises:
+        ValueError: the set has no index.
+    """
+    path = storage.at(root, "index.parquet")
+    try:
+        if storage.size(path) <= _HELD_BYTES:
+            return pq.ParquetFile(io.BytesIO(storage.read(path)), read_dictionary=_NAMES).read()
+        return pa.ipc.open_file(pa.memory_map(str(_laid_out(path)))).read_all()
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path} is missing: give the output folder of `kinotone encode` or `kinotone prepare`"
+        ) from None
+
+
+def _laid_out(path: str) -> Path:
+    """The index at `path` as an Arrow file in the cache; processes that ask at once wait for the first one's."""
+    # Not flushed to the disk, which takes longer than all the rest; what a crash cut off is not found after the boot.
+    boot = _BOOT.read_text().strip() if _BOOT.exists() else ""
+    key = hashlib.sha256(f"{path} {storage.version(path)} {boot}".encode()).hexdigest()[:32]
+    target = CACHE / "indexes" / f"{key}.arrow"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            for old in target.parent.iterdir():  # an index that is mapped stays readable when its name goes
+                if time.time() - old.stat().st_mtime > _CACHED_S:
+                    old.unlink()
+            source = io.BytesIO(storage.read(path)) if storage.is_remote(path) else pa.memory_map(path)
+            half = target.with_suffix(".half")
+            with half.open("wb") as out:
+                _lay_out(pq.ParquetFile(source, read_dictionary=_NAMES), out)
+            half.replace(target)
+        target.touch()
+    return target
+
+
+def _lay_out(parquet: pq.ParquetFile, out: BinaryIO) -> None:
+    """Row groups one after the other, so that no process ever holds a whole index; an Arrow file has one dictionary."""
+    found: dict[str, list[pa.Array]] = {name: [] for name in _NAMES}
+    for group in range(parquet.num_row_groups):
+        for name, column in zip(_NAMES, parquet.read_row_group(group, _NAMES).columns, strict=True):
+            found[name] += [chunk.dictionary for chunk in column.chunks]
+    values = {name: pa.concat_arrays(arrays).unique() for name, arrays in found.items()}
+    dictionary = pa.dictionary(pa.int32(), pa.string())
+    schema = pa.schema([field.with_type(dictionary) if field.name in _NAMES else field for field in INDEX_SCHEMA])
+    with pa.ipc.new_file(out, schema) as file:
+        for batch in parquet.iter_batches(batch_size=1 << 20):
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            for name in _NAMES:
+                known = pc.index_in(columns[name].dictionary, values[name])  # pyright: ignore[reportAttributeAccessIssue]
+                codes = known.take(columns[name].indices)
+                columns[name] = pa.DictionaryArray.from_arrays(codes, values[name])
+            file.write_batch(pa.record_batch([columns[name] for name in schema.names], schema=schema))

@@ -1,0 +1,315 @@
+"""Encoded samples into batches: byte ranges out of tar shards, read ahead by one thread.
+
+A sample is one safetensors file inside a shard. Its latents have the shape of its bucket, so a batch's stack without
+padding; its text features have as many tokens as its caption and are padded on the left, as the text encoder pads, to
+a multiple of the connectors' registers. What is stored is bfloat16 and goes as it is, byte by byte, into the batch, in
+page-locked memory where there is CUDA; it becomes float32 on the device.
+"""
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Generic, NamedTuple, Self, TypeVar
+
+import torch
+
+from data_prep.dataset import storage
+from data_prep.dataset.index import read_index
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A homogeneous batch of B samples; what kinds of tensors it holds, its subclasses say.
+
+    Attributes:
+        ids: the clips' ids.
+        weights: (B,) loss weights, 0 for a repeat.
+    """
+
+    ids: tuple[str, ...]
+    weights: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Self:
+        """On a device; a copy from pinned memory does not wait."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """In page-locked memory, from which a GPU copies without waiting."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """With every tensor changed; one that stands in two fields stays one."""
+        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)}
+        changed = {id(tensor): change(tensor) for tensor in tensors.values()}
+        return replace(self, **{name: changed[id(tensor)] for name, tensor in tensors.items()})
+
+
+@dataclass(frozen=True)
+class LatentBatch(Batch):
+    """Latents of both streams, as they are stored; `to` makes them float32.
+
+    Attributes:
+        video_latent: (B, C, f, h, w), normalised.
+        audio_latent: (B, 8, t, 16), normalised.
+        fps: (B,) frames per second.
+    """
+
+    video_latent: torch.Tensor
+    audio_latent: torch.Tensor
+    fps: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Self:
+        """On a device, in float32; a copy from pinned memory does not wait."""
+        return super().to(device)._each(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+
+
+@dataclass(frozen=True)
+class CaptionedBatch(LatentBatch):
+    """Latents and the captions themselves."""
+
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EncodedBatch(LatentBatch):
+    """Latents and text features.
+
+    Attributes:
+        video_features: (B, S, D) projected text features, zero where padded.
+        audio_features: (B, S, E), the same tensor unless the samples hold a second one.
+        text_mask: (B, S) bool, True at the caption's tokens, which are last.
+    """
+
+    video_features: torch.Tensor
+    audio_features: torch.Tensor
+    text_mask: torch.Tensor
+
+
+class EncodedSamples:
+    """The samples of an encoded set, by row of its index.
+
+    Raises:
+        ValueError: the set has no index, or an index without samples.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = root
+        self.index = read_index(root)
+        # From page-locked memory a GPU copies without waiting.
+        self._pin = torch.cuda.is_available()
+        if not self.index.num_rows:
+            raise ValueError(f"the index of {root} has no samples; its report says which clips were dropped, and why")
+
+    def read(self, row: int) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """One sample's tensors and its metadata (fps, caption, fingerprints of the VAEs and of the text projection)."""
+        with self._open([row]) as (sample,):
+            tensors = {name: torch.empty(e.shape, dtype=e.dtype) for name, e in sample.entries.items()}
+            sample.fill({name: _bytes(tensor) for name, tensor in tensors.items()})
+        return tensors, sample.metadata
+
+    def batch(self, rows: Sequence[int], weights: Sequence[float], registers: int) -> EncodedBatch:
+        """The samples of `rows`, which are of one bucket; text padded to a multiple of `registers`.
+
+        Raises:
+            ValueError: a shard is missing or damaged.
+        """
+        with self._open(rows) as samples:
+            words = [sample.entries["video_features"].shape[0] for sample in samples]
+            length = max(1, -(-max(words) // registers)) * registers
+            made = self._stacked(samples, {"video_features": length, "audio_features": length})
+            return EncodedBatch(
+                *self._latents(weights, samples, made),
+                video_features=made["video_features"],
+                audio_features=made.get("audio_features", made["video_features"]),
+                text_mask=torch.arange(length) >= length - torch.tensor(words)[:, None],
+            )
+
+    def captioned_batch(self, rows: Sequence[int], weights: Sequence[float]) -> CaptionedBatch:
+        """The samples of `rows`, which are of one bucket, with their captions instead of the stored features.
+
+        Raises:
+            ValueError: a shard is missing or damaged, or a sample holds no caption.
+        """
+        with self._open(rows) as samples:
+            captions = tuple(self.caption(row, sample.metadata) for row, sample in zip(rows, samples, strict=True))
+            return CaptionedBatch(*self._latents(weights, samples, self._stacked(samples, {})), captions=captions)
+
+    def caption(self, row: int, about: dict[str, str]) -> str:
+        """The caption in a sample's metadata; ValueError for a set that was encoded without."""
+        if "caption" not in about:
+            name = self.index["clip_id"][row].as_py()
+            raise ValueError(
+                f"{self.root}: sample {name} holds no caption (an older encode wrote it); encode the set again"
+            )
+        return about["caption"]
+
+    @contextmanager
+    def _open(self, rows: Sequence[int]) -> Iterator[list["_Stored"]]:
+        columns = [self.index[name] for name in ("clip_id", "shard", "offset", "size")]
+        places = [tuple(column[row].as_py() for column in columns) for row in rows]
+        with storage.open_ranges(self.root, [place[1:] for place in places]) as ranges:
+            yield [_Stored(place[0], place[3], read) for place, read in zip(places, ranges, strict=True)]
+
+    def _stacked(self, samples: Sequence["_Stored"], padded: Mapping[str, int]) -> dict[str, torch.Tensor]:
+        """The latents (B, …) and what is `padded` to a length (B, length, D), zeros first; as they are stored."""
+        first = samples[0].entries
+        made, places = {}, {}
+        for name in ("video_latent", "audio_latent", *(name for name in padded if name in first)):
+            shape = (padded[name], *first[name].shape[1:]) if name in padded else first[name].shape
+            made[name] = torch.empty(len(samples), *shape, dtype=first[name].dtype, pin_memory=self._pin)
+            places[name] = _bytes(made[name])
+        for row, sample in enumerate(samples):
+            filled = {}
+            for name, place in places.items():
+                entry, each = sample.expect(name, first[name], free=name in padded), len(place) // len(samples)
+                begin, end = (row + 1) * each - (entry.end - entry.start), (row + 1) * each
+                made[name][row, : padded.get(name, 0) - entry.shape[0]] = 0
+                filled[name] = place[begin:end]
+            sample.fill(filled)
+        return made
+
+    def _latents(
+        self, weights: Sequence[float], samples: Sequence["_Stored"], made: Mapping[str, torch.Tensor]
+    ) -> tuple[tuple[str, ...], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The fields of a `LatentBatch` in their order."""
+        return (
+            tuple(sample.clip_id for sample in samples),
+            torch.tensor(weights, dtype=torch.float32),
+            made["video_latent"],
+            made["audio_latent"],
+            torch.tensor([float(sample.metadata["fps"]) for sample in samples]),
+        )
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """A contiguous tensor's memory."""
+    return tensor.flatten().view(torch.uint8).numpy().data
+
+
+class _Entry(NamedTuple):
+    """A tensor in a safetensors file, and the bytes where it begins and ends."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class _Stored:
+    """A sample's safetensors file: its header, and tensors that are read straight into their place in a batch.
+
+    The library reads whole files by name, and copies each tensor twice where it is given bytes. The format: 8 bytes
+    give the length of a JSON header, which gives each tensor's type, shape and place in what follows.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+
+    def __init__(self, clip_id: str, size: int, read_into: storage.ReadInto) -> None:
+        self.clip_id, self._read_into = clip_id, read_into
+        head = bytearray(min(size, _HEAD))
+        read_into(0, [memoryview(head)])
+        begin = 8 + int.from_bytes(head[:8], "little")
+        if len(head) < begin <= size:
+            head = bytearray(begin)
+            read_into(0, [memoryview(head)])
+        try:
+            header = json.loads(head[8:begin])
+            self.metadata: dict[str, str] = header.pop("__metadata__", {})
+            self.entries = {
+                name: _Entry(_TYPES[e["dtype"]], tuple(e["shape"]), *(begin + n for n in e["data_offsets"]))
+                for name, e in header.items()
+            }
+            assert all(begin <= e.start <= e.end <= size for e in self.entries.values())
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            raise ValueError(f"sample {clip_id} is no safetensors file of latents; encode the set again") from error
+
+    def expect(self, name: str, like: _Entry, free: bool) -> _Entry:
+        """The tensor's place; ValueError unless its type and shape are another's (`free`: but for the length)."""
+        entry = self.entries.get(name)
+        if entry is None or entry.dtype != like.dtype or entry.shape[free:] != like.shape[free:]:
+            found = "no such tensor" if entry is None else f"{list(entry.shape)} {entry.dtype}"
+            raise ValueError(
+                f"sample {self.clip_id} holds {name} as {found}, another of its bucket as {list(like.shape)} "
+                f"{like.dtype}; encode the set again"
+            )
+        return entry
+
+    def fill(self, places: Mapping[str, memoryview]) -> None:
+        """Read tensors into their places; those that lie side by side in the file in one go."""
+        run: list[memoryview] = []
+        begin = end = 0
+        for entry, place in sorted(((self.entries[name], place) for name, place in places.items()), key=_start):
+            if entry.start != end:
+                self._read_into(begin, run)
+                run, begin = [], entry.start
+            run.append(place)
+            end = entry.end
+        self._read_into(begin, run)
+
+
+def _start(placed: tuple[_Entry, memoryview]) -> int:
+    return placed[0].start
+
+
+_HEAD = 4096
+_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+class Prefetch(Generic[T]):
+    """`make(n)` for n = start, start + 1, …, computed ahead by one thread; an iterator that never ends.
+
+    An error in `make` is raised where its item is taken. Use as a context manager: leaving it ends the thread.
+
+    Attributes:
+        waited_s: seconds that taking has waited, since the start.
+    """
+
+    def __init__(self, make: Callable[[int], T], start: int, depth: int = 2) -> None:
+        self._make, self._next = make, start
+        self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
+        self.waited_s = 0.0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        start = time.perf_counter()
+        item, error = self._queue.get()
+        self.waited_s += time.perf_counter() - start
+        if error is not None:
+            raise error
+        return item  # type: ignore[return-value]
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            try:
+                made: tuple[T | None, BaseException | None] = (self._make(self._next), None)
+            except BaseException as error:
+                made = (None, error)
+            self._next += 1
+            while not self._stop.is_set():
+                try:
+                    self._queue.put(made, timeout=0.2)
+                    break
+                except queue.Full:
+                    continue
+            if made[1] is not None:
+                return

@@ -1,0 +1,241 @@
+"""A container opened, its streams chosen, its packets read from any time on, with PyAV.
+
+Packets are believed, headers are not: durations, frame counts and rates in headers may be anything. A container that
+breaks half-way ends there, and says so.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import dropwhile
+from pathlib import Path
+
+import av
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Discard, Disposition
+from av.video.stream import VideoStream
+
+from data_prep.curation.sandbox import beat
+from data_prep.dataset import storage
+
+SEEK_BACK_S = (0.0, 2.0, 10.0)  # how much earlier to try when a seek lands too late
+BEFORE_ALL_S = 10  # earlier than any stream begins before the container says it does
+
+# PyAV raises IndexError when damage makes a stream appear in the middle of a file.
+_BROKEN = (FFmpegError, OSError, IndexError)
+
+Media = str | Path | bytes | InputContainer
+
+# Finding out what a file holds decodes pictures, up to 20 of H.264: without deblocking. It binds no later decoder.
+_OPTIONS = {"skip_loop_filter": "all"}
+
+# Looking at packets and sound alone decodes no picture, where the headers tell what the streams are.
+_GLANCE = {"skip_frame": "all", "probesize": str(64 << 10)}
+_MATROSKA, _MP4 = b"\x1a\x45\xdf\xa3", b"ftyp"  # the latter after four bytes
+
+# The ids of open containers of which something was read: they no longer stand at their start.
+_READ: set[int] = set()
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The streams of a container that Kinotone reads, and how many there were to choose from."""
+
+    video: VideoStream | None
+    audio: AudioStream | None
+    record: dict[str, int] = field(default_factory=dict)
+
+
+@contextmanager
+def open_media(media: Media) -> Iterator[InputContainer]:
+    """Open a path, a URI of fsspec, or the bytes of a file. What is open already is given as it is, and stays open:
+    finding out what a file holds costs as much as decoding a second of it.
+
+    Raises:
+        FFmpegError, OSError: it cannot be opened.
+    """
+    if isinstance(media, InputContainer):
+        yield media
+        return
+    with _opened(media) as container:
+        _READ.discard(id(container))
+        yield container
+
+
+@contextmanager
+def open_for_sound(uri: str) -> Iterator[InputContainer]:
+    """As `open_media`, for who reads packets and decodes sound: no picture can be decoded from it.
+
+    A kind of file whose headers describe its streams is opened without a look at its pictures, in a fifth of the time.
+    """
+    with storage.open_read(uri.removeprefix("file://")) as file:
+        begins = file.read(8)
+    headed = begins.startswith(_MATROSKA) or begins.endswith(_MP4)
+    with _opened(uri, _GLANCE if headed else _OPTIONS) as container:
+        _READ.discard(id(container))
+        yield container
+
+
+@contextmanager
+def _opened(media: str | Path | bytes, options: dict[str, str] = _OPTIONS) -> Iterator[InputContainer]:
+    if isinstance(media, bytes):
+        with av.open(io.BytesIO(media), "r", metadata_errors="ignore", options=options) as container:
+            yield container
+    elif storage.is_remote(str(media)):
+        with (
+            storage.open_read(str(media)) as file,
+            av.open(file, "r", metadata_errors="ignore", options=options) as container,
+        ):
+            yield container
+    else:
+        path = str(media).removeprefix("file://")
+        with av.open(path, "r", metadata_errors="ignore", options=options, timeout=30.0) as container:
+            yield container
+
+
+def choose_streams(container: InputContainer) -> Streams:
+    """The video and the audio stream to read: the default disposition first, then the best.
+
+    Best is the largest picture (cover art excluded) or the highest sample rate with the most channels; then the
+    longest; then the first.
+    """
+
+    def seconds(stream) -> float:
+        return float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+
+    def default(stream) -> bool:
+        return bool(stream.disposition & Disposition.default)
+
+    videos = [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & Disposition.attached_pic and stream.codec_context is not None
+    ]
+    audios = [stream for stream in container.streams.audio if stream.codec_context is not None]
+    video = max(videos, key=lambda s: (default(s), s.width * s.height, seconds(s), -s.index), default=None)
+    audio = max(audios, key=lambda s: (default(s), s.sample_rate, s.channels, seconds(s), -s.index), default=None)
+    record = {"video_streams": len(videos), "audio_streams": len(audios)}
+    if video is not None:
+        record["video_stream"] = video.index
+    if audio is not None:
+        record["audio_stream"] = audio.index
+    return Streams(video, audio, record)
+
+
+class Packets:
+    """Packets of one stream from a time on; a broken container ends the stream instead of raising.
+
+    A container may be read several times, one after the other.
+
+    Attributes:
+        error: what ended the stream early, "" if nothing did.
+    """
+
+    def __init__(self, container: InputContainer, stream: VideoStream | AudioStream, start_s: float) -> None:
+        self.container, self.stream, self.start_s = container, stream, start_s
+        self.error = ""
+
+    def __iter__(self) -> Iterator[av.Packet]:
+        for other in self.container.streams:
+            # What is discarded a demuxer with an index does not even read.
+            other.discard = Discard.default if other.index == self.stream.index else Discard.all
+        # Close to the start, reading on is cheaper than seeking and needs no index.
+        begin = max(0.0, (self.container.start_time or 0) / av.time_base)
+        if self.start_s <= begin + 1.0 or not any(self._seek(self.start_s - back) for back in SEEK_BACK_S):
+            self._seek(None)
+        packets = self._read()
+        if isinstance(self.stream, VideoStream):
+            # Without an index a seek lands anywhere; nothing before the first key frame can be decoded.
+            return dropwhile(lambda packet: not packet.is_keyframe, packets)
+        return packets
+
+    def _seek(self, time_s: float | None) -> bool:
+        """Seek to `time_s`, or for None to the start if anything was read; whether decoding can begin from there in
+        time: a key frame follows that is shown at `start_s` or before."""
+        if time_s is None and id(self.container) not in _READ:
+            return True
+        try:
+            _READ.add(id(self.container))
+            if time_s is None:
+                self._rewind()
+                return True
+            offset = int(time_s / (self.stream.time_base or 1))
+            self.container.seek(offset, stream=self.stream, backward=True)
+            for packet in self.container.demux(self.stream):
+                stamp = timestamp(packet)
+                if stamp is None:
+                    continue
+                if stamp > self.start_s:
+                    return False
+                if packet.is_keyframe:
+                    self.container.seek(offset, stream=self.stream, backward=True)
+                    return True
+        except _BROKEN:
+            pass  # an unseekable place: the caller tries an earlier one, at last the start
+        return False
+
+    def _rewind(self) -> None:
+        begin = self.container.start_time or 0
+        try:
+            # A transport stream has no index, and a seek to the start of one stream may land behind the first key
+            # frame of the other: before the first packet of any, it does not.
+            self.container.seek(begin - BEFORE_ALL_S * av.time_base, backward=True)
+        except _BROKEN:  # AVI knows no time before its first
+            self.container.seek(begin, backward=True)
+
+    def _read(self) -> Iterator[av.Packet]:
+        _READ.add(id(self.container))
+        try:
+            for packet in self.container.demux(self.stream):
+                beat()
+                yield packet
+        except _BROKEN as error:
+            self.error = f"{type(error).__name__}: {error}"
+
+
+def timestamp(packet: av.Packet) -> float | None:
+    """A packet's presentation time, seconds (its decoding time where the container has no other)."""
+    stamp = packet.pts if packet.pts is not None else packet.dts
+    return None if stamp is None else seconds_of(stamp, packet.time_base)
+
+
+def clock(stream: VideoStream | AudioStream) -> Callable[[av.Packet], float | None]:
+    """`timestamp` for the packets of one stream; asking each packet for its time base takes twice as long."""
+    if stream.time_base is None:
+        return timestamp
+    ticks, second = stream.time_base.numerator, stream.time_base.denominator
+
+    def time_s(packet: av.Packet) -> float | None:
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        return None if stamp is None else stamp * ticks / second
+
+    return time_s
+
+
+def seconds_of(stamp: int, base: Fraction) -> float:
+    """A timestamp in seconds; as `float(stamp * base)` and, for there are millions, without making a fraction."""
+    return stamp * base.numerator / base.denominator
+
+
+def last_timestamp(uri: str) -> float:
+    """The last packet's time, seconds, measured by reading the file's end; 0.0 when nothing can be read.
+
+    A header that claims 40 hours for one second does not fool it.
+    """
+    try:
+        with open_media(uri) as container:
+            streams = choose_streams(container)
+            stream = streams.video or streams.audio
+            if stream is None:
+                return 0.0
+            claimed = (container.duration or 0) / av.time_base
+            last = 0.0
+            for packet in Packets(container, stream, max(0.0, claimed - 5.0)):
+                last = max(last, timestamp(packet) or 0.0)
+            return last
+    except (*_BROKEN, ValueError):
+        return 0.0  # the read stage opens it again and gives the verdict

@@ -1,0 +1,57 @@
+"""How clean speech sounds: DNSMOS P.835 (Reddy, Gopal and Cutler 2022), on speech and on nothing else.
+
+The network was trained on telephone calls: music is "bad background" to it and a waterfall is noise. So it hears only
+the clip's nine seconds with the most speech, and its scores are stored and never a gate.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.onnx_session import session
+from data_prep.packaged_weights import resolve
+from data_prep.scores.voice_activity import FRAME, RATE
+
+WINDOW = 144_160  # samples at 16 kHz that the network takes: 9.01 s
+LEAST_S = 1.0  # of speech
+# The published polynomials from the network's outputs to opinion scores from 1 to 5, highest power first.
+_SIGNAL = (-0.08397278, 1.22083953, 0.0052439)
+_BACKGROUND = (-0.13166888, 1.60915514, -0.39604546)
+_OVERALL = (-0.06766283, 1.11546468, 0.04602535)
+
+
+def load_speech_quality(weights: str) -> str:
+    """The path of the network behind `package:dnsmos`, or of a `sig_bak_ovr.onnx`.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    path = Path(resolve(weights))
+    if not path.is_file():
+        raise ValueError(f"speech_quality {weights!r}: no such file; give package:dnsmos or the path of an .onnx file")
+    return str(path)
+
+
+def speech_quality(mono: np.ndarray, voiced: np.ndarray, network: str) -> dict[str, float]:
+    """Mean opinion scores from 1 to 5 of (N,) samples at 16 kHz; nothing where less than 1 s is speech.
+
+    Gives `speech_signal_mos` (the voice alone), `speech_background_mos` (how little else there is),
+    `speech_overall_mos`.
+
+    Args:
+        voiced: the probability of speech per 32 ms.
+    """
+    speaking = voiced > 0.5
+    if speaking.sum() * FRAME < LEAST_S * RATE:
+        return {}
+    frames = WINDOW // FRAME
+    total = np.concatenate([[0], np.cumsum(speaking)])
+    begins = np.arange(max(1, len(speaking) - frames + 1))
+    best = int((total[np.minimum(begins + frames, len(speaking))] - total[begins]).argmax())
+    heard = mono[best * FRAME : best * FRAME + WINDOW]
+    heard = np.resize(heard, WINDOW).astype(np.float32)  # a shorter one is repeated, as its authors do
+    run = session(network)
+    (scores,) = np.asarray(run.run(None, {run.get_inputs()[0].name: np.clip(heard, -1, 1)[None]})[0])
+    names = ("speech_signal_mos", "speech_background_mos", "speech_overall_mos")
+    curves = (_SIGNAL, _BACKGROUND, _OVERALL)
+    return {name: float(np.polyval(curve, score)) for name, curve, score in zip(names, curves, scores, strict=True)}

@@ -1,0 +1,205 @@
+"""What a person points at → the segments to curate: files, folders (recursively), globs, tars, lists, fsspec URIs.
+
+Listing opens no source: it knows names and sizes, and gives one segment after another in a stable order, so that a
+hundred million sources need no more memory than one folder of them. A source of more than `PART_BYTES` is several
+segments, equal lengths of it, since bytes bound both the work and what a worker holds of the clips it keeps. Where the
+parts begin and end in seconds is found by the worker that opens the source: it divides its part into spans that are
+decoded at once, by the time of the last packet, because headers lie.
+"""
+
+import glob
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from data_prep.clip import Segment, stable_id
+from data_prep.dataset import storage, tar_members
+from data_prep.media.container import last_timestamp
+from data_prep.sources.tables import SUFFIXES, Listed, read_list
+
+MEDIA_SUFFIXES = frozenset(
+    [
+        *("mp4", "m4v", "mov", "mkv", "webm", "avi", "ts", "mts", "m2ts", "mpg", "mpeg"),
+        *("flv", "wmv", "3gp", "3g2", "ogv", "mxf", "vob", "asf", "f4v"),
+    ]
+)
+PART_BYTES = 256 << 20
+# No video has fewer bytes per second. Smaller files are not opened to measure them, and a length beyond it is a lie.
+_LEAST_BYTES_PER_S = 1_000
+
+
+def list_sources(inputs: list[str]) -> list[Segment]:
+    """`each_source` as a list, for as many as fit in memory (half a gigabyte a million)."""
+    return list(each_source(inputs))
+
+
+def each_source(inputs: list[str]) -> Iterator[Segment]:
+    """The segments behind `inputs`, one after another. Nothing but tars and lists is opened.
+
+    Args:
+        inputs: files, folders, globs (`**` goes through folders), tars of them (as WebDataset writes), lists
+            (`data_prep.sources.tables`), or fsspec URIs of any of these (`s3://bucket/folder`). What is named by more
+            than one input is given once; what a list names twice is not noticed here.
+
+    Raises:
+        ValueError: a path that does not exist, a folder or glob without media, a file that is no media by its name, or
+            a wrong row of a list; says which, and the mend. At the latest when the input's turn comes.
+    """
+    if not inputs:
+        raise ValueError("no input: give at least one file, folder, glob or URI of videos")
+    listed = [_remote(text) if storage.is_remote(text) else _local(text) for text in inputs]
+    seen: set[str] = set()
+    for found in (found for one in listed for found in one):
+        if len(inputs) > 1:
+            name = stable_id(found.uri, found.start_s, found.end_s)
+            if name in seen:
+                continue
+            seen.add(name)
+        yield from _segments(found)
+
+
+def _segments(found: Listed) -> Iterator[Segment]:
+    parts = max(1, math.ceil(found.size / PART_BYTES)) if math.isinf(found.end_s) else 1
+    for part in range(parts):
+        yield Segment(
+            stable_id(found.uri, found.size, found.start_s, found.end_s, part, parts),
+            found.uri,
+            found.start_s,
+            found.end_s,
+            size=found.size,
+            part=part,
+            parts=parts,
+            caption=found.caption,
+        )
+
+
+def divide(segment: Segment, segment_s: float) -> list[Segment]:
+    """A segment as spans of at most about `segment_s` seconds, with their times; opens the source to measure it.
+
+    Raises:
+        ValueError: a part of a source whose length cannot be measured; the first part then stands for all of it.
+    """
+    if not segment.size:  # a list said nothing of it
+        segment = replace(segment, size=storage.size(segment.uri))
+    begin, end = segment.start_s, segment.end_s
+    if math.isinf(end) and segment.size > segment_s * _LEAST_BYTES_PER_S:
+        length = max(0.0, min(last_timestamp(segment.uri), segment.size / _LEAST_BYTES_PER_S) - begin)
+    else:
+        length = segment_s if math.isinf(end) else end - begin
+    if not length and segment.part:
+        raise ValueError(f"its length cannot be measured: part 1 of {segment.parts} has its verdict")
+    first, last = (begin + length * part / segment.parts for part in (segment.part, segment.part + 1))
+    count = max(1, math.ceil((last - first) / segment_s - 1e-3))
+    edges = [first + (last - first) * index / count for index in range(count)]
+    edges.append(end if segment.part == segment.parts - 1 or not length else last)
+    return [
+        replace(
+            segment,
+            segment_id=segment.segment_id if count == 1 else stable_id(segment.segment_id, index),
+            start_s=edges[index],
+            end_s=edges[index + 1],
+            part=0,
+            parts=1,
+        )
+        for index in range(count)
+    ]
+
+
+def _is_media(name: str) -> bool:
+    name = os.path.basename(name)
+    return not name.startswith(".") and Path(name).suffix[1:].lower() in MEDIA_SUFFIXES
+
+
+def _local(text: str) -> Iterator[Listed]:
+    """The media behind a path or glob."""
+    path = Path(text.removeprefix("file://")).expanduser()
+    if path.is_dir():
+        names, what = _walk(os.path.abspath(path)), f"folder {text!r} holds no video; known are {_suffixes()}"
+        names = (name for name in names if not _is_list(name))  # its tables may be anything
+    elif path.exists():
+        names, what = iter([os.path.abspath(path)]), f"{text!r} is no video by its name; known are {_suffixes()}"
+    elif glob.has_magic(text):
+        found = sorted(os.path.abspath(name) for name in glob.iglob(str(path), recursive=True) if os.path.isfile(name))
+        names, what = iter(found), f"glob {text!r} matches no video; quote it and check the folder"
+    else:
+        raise ValueError(f"input {text!r} does not exist; check the path")
+    return _some((found for name in names for found in _in_file(name, lambda name: os.path.getsize(name))), what)
+
+
+def _in_file(name: str, size: Callable[[str], int]) -> Iterator[Listed]:
+    """What a file gives: itself, the media in a tar, the rows of a list, or nothing."""
+    if _is_media(name):
+        yield Listed(name, size(name))
+    elif _is_list(name):
+        yield from read_list(name)
+    elif name.lower().endswith(".tar"):
+        with storage.open_read(name) as opened:
+            for member, uri, count in tar_members.members(name, opened):
+                if _is_media(member):
+                    yield Listed(uri, count)
+
+
+def _is_list(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def _some(found: Iterator[Listed], what: str) -> Iterator[Listed]:
+    """What was found; raises ValueError(what) when that is nothing."""
+    empty = True
+    for one in found:
+        empty = False
+        yield one
+    if empty:
+        raise ValueError(what)
+
+
+def _walk(folder: str, seen: set[str] | None = None) -> Iterator[str]:
+    """Every file below `folder`, folder by folder, sorted; links to folders are followed, each real folder once."""
+    seen = set() if seen is None else seen
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    seen.add(real)
+    with os.scandir(folder) as found:
+        entries = sorted((entry.name, entry.is_dir()) for entry in found)
+    for name, is_folder in entries:
+        if is_folder:
+            yield from _walk(os.path.join(folder, name), seen)
+        else:
+            yield os.path.join(folder, name)
+
+
+def _remote(text: str) -> Iterator[Listed]:
+    """The media behind a URI. A store lists a folder at once; a folder of many millions is better given as a list."""
+    what = f"input {text!r} holds no video; check the address; known are {_suffixes()}"
+    if text.startswith(tar_members.PREFIX):
+        return iter([Listed(text, tar_members.parse(text)[2])])
+    protocol = text.split("://", 1)[0]
+    try:
+        system = storage.file_system(protocol)
+        path = system._strip_protocol(text)
+        if glob.has_magic(path):
+            folders = iter([system.glob(path, detail=True)])
+        elif system.isfile(path):
+            folders = iter([{path: system.info(path)}])
+        elif system.exists(path):
+            folders = (files for _, _, files in system.walk(path, detail=True))
+            folders = ({f["name"]: f for f in files.values() if not _is_list(f["name"])} for files in folders)
+        else:
+            raise FileNotFoundError("nothing is there")
+    except (ImportError, OSError, ValueError) as error:
+        raise ValueError(f"input {text!r} cannot be listed ({error}); check the address and the credentials") from error
+
+    def found() -> Iterator[Listed]:
+        for infos in folders:
+            sizes = {f"{protocol}://{name.lstrip('/')}": int(infos[name].get("size") or 0) for name in sorted(infos)}
+            for name in sizes:
+                yield from _in_file(name, sizes.__getitem__)
+
+    return _some(found(), what)
+
+
+def _suffixes() -> str:
+    return f"{', '.join(sorted(MEDIA_SUFFIXES))}, tars of these, and lists ({', '.join(SUFFIXES)})"

@@ -1,0 +1,149 @@
+"""`calibrate`: a curated set against its labels → `calibration.html` with every threshold's curve, and proposals.
+
+<output>/calibration.html  the page; opens from disk, offline
+<output>/calibration.png   the curves
+<output>/policy.yaml       the proposed thresholds, to be pasted into a recipe
+<output>/summary.json      precision, recall, classes
+"""
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from data_prep.curation import calibration
+from data_prep.curation.calibration import CLASSES, Calibration, Source
+from data_prep.curation.policy import PolicySettings
+from data_prep.dataset import storage
+from data_prep.dataset.index import read_manifest
+from pipelines.report import pages
+
+KEEP, DROP, RECALL = "#3f7d58", "#b4483c", "#2f5f9e"
+
+
+def run_calibrate(labels: str | Path, source: str | Path, output: str | Path) -> dict[str, Any]:
+    """Write what the class's head lists; gives the summary.
+
+    Args:
+        labels: a .tsv or .parquet file, see `data_prep.curation.calibration.read_labels`.
+        source: a set that `kinotone curate` made of the labelled files.
+
+    Raises:
+        ValueError: labels that cannot be read, or a set without a labelled source.
+    """
+    truth = calibration.read_labels(labels)
+    policy = set_policy(source)
+    columns = ["uri", "scores", "start_s", "end_s", "verdict", "reason"]
+    sources = calibration.labelled(read_manifest(source).select(columns).to_pylist(), truth)
+    found = calibration.calibrate(sources, policy, truth)
+    snippet = calibration.proposal(found)
+    picture = curves_figure(found, sources)
+    summary = {
+        "verb": "calibrate",
+        "sources": len(sources),
+        "labels_without_a_source": found.missing,
+        "verdicts_right": found.outcome.verdicts_right,
+        "classes_right": found.outcome.class_right,
+        "precision": round(found.outcome.precision, 4),
+        "recall": round(found.outcome.recall, 4),
+        "wrong": [one["file"] for one in found.wrong],
+        "proposed": {
+            "precision": round(found.proposed_outcome.precision, 4),
+            "recall": round(found.proposed_outcome.recall, 4),
+            "verdicts_right": found.proposed_outcome.verdicts_right,
+            "classes_right": found.proposed_outcome.class_right,
+            "changed": {
+                curve.name: getattr(found.proposed, curve.name)
+                for curve in found.curves
+                if getattr(found.proposed, curve.name) != curve.now
+            },
+        },
+    }
+    page = pages.render(
+        "calibration.html",
+        summary=summary,
+        outcome=found.outcome,
+        table=confusion_table(found),
+        curves=found.curves,
+        proposed=found.proposed.model_dump(),
+        after=found.proposed_outcome,
+        wrong=found.wrong,
+        snippet=snippet,
+        figure=base64.b64encode(picture).decode(),
+        names={"labels": Path(labels).name, "set": Path(source).name},
+    )
+    for name, data in (
+        ("calibration.png", picture),
+        ("policy.yaml", snippet.encode()),
+        ("calibration.html", page),
+        ("summary.json", json.dumps(summary, indent=1, ensure_ascii=False).encode() + b"\n"),
+    ):
+        storage.put(storage.at(output, name), data)
+    return summary
+
+
+def set_policy(source: str | Path) -> PolicySettings:
+    """The thresholds that judged a set.
+
+    Raises:
+        ValueError: it is no set that `curate` made.
+    """
+    try:
+        settings = yaml.safe_load(storage.read(storage.at(source, "settings.yaml")))["settings"]
+    except FileNotFoundError:
+        raise ValueError(f"{source} holds no settings.yaml; give the output folder of `kinotone curate`") from None
+    if "curate" not in settings:
+        raise ValueError(f"{source} was not made by `kinotone curate`; give the set that was")
+    return PolicySettings(**settings["curate"]["policy"])
+
+
+def confusion_table(found: Calibration) -> dict[str, Any]:
+    """Rows of true classes, columns of found ones, and the counts."""
+    names = sorted({name for pair in found.confusion for name in pair}, key=_order)
+    rows = [(true, [found.confusion.get((true, name), 0) for name in names]) for true in names]
+    return {"names": names, "rows": [(true, counts) for true, counts in rows if any(counts)]}
+
+
+def curves_figure(found: Calibration, sources: list[Source]) -> bytes:
+    """A PNG with a panel for each threshold: precision and recall over it, and the scores of both kinds below."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = 3
+    rows = -(-len(found.curves) // columns)
+    figure = Figure(figsize=(4.4 * columns, 3.1 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel, curve in zip(panels, found.curves, strict=False):
+        panel.axvspan(curve.low, curve.high, color="#e8e4da", label="as good")
+        panel.plot(curve.values, curve.precision, color=KEEP, drawstyle="steps-post", label="precision")
+        panel.plot(curve.values, curve.recall, color=RECALL, drawstyle="steps-post", label="recall")
+        if curve.name in ("speech_min", "music_min"):
+            panel.plot(curve.values, curve.class_right, color="#8a6d1d", drawstyle="steps-post", label="class right")
+        panel.axvline(curve.now, color="black", lw=1, ls="--", label="as it stands")
+        for keep, level, colour in ((True, -0.06, KEEP), (False, -0.14, DROP)):
+            measured = [
+                scores[curve.score]
+                for source in sources
+                if source.label.keep == keep
+                for scores, _ in source.clips
+                if curve.score in scores
+            ]
+            panel.plot(measured, np.full(len(measured), level), "|", color=colour, ms=7, alpha=0.7)
+        panel.set_ylim(-0.2, 1.05)
+        panel.set_title(f"{curve.name}  ({curve.score})", fontsize=9, loc="left")
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[len(found.curves) :]:
+        panel.set_visible(False)
+    panels[0].legend(fontsize=7, loc="lower left")
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=100)
+    return out.getvalue()
+
+
+def _order(name: str) -> tuple[int, str]:
+    return (CLASSES.index(name) if name in CLASSES else len(CLASSES)), name

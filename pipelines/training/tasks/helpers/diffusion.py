@@ -1,0 +1,265 @@
+"""The diffusion loss, as `dit` and `text-projection` train with it: rectified flow on both modalities
+(arXiv 2601.03233 §3; x_σ = (1 − σ)·x₀ + σ·ε, target ε − x₀).
+
+Each sample draws σ per modality (or one for both), its noise, what it is given clean (`conditioning`), and two
+dropouts: its caption (all registers, the unconditional of text guidance) and its A↔V attention (the single-modality
+prediction of modality guidance).
+
+A stream's own σ, which the other stream sees, is that of its noisiest token: 0 for a stream that is given whole.
+"""
+
+from abc import abstractmethod
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from data_prep.loading.buckets import parse_key
+from data_prep.loading.loader import EncodedSamples, LatentBatch
+from model import build_component, weights
+from model.flops import training_flops
+from model.flow import TrainingSigma, add_noise, velocity_target
+from model.modality import Modality, audio_positions, patchify_audio, patchify_video, video_positions
+from model.text_conditioner import TextConditioner
+from model.transformer import DualStreamBlock, DualStreamTransformer
+from pipelines.settings import DiffusionSettings
+from pipelines.training.sequence_parallel import SequenceGroup
+from pipelines.training.tasks.base import Dataset, Mean, Task, Trainee, generator, noise_like
+from pipelines.training.tasks.helpers.conditioning import draw_given
+
+
+class LatentDataset(Dataset):
+    """An encoded set as the task's samples; what of the text a batch holds, its subclasses say."""
+
+    def __init__(self, root: str) -> None:
+        self.samples = EncodedSamples(root)
+        buckets = self.samples.index["bucket"]
+        self.buckets = buckets
+        self.tokens = {}
+        for key in buckets.unique().to_pylist():
+            shape = parse_key(key)
+            self.tokens[key] = shape.video_tokens + shape.audio_tokens
+        self.skipped = {}
+
+
+class DiffusionTrainee(Trainee):
+    """Transformer and text conditioner under the diffusion loss.
+
+    Attributes:
+        context_tokens: text tokens that the transformer attended to in the last forward.
+    """
+
+    fetched_whole = (DualStreamBlock,)
+    context_tokens: int
+
+    def __init__(self, components: dict[str, nn.Module], task: "DiffusionTask") -> None:
+        super().__init__()
+        self.transformer = cast(DualStreamTransformer, components["transformer"])
+        self.transformer.set_activation_checkpointing(task.settings.workers.recompute)
+        self.text_conditioner = cast(TextConditioner, components["text_conditioner"])
+        self._options, self._seed = task.options, task.settings.seed
+        self._sigma = TrainingSigma(coupling=task.options.sigma)
+        task.mark_trained(self)
+        ranks = task.settings.workers.sequence_parallel
+        self._shared = SequenceGroup(ranks) if ranks > 1 else None
+        if self._shared is not None:
+            self.transformer.set_attention(self._shared.attention)
+        if task.settings.workers.compile:
+            self.transformer.compile_blocks()
+
+    @cached_property
+    def trained_share(self) -> float:
+        """Part of the transformer's parameters that is trained."""
+        # A partitioned parameter says how many values it has as a whole.
+        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in self.transformer.parameters()]
+        return sum(size for size, trained in sizes if trained) / sum(size for size, _ in sizes)
+
+    @abstractmethod
+    def text(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Projected text features (B, S, ·) of video and audio, and their left-padded mask (B, S) bool."""
+
+    def forward(self, batch: LatentBatch, step: int) -> tuple[Tensor, dict[str, Mean]]:
+        o = self._options
+        f, h, w = batch.video_latent.shape[2:]
+        x0 = {"video": patchify_video(batch.video_latent), "audio": patchify_audio(batch.audio_latent)}
+        sigma, drop_caption, skip_cross_modal = self._draw(batch, step, x0["video"].shape[1], x0["audio"].shape[1])
+        given = self._given(batch, step)
+
+        video_features, audio_features, mask = self.text(batch)
+        mask = mask & ~drop_caption[:, None]
+        video_features, audio_features = (x * mask[..., None] for x in (video_features, audio_features))
+        video_context, audio_context, context_mask = self.text_conditioner.connect(video_features, audio_features, mask)
+        context = {"video": video_context, "audio": audio_context}
+        self.context_tokens = video_context.shape[1]
+
+        device = mask.device
+        positions = {
+            "video": torch.cat([video_positions(f, h, w, fps, device=device) for fps in batch.fps.tolist()]),
+            "audio": audio_positions(x0["audio"].shape[1], batch=len(batch.ids), device=device),
+        }
+        noise, streams = {}, {}
+        for name in ("video", "audio"):
+            noise[name] = noise_like(x0[name], self._seed, batch.ids, step, f"{name}-noise")
+            timesteps = sigma[name][:, None]
+            if name in given:
+                timesteps = timesteps * ~given[name]
+            streams[name] = Modality(
+                latent=add_noise(x0[name], noise[name], timesteps),
+                timesteps=timesteps,
+                sigma=timesteps.amax(1),
+                positions=positions[name],
+                context=context[name],
+                context_mask=context_mask,
+            )
+        if self._shared is not None:
+            streams = {name: self._shared.part(name, stream) for name, stream in streams.items()}
+        predicted: dict[str, Tensor] = {}
+        predicted["video"], predicted["audio"] = self.transformer(streams["video"], streams["audio"], skip_cross_modal)
+        real = (batch.weights > 0).float()
+        loss = torch.zeros((), device=device)
+        means: dict[str, Mean] = {}
+        for name, weight in (("video", o.video_weight), ("audio", o.audio_weight)):
+            error = self._error(predicted[name], velocity_target(x0[name], noise[name]), given.get(name))
+            loss = loss + weight * (batch.weights * error).mean()
+            # A stream that is given whole has no loss to be logged.
+            counted = real * (~given[name]).any(1) if name in given else real
+            bins = (sigma[name] * o.sigma_bins).long().clamp(max=o.sigma_bins - 1)
+            zeros = torch.zeros(o.sigma_bins, device=device)
+            means[f"loss/{name}"] = ((error * counted).sum(), counted.sum())
+            means[f"loss/{name}/sigma"] = (
+                zeros.index_add(0, bins, error.detach() * counted),
+                zeros.index_add(0, bins, counted),
+            )
+        video, audio = means["loss/video"], means["loss/audio"]
+        means["loss"] = (o.video_weight * video[0] + o.audio_weight * audio[0], real.sum())
+        return loss, means
+
+    def _error(self, predicted: Tensor, target: Tensor, given: Tensor | None) -> Tensor:
+        """(B,): `token_error`, or this rank's part of it, so many times as ranks share a sample."""
+        if self._shared is None:
+            return token_error(predicted, target, given)
+        if given is None:
+            given = torch.zeros(target.shape[:2], dtype=torch.bool, device=target.device)
+        own, part = self._shared.own(target), self._shared.own(given)
+        return self._shared.size * token_error(predicted, own, part, made=(~given).sum(1))
+
+    def _draw(
+        self, batch: LatentBatch, step: int, video_tokens: int, audio_tokens: int
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """σ of both streams (B,), and which samples lose their caption, and their A↔V attention: bool (B,)."""
+        rows = []
+        for sample_id in batch.ids:
+            draw = generator(self._seed, f"{sample_id}/sigma", step)
+            sigmas = torch.cat(self._sigma.sample_pair(1, video_tokens, audio_tokens, draw))
+            rows.append(torch.cat([sigmas, torch.rand(2, generator=draw)]))
+        video, audio, caption, cross = torch.stack(rows, dim=1).to(batch.weights.device, non_blocking=True)
+        o = self._options
+        return {"video": video, "audio": audio}, caption < o.caption_dropout, cross < o.cross_modal_dropout
+
+    def _given(self, batch: LatentBatch, step: int) -> dict[str, Tensor]:
+        """Stream → its given tokens, bool (B, T); no stream of which no sample is given anything."""
+        if not self._options.conditioning.total:
+            return {}
+        f, h, w = batch.video_latent.shape[2:]
+        tokens = batch.audio_latent.shape[2]
+        rows = [
+            draw_given(self._options.conditioning, generator(self._seed, f"{name}/given", step), (f, h, w), tokens, fps)
+            for name, fps in zip(batch.ids, batch.fps.tolist(), strict=True)
+        ]
+        found = {}
+        for name, masks in zip(("video", "audio"), zip(*rows, strict=True), strict=True):
+            given = torch.stack(masks)
+            # Asked on the CPU. One σ for all tokens of a sample needs one row of modulation, not one per token.
+            if given.any():
+                found[name] = given.to(batch.weights.device, non_blocking=True)
+        return found
+
+
+def token_error(predicted: Tensor, target: Tensor, given: Tensor | None, made: Tensor | None = None) -> Tensor:
+    """(B,): mean squared error of (B, T, C) over the tokens that are not given; 0 where all are.
+
+    Args:
+        given: bool (B, T), or None for no token.
+        made: (B,), how many tokens of each sample are not given, where the T here are not all.
+    """
+    squared = (predicted.float() - target.float()).square()
+    if given is None:
+        return squared.mean((1, 2))
+    total = squared.mean(2).masked_fill(given, 0.0).sum(1)
+    return total / ((~given).sum(1) if made is None else made).clamp(min=1)
+
+
+def freeze(module: nn.Module, patterns: tuple[str, ...]) -> None:
+    """No gradient for the parameters whose names fit one of the patterns (shell wildcards).
+
+    Raises:
+        ValueError: a pattern fits no parameter, or nothing is left to train.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"frozen pattern {pattern!r} fits no parameter; names are such as {names[0]}")
+    for name, parameter in module.named_parameters():
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ValueError(f"frozen patterns {', '.join(patterns)} leave nothing to train")
+
+
+class DiffusionTask(Task):
+    """A task that trains with the diffusion loss on an encoded set.
+
+    Attributes:
+        options: its section of the settings.
+        frozen: patterns of the parameters that it does not train: its own, and those of the settings.
+    """
+
+    zero_stage = 3
+    shares_samples = True
+    uses = ("transformer", "text_conditioner")
+    options: DiffusionSettings
+    frozen: tuple[str, ...]
+
+    def check(self, dataset: Dataset, files: dict[str, Path]) -> None:
+        tensors, about = cast(LatentDataset, dataset).samples.read(0)
+        transformer = self.config("transformer", files)
+        channels = tensors["video_latent"].shape[0]
+        if channels != transformer.in_channels:
+            raise ValueError(
+                f"the latents of {self.settings.input} have {channels} channels, the transformer takes "
+                f"{transformer.in_channels}; encode with the video VAE of preset {self.settings.preset}"
+            )
+        ranks = self.settings.workers.sequence_parallel
+        for heads in (transformer.num_attention_heads, transformer.audio_num_attention_heads):
+            if heads % ranks:
+                raise ValueError(
+                    f"train.workers.sequence_parallel {ranks} does not divide {heads} attention heads; choose a divisor"
+                )
+        for component in ("video_vae", "audio_vae"):
+            known = about.get(component)
+            if known and component in files and weights.fingerprint(files[component], component) != known:
+                raise ValueError(
+                    f"the latents of {self.settings.input} were made by another {component} than {files[component]}; "
+                    f"encode again with these weights, or give those that encode used"
+                )
+        # On shapes alone: a mistake is found before a worker builds anything.
+        components = {name: build_component(self.config(name, files), device="meta") for name in self.uses}
+        self.mark_trained(nn.ModuleDict(components))
+
+    def mark_trained(self, module: nn.Module) -> None:
+        """Leave gradients to what is trained of a module that has the parts by their names.
+
+        Raises:
+            ValueError: a pattern of the settings fits nothing.
+        """
+        freeze(module, self.frozen)
+
+    def flops(self, trainee: Trainee, batch: LatentBatch) -> float:
+        """Of the transformer; the connectors' few are not counted."""
+        own = cast(DiffusionTrainee, trainee)
+        size, _, f, h, w = batch.video_latent.shape
+        config, audio = own.transformer.config, batch.audio_latent.shape[2]
+        return training_flops(config, f * h * w, audio, own.context_tokens, size, own.trained_share)

@@ -1,0 +1,144 @@
+"""Task `vocoder`: waveforms out of log-mel spectrograms, ground truth and, in a part of the steps, what a frozen audio
+VAE makes of it.
+
+Loss: spectral convergence and log-magnitude error at three resolutions (multi-resolution STFT loss, arXiv 1910.11480
+§2.2, in the stereo channels and in their sum and difference) and the error of the log-mel. Where it has an adversary:
+least squares and feature matching against HiFi-GAN's multi-period and multi-scale discriminators on both ears together
+(arXiv 2010.05646 §2.3). A vocoder with bandwidth extension trains its two generators together, by the final wave.
+"""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from model.audio_vae import AudioVAE
+from model.discriminators import WaveDiscriminator, WaveDiscriminatorConfig
+from model.mel import MelConfig, MelSpectrogram
+from model.presets import preset
+from model.vocoder import Vocoder, VocoderConfig, VocoderWithBWE, VocoderWithBWEConfig
+from pipelines.settings import TrainSettings
+from pipelines.training.flops import forward_flops
+from pipelines.training.tasks.base import Dataset, Mean, Task, Trainee, generator, per_sample, weight_type
+from pipelines.training.tasks.helpers.adversary import Adversary, Discriminators
+from pipelines.training.tasks.helpers.clips import SoundBatch, SoundClips
+from pipelines.training.tasks.helpers.frozen import Frozen
+
+# FFT length, hop (samples).
+RESOLUTIONS = ((512, 128), (1024, 256), (2048, 512))
+_FLOOR = 1e-5
+
+
+class VocoderTrainee(Trainee):
+    def __init__(self, vocoder: Vocoder | VocoderWithBWE, audio_vae: AudioVAE | None, task: "VocoderTask") -> None:
+        super().__init__()
+        self.vocoder = vocoder
+        self._audio_vae = None if audio_vae is None else Frozen(audio_vae)
+        self._options, self._seed = task.settings.vocoder, task.settings.seed
+        # At the output's rate, up to its own highest frequency.
+        self._mel = MelSpectrogram(MelConfig(sample_rate=vocoder.sample_rate, hop_length=vocoder.sample_rate // 100))
+
+    def components(self) -> dict[str, nn.Module]:
+        return {"vocoder": self.vocoder}
+
+    def forward(
+        self, batch: SoundBatch, step: int, adversary: Adversary | None = None
+    ) -> tuple[Tensor, dict[str, Mean]]:
+        o = self._options
+        mel_in = self._input_mel(batch.mel, step)
+        waveform = self.vocoder(mel_in.to(weight_type(self.vocoder))).float()
+        target = batch.waveform[..., : waveform.shape[-1]]
+        stft = stft_error(with_sum_and_difference(waveform), with_sum_and_difference(target))
+        mel = (self._mel(waveform) - self._mel(target)).abs().flatten(1).mean(1)
+        loss = o.stft * stft + o.mel * mel
+        total, logged = per_sample(loss, batch.weights, {"loss": loss, "loss/stft": stft, "loss/mel": mel})
+        if adversary is None:
+            return total, logged
+        verdict = adversary.judge(target, waveform, batch.weights)
+        return total + o.adversary.weight * verdict.loss(waveform), logged | verdict.means
+
+    @torch.no_grad()
+    def _input_mel(self, mel: Tensor, step: int) -> Tensor:
+        """The mel (B, 2, T, 64), or what the audio VAE makes of it, a whole number of its latents long.
+
+        The draw is the step's: all ranks run the same shapes.
+        """
+        if self._audio_vae is None:
+            return mel
+        if torch.rand((), generator=generator(self._seed, "decoded mels", step)) >= self._options.decoded_fraction:
+            return mel
+        vae = self._audio_vae.on(mel.device)
+        mean, _ = vae.encode_distribution(mel)
+        return vae.decode_raw(mean)[:, :, : mel.shape[2]]
+
+
+def with_sum_and_difference(x_bsn: Tensor) -> Tensor:
+    """(B, 2, N) left and right → (B, 4, N) left, right, mid, side: what the ear hears of the stereo image."""
+    left, right = x_bsn.unbind(1)
+    return torch.stack([left, right, (left + right) / 2, (left - right) / 2], dim=1)
+
+
+def stft_error(x_bsn: Tensor, y_bsn: Tensor) -> Tensor:
+    """(B,): spectral convergence + log-magnitude error, mean over the resolutions."""
+    total = torch.zeros(x_bsn.shape[0], dtype=x_bsn.dtype, device=x_bsn.device)
+    for length, hop in RESOLUTIONS:
+        x, y = (_magnitude(side, length, hop) for side in (x_bsn, y_bsn))
+        difference = (y - x).flatten(1).norm(dim=1)
+        # A silent target has no norm to compare with; the floor keeps its convergence finite.
+        convergence = difference / y.flatten(1).norm(dim=1).clamp(min=1.0)
+        logs = (y.clamp(min=_FLOOR).log() - x.clamp(min=_FLOOR).log()).abs().flatten(1).mean(1)
+        total = total + convergence + logs
+    return total / len(RESOLUTIONS)
+
+
+def _magnitude(x_bsn: Tensor, length: int, hop: int) -> Tensor:
+    window = torch.hann_window(length, device=x_bsn.device, dtype=x_bsn.dtype)
+    spectrum = torch.stft(x_bsn.flatten(0, 1), length, hop, window=window, return_complex=True)
+    # The magnitude has no gradient at 0.
+    magnitude = torch.sqrt(spectrum.real.square() + spectrum.imag.square() + 1e-10)
+    return magnitude.unflatten(0, x_bsn.shape[:2])
+
+
+class VocoderTask(Task):
+    name = "vocoder"
+    uses = ("vocoder",)
+
+    def __init__(self, settings: TrainSettings) -> None:
+        super().__init__(settings)
+        if settings.vocoder.decoded_fraction:
+            self.uses = ("vocoder", "audio_vae")
+
+    def dataset(self) -> SoundClips:
+        s = self.settings
+        config = preset(s.preset).vocoder
+        rate = config.sample_rate if isinstance(config, VocoderConfig) else config.bwe.sample_rate
+        return SoundClips(s.input, s.vocoder.crop_mel_frames, rate, s.seed, s.cache_mb)
+
+    def check(self, dataset: Dataset, files: dict[str, Path]) -> None:
+        s = self.settings
+        if s.vocoder.decoded_fraction and "audio_vae" not in files:
+            raise ValueError(
+                f"train vocoder: vocoder.decoded_fraction is {s.vocoder.decoded_fraction} and init_from gives no "
+                f"audio_vae; name the audio VAE's model folder, or set the fraction to 0"
+            )
+        if s.workers.precision == "bf16" and isinstance(preset(s.preset).vocoder, VocoderWithBWEConfig):
+            raise ValueError(
+                f"preset {s.preset}: a vocoder with bandwidth extension runs in float32 only; "
+                f"set workers.precision to fp32"
+            )
+
+    def build(self, components: dict[str, nn.Module]) -> VocoderTrainee:
+        vocoder = cast(Vocoder | VocoderWithBWE, components["vocoder"])
+        return VocoderTrainee(vocoder, cast(AudioVAE | None, components.get("audio_vae")), self)
+
+    def discriminators(self) -> Discriminators | None:
+        options = self.settings.vocoder.adversary
+        if not options.weight:
+            return None
+        judge = WaveDiscriminator(WaveDiscriminatorConfig(channels=options.channels))
+        return Discriminators(judge, "least-squares", options, options.feature_matching)
+
+    def flops(self, trainee: Trainee, batch: SoundBatch) -> float:
+        vocoder = cast(VocoderTrainee, trainee).vocoder
+        return 3 * forward_flops(vocoder, tuple(batch.mel.shape), lambda m, x: m(x))

@@ -1,0 +1,58 @@
+"""What a guarded child can be made to do to itself; imported by name inside the child."""
+
+import ctypes
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from data_prep.clip import Clip, Segment, stable_id
+from data_prep.curation.curator import CurateSettings, Curator
+from data_prep.curation.sandbox import Sandbox, Work, beat
+
+
+class Crashing:
+    """Does what the source's name says; `log`, if given, gets a line for each try."""
+
+    def __init__(self, log: str = "", work: Work | None = None) -> None:
+        self.log, self.work = log, work
+
+    def curate(self, segment: Segment) -> Segment | list[Segment]:
+        name = Path(segment.uri).stem
+        tries = 0
+        if self.log:
+            with open(self.log, "a+") as log:
+                log.seek(0)
+                tries = log.read().count(f"{name}\n")
+                log.write(f"{name}\n")
+        if "segfault" in name or ("once" in name and not tries):
+            ctypes.string_at(0)
+        if "loop" in name:
+            while True:
+                pass
+        if "slow" in name:
+            for _ in range(20):
+                time.sleep(0.1)
+                beat()
+        if "bomb" in name:
+            held = []
+            for _ in range(1000):
+                held.append(bytearray(64 << 20))
+                beat()
+            raise AssertionError(f"{len(held)} × 64 MiB were given")
+        if self.work is not None:
+            return self.work.curate(segment)
+        return replace(segment, clips=[Clip(stable_id(segment.uri), 0.0, 1.0, media=segment.uri.encode())])
+
+
+def refuse() -> Crashing:
+    raise ValueError("curate.tagger: weights are missing; give a path")
+
+
+def crashing_curator(settings: CurateSettings, log: str = "") -> Crashing:
+    return Crashing(log, Curator(settings))
+
+
+def crashing_stage(settings: CurateSettings, log: str = "") -> Sandbox:
+    """A stage of the graph whose decoder does what the source's name says; a loop is ended after 2 s."""
+    return Sandbox(partial(crashing_curator, settings, log), stall_s=2.0)

@@ -1,0 +1,264 @@
+"""What a checkpoint promises: the loop stops for a copy, and only what is whole is ever found."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.training import checkpoint
+from pipelines.training.ema import MovingAverage
+from pipelines.training.worker import Means
+
+ROOT = Path(__file__).parents[3]
+
+
+class Engine:
+    """As much of DeepSpeed's engine as a checkpoint needs."""
+
+    def __init__(self, size: int = 1000) -> None:
+        self.weights = torch.zeros(size)
+        self.checkpoint_engine: Any = None
+
+    def save_checkpoint(self, root: str, tag: str, save_latest: bool, exclude_frozen_parameters: bool) -> None:
+        (Path(root) / tag).mkdir(parents=True, exist_ok=True)
+        self.checkpoint_engine.save({"weights": self.weights, "steps": 3}, f"{root}/{tag}/shard.pt")
+
+
+@pytest.fixture
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process group of this process."""
+    place = tmp_path_factory.mktemp("group") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Writing waits until this is set."""
+    go, write = threading.Event(), torch.save
+
+    def save(content: Any, path: Path) -> None:
+        assert go.wait(30)
+        write(content, path)
+
+    monkeypatch.setattr(torch, "save", save)
+    return go
+
+
+def found(root: Path) -> int | None:
+    newest = checkpoint.latest(root)
+    return newest and newest[0]
+
+
+def test_the_loop_goes_on_while_a_checkpoint_is_written(alone, held, tmp_path):
+    engines = {"": Engine(), "discriminators": Engine()}
+    writer = checkpoint.Writer(tmp_path, engines, {"task": "dit"}, keep=1)
+    held.set()
+    writer.save(1, {"skipped": 0})
+    writer.wait()
+    held.clear()
+    for engine in engines.values():
+        engine.weights.fill_(2.0)
+    counts = torch.ones(3)
+    writer.save(2, {"counts": counts})
+    # What the next step changes is not what is being written.
+    for tensor in (*(engine.weights for engine in engines.values()), counts):
+        tensor.fill_(9.0)
+    assert found(tmp_path) == 1
+    held.set()
+    writer.wait()
+    assert found(tmp_path) == 2
+    assert not checkpoint.folder(tmp_path, 1).exists()
+    path = checkpoint.folder(tmp_path, 2)
+    for shard in (path / "shard.pt", path / "discriminators" / "shard.pt"):
+        content = torch.load(shard)
+        assert content["weights"].eq(2).all()
+        assert content["steps"] == 3
+    assert checkpoint.rank_state(path, 0)["counts"].eq(1).all()
+    said = checkpoint.committed(path)
+    assert said is not None
+    assert (said["step"], said["world"], said["task"]) == (2, 1, "dit")
+    assert set(said["files"]) == {"shard.pt", "discriminators/shard.pt", "rank-00000.pt"}
+
+
+def test_the_next_save_waits_for_the_one_before(alone, held, tmp_path):
+    writer = checkpoint.Writer(tmp_path, {"": Engine()}, {}, keep=2)
+    writer.save(1, {})
+    threading.Timer(0.5, held.set).start()
+    began = time.monotonic()
+    writer.save(2, {})
+    assert time.monotonic() - began > 0.4
+    writer.wait()
+    assert found(tmp_path) == 2
+    assert writer.write_s > 0
+
+
+def test_a_write_that_fails_is_told_and_leaves_the_checkpoint_before(alone, tmp_path, monkeypatch):
+    writer = checkpoint.Writer(tmp_path, {"": Engine()}, {}, keep=1)
+    writer.save(1, {})
+    writer.wait()
+
+    def full(content: Any, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    writer.save(2, {})
+    with pytest.raises(RuntimeError, match=r"step 2, rank 0: OSError: .*No space left"):
+        writer.wait()
+    for again in (writer.check, lambda: writer.save(3, {})):
+        with pytest.raises(RuntimeError, match="could not be written"):
+            again()
+    assert found(tmp_path) == 1
+
+
+_CUT_OFF = """
+import sys, time
+from pathlib import Path
+import torch, torch.distributed as dist
+from pipelines.training import checkpoint
+from tests.pipelines.training.test_checkpoint import Engine
+
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}-group", rank=0, world_size=1)
+engine = Engine(4_000_000)
+writer = checkpoint.Writer(Path(sys.argv[1]), {"": engine}, {}, keep=2)
+for step in range(1, 1000):
+    engine.weights.fill_(step)
+    writer.save(step, {})
+    print(step, flush=True)
+    writer.wait()
+"""
+
+
+def test_a_kill_in_the_middle_of_a_write_leaves_a_whole_checkpoint(tmp_path):
+    """SIGKILL at moments across several writes of 16 MB: of what is found, every value is that of its step."""
+    for delay in (0.002, 0.02):
+        root = tmp_path / str(delay)
+        child = subprocess.Popen([sys.executable, "-c", _CUT_OFF, str(root)], cwd=ROOT, stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        assert any(line == b"3\n" for line in child.stdout)  # gloo prints lines too
+        time.sleep(delay)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        newest = checkpoint.latest(root)
+        assert newest is not None
+        assert newest[0] >= 2
+        weights = torch.load(checkpoint.folder(root, newest[0]) / "shard.pt")["weights"]
+        assert weights.shape == (4_000_000,)
+        assert weights.eq(newest[0]).all()
+
+
+def test_a_checkpoint_cut_short_anywhere_is_not_found(alone, tmp_path):
+    writer = checkpoint.Writer(tmp_path, {"": Engine(10)}, {}, keep=1)
+    writer.save(1, {})
+    writer.wait()
+    path = checkpoint.folder(tmp_path, 1)
+    for file in [file for file in path.rglob("*") if file.is_file()]:
+        whole = file.read_bytes()
+        for size in {0, 1, len(whole) // 2, len(whole) - 1}:
+            file.write_bytes(whole[:size])
+            assert found(tmp_path) is None, (file.name, size)
+        file.write_bytes(whole)
+        assert found(tmp_path) == 1
+
+
+def test_sums_since_the_last_record_are_shared_out_to_other_ranks(alone):
+    ranks = [Means(torch.device("cpu")) for _ in range(2)]
+    for n, means in enumerate(ranks):
+        means.add({"loss": (torch.tensor(3.0 + n), torch.tensor(2.0)), "bins": (torch.ones(2), torch.tensor([n, 1.0]))})
+    for world in (1, 3):
+        others = [Means(torch.device("cpu")) for _ in range(world)]
+        for means in others:
+            means.load([rank.state() for rank in ranks], among=world)
+        for name, expected in (("loss", (7.0, 4.0)), ("bins", ([2.0, 2.0], [1.0, 2.0]))):
+            sums = [torch.stack([means.state()[name][i] for means in others]).sum(0) for i in (0, 1)]
+            for got, value in zip(sums, expected, strict=True):
+                assert torch.allclose(got, torch.tensor(value, dtype=torch.float64))
+    alone_again = Means(torch.device("cpu"))
+    alone_again.load([rank.state() for rank in ranks], among=1)
+    assert alone_again.take() == {"loss": 1.75, "bins/0": 2.0, "bins/1": 1.0}
+
+
+def zero3_cut(size: int, world: int) -> list[tuple[int, int]]:
+    """(begin, elements) of each rank's part under ZeRO-3: equal, the last ones padded."""
+    each = -(-size // world)
+    return [(rank * each, each) for rank in range(world)]
+
+
+@st.composite
+def cuts(draw: st.DrawFn, size: int) -> list[tuple[int, int]]:
+    """As ZeRO-3 or, with ZeRO-1 and 2, anywhere; a rank may have nothing."""
+    world = draw(st.integers(1, 5))
+    if draw(st.booleans()):
+        return zero3_cut(size, world)
+    at = sorted(draw(st.lists(st.integers(0, size), min_size=world - 1, max_size=world - 1)))
+    return [(begin, end - begin) for begin, end in zip([0, *at], [*at, size], strict=True)]
+
+
+@given(data=st.data(), sizes=st.lists(st.integers(1, 12), min_size=1, max_size=3), steps=st.integers(1, 3))
+def test_the_average_of_any_parts_is_that_of_the_whole_in_double_precision(data, sizes, steps):
+    """Ranks average their parts, other ranks with other parts go on: all equal the average of whole parameters."""
+    generator = torch.Generator().manual_seed(0)
+    decay = 0.9
+    weights = {f"p{n}": torch.randn(size, generator=generator) for n, size in enumerate(sizes)}
+    reference = {name: weight.double() for name, weight in weights.items()}
+
+    def ranks(world_cuts: dict[str, list[tuple[int, int]]]) -> list[tuple[MovingAverage, dict[str, torch.Tensor]]]:
+        made = []
+        for rank in range(max(len(cut) for cut in world_cuts.values())):
+            spans, parts = {}, {}
+            for name, cut in world_cuts.items():
+                if rank < len(cut) and cut[rank][1]:
+                    begin, length = cut[rank]
+                    spans[name] = (begin, len(weights[name]))
+                    parts[name] = torch.zeros(length)
+            made.append((MovingAverage(parts, spans, decay), parts))
+            put(made[-1])
+            for name, part in parts.items():
+                made[-1][0].weights[name].copy_(part)
+        return made
+
+    def put(rank: tuple[MovingAverage, dict[str, torch.Tensor]]) -> None:
+        average, parts = rank
+        for name, part in parts.items():
+            begin, size = average._spans[name]
+            part[: max(0, size - begin)] = weights[name][begin : begin + len(part)]
+
+    updates = 0
+    states: list[dict[str, Any]] = []
+    for _ in range(3):
+        group = ranks({name: data.draw(cuts(len(weight))) for name, weight in weights.items()})
+        if states:
+            for average, _ in group:
+                average.load(states)
+        for _ in range(steps):
+            for weight in weights.values():
+                weight += torch.randn(weight.shape, generator=generator)
+            now = min(decay, (1 + updates) / (10 + updates))
+            updates += 1
+            for name, weight in weights.items():
+                reference[name] = now * reference[name] + (1 - now) * weight.double()
+            for rank in group:
+                put(rank)
+                rank[0].update()
+        states = [average.state() for average, _ in group]
+        assert {average.updates for average, _ in group} == {updates}
+        for name, expected in reference.items():
+            got = torch.full_like(expected, torch.nan)
+            for average, _ in group:
+                if name in average.weights:
+                    begin, size = average._spans[name]
+                    real = max(0, min(len(average.weights[name]), size - begin))
+                    got[begin : begin + real] = average.weights[name][:real].double()
+            assert torch.allclose(got, expected, rtol=1e-5, atol=1e-6)
