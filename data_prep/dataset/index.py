@@ -17,13 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.dataset import storage
+from data_prep.dataset import layout, storage
 from data_prep.dataset.compaction import SEGMENTS_PER_FILE, CompactedTable
 from data_prep.dataset.ledger import Ledger
 from data_prep.dataset.shards import MANIFEST_SCHEMA, read_segment_manifests
 from data_prep.packaged_weights import CACHE
 
-MANIFEST_PARTS = "manifest_parts"
 _NAMES = ["shard", "bucket"]  # columns of few values
 # An index file up to this size (half a million rows) is read by each process for itself.
 _HELD_BYTES = 8 << 20
@@ -45,7 +44,7 @@ INDEX_SCHEMA = pa.schema(
 
 def compacted_manifest(root: str | Path) -> CompactedTable:
     """The manifest gathered into large files, which the driver of a run keeps."""
-    return CompactedTable(root, MANIFEST_PARTS, MANIFEST_SCHEMA)
+    return CompactedTable(root, layout.MANIFEST_PARTS, MANIFEST_SCHEMA)
 
 
 def each_manifest(root: str | Path) -> Iterator[pa.Table]:
@@ -109,7 +108,7 @@ def build_index(root: str | Path, without: Container[str] = ()) -> str:
             columns[name] = pa.array([info[name] for info in infos], INDEX_SCHEMA.field(name).type)
         tables.append(pa.table(columns, schema=INDEX_SCHEMA))
     table = pa.concat_tables(tables).sort_by([("shard", "ascending"), ("offset", "ascending")])
-    path = storage.at(root, "index.parquet")
+    path = storage.at(root, layout.INDEX)
     with storage.whole(path) as out:
         pq.write_table(table, out, compression="zstd")
     return path
@@ -124,7 +123,7 @@ def read_index(root: str | Path) -> pa.Table:
     Raises:
         ValueError: the set has no index.
     """
-    path = storage.at(root, "index.parquet")
+    path = storage.at(root, layout.INDEX)
     try:
         if storage.size(path) <= _HELD_BYTES:
             return pq.ParquetFile(io.BytesIO(storage.read(path)), read_dictionary=_NAMES).read()

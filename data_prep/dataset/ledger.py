@@ -16,10 +16,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_prep.dataset import storage
+from data_prep.dataset import layout, storage
 from data_prep.dataset.compaction import SEGMENTS_PER_FILE, CompactedTable
-
-LEDGER_PARTS = "ledger_parts"
 
 _COUNTS = pa.map_(pa.string(), pa.int64())
 _PART_SCHEMA = pa.schema(
@@ -81,11 +79,11 @@ class Ledger:
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
-        self._compacted = CompactedTable(root, LEDGER_PARTS, _PART_SCHEMA)
+        self._compacted = CompactedTable(root, layout.LEDGER_PARTS, _PART_SCHEMA)
 
     def done(self) -> set[str]:
         """Ids of the committed segments; no entry is opened."""
-        folder = storage.at(self.root, "ledger")
+        folder = storage.at(self.root, layout.LEDGER)
         if storage.is_remote(folder):  # a listing gives a thousand names a request; ids are hexadecimal
             with ThreadPoolExecutor(16) as threads:
                 names = [n for found in threads.map(storage.names, [folder] * 16, "0123456789abcdef") for n in found]
@@ -143,7 +141,7 @@ class Ledger:
             yield Entry(**json.loads(data))
 
     def _path(self, segment_id: str) -> str:
-        return storage.at(self.root, "ledger", f"{segment_id}.json")
+        return storage.at(self.root, layout.ledger_entry(segment_id))
 
 
 def _as_table(entries: Iterable[Entry]) -> pa.Table:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.clip import Clip, Segment, Tag
-from data_prep.dataset import storage
+from data_prep.dataset import layout, storage
 from data_prep.dataset.ledger import Entry, Ledger
 
 MANIFEST_SCHEMA = pa.schema(
@@ -82,7 +82,7 @@ def commit_segment(root: str | Path, segment: Segment) -> Committed:
     """
     clips = sorted(segment.clips, key=lambda clip: (clip.start_s, clip.end_s, clip.clip_id))
     _check(segment, clips)
-    shard = f"shards/{segment.segment_id}.tar" if any(clip.kept for clip in clips) else ""
+    shard = layout.shard(segment.segment_id) if any(clip.kept for clip in clips) else ""
     ranges: dict[str, tuple[int, int]] = {}
     shard_size = 0
     if shard:
@@ -91,7 +91,7 @@ def commit_segment(root: str | Path, segment: Segment) -> Committed:
             shard_size = out.tell()
     rows = [_row(segment, clip, shard, ranges) for clip in clips]
     table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
-    with storage.whole(storage.at(root, "manifest", f"{segment.segment_id}.parquet")) as out:
+    with storage.whole(storage.at(root, layout.manifest(segment.segment_id))) as out:
         # Of a few rows: what speeds up the reading of many is a third of the bytes and of the time to write them.
         pq.write_table(table, out, compression="snappy", use_dictionary=False, write_statistics=False)
     seconds = [clip.end_s - clip.start_s if math.isfinite(clip.end_s) else 0.0 for clip in clips]
@@ -170,7 +170,7 @@ def read_segment_manifests(root: str | Path, segment_ids: list[str]) -> Iterator
     Raises:
         ValueError: a part is missing.
     """
-    paths = [storage.at(root, "manifest", f"{segment_id}.parquet") for segment_id in segment_ids]
+    paths = [storage.at(root, layout.manifest(segment_id)) for segment_id in segment_ids]
     try:
         for data in storage.read_many(paths):
             yield pq.ParquetFile(io.BytesIO(data)).read()

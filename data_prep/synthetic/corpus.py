@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from data_prep.dataset import layout
 from data_prep.media.write_mp4 import write_mp4
 from data_prep.synthetic import labels
 from data_prep.synthetic.settings import SynthSettings
@@ -89,7 +90,7 @@ def generate(settings: SynthSettings, output: Path, progress: Progress | None = 
             for name in ("kind", "sound_class", "verdict")
         },
     }
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf8")
+    (output / layout.SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", "utf8")
     return output
 
 
@@ -198,7 +199,7 @@ def _made_by(settings: SynthSettings) -> str:
 
 def _begin(settings: SynthSettings, output: Path) -> None:
     """Make the folders; refuse one that holds another corpus."""
-    saved = output / "settings.yaml"
+    saved = output / layout.SETTINGS
     if saved.exists():
         before = SynthSettings(**yaml.safe_load(saved.read_text("utf8")))
         if _made_by(before) != _made_by(settings):
