@@ -19,44 +19,19 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.clip import Clip, Segment, Tag
+from data_prep.clip import VERDICT_COLUMNS, Clip, Segment, Tag
 from data_prep.dataset import layout, storage
 from data_prep.dataset.ledger import Entry, Ledger
 
 MANIFEST_SCHEMA = pa.schema(
     [
-        ("segment_id", pa.string()),
-        ("clip_id", pa.string()),
-        ("uri", pa.string()),
-        ("content_key", pa.string()),
-        ("start_s", pa.float64()),
-        ("end_s", pa.float64()),
-        ("verdict", pa.string()),
-        ("reason", pa.string()),
-        ("error", pa.string()),
-        ("sound_class", pa.string()),
-        ("scores", pa.map_(pa.string(), pa.float64())),
-        (
-            "tags",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("label", pa.string()),
-                        ("start_s", pa.float64()),
-                        ("end_s", pa.float64()),
-                        ("score", pa.float64()),
-                    ]
-                )
-            ),
-        ),
+        *((name, pa.string()) for name in ("segment_id", "clip_id", "uri", "content_key")),
+        *VERDICT_COLUMNS,
         ("caption", pa.string()),  # JSON; "{}" before captioning
         ("info", pa.string()),  # JSON
-        ("shard", pa.string()),  # path inside the set; "" when the clip is in no tar
+        ("shard", pa.string()),  # path relative to the set; "" for a clip that is in no tar
         ("media_suffix", pa.string()),
-        ("media_offset", pa.int64()),
-        ("media_size", pa.int64()),
-        ("sample_offset", pa.int64()),
-        ("sample_size", pa.int64()),
+        *((name, pa.int64()) for name in ("media_offset", "media_size", "sample_offset", "sample_size")),  # bytes
     ]
 )
 

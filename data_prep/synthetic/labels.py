@@ -20,25 +20,20 @@ SCHEMA = pa.schema(
     [
         ("clip", pa.string()),
         ("index", pa.int64()),
-        ("kind", pa.string()),
-        ("sound_class", pa.string()),
-        ("verdict", pa.string()),
+        *((name, pa.string()) for name in ("kind", "sound_class", "verdict")),
         ("duration_s", pa.float64()),
         ("frames", pa.int64()),
         ("fps", pa.float64()),
-        ("width", pa.int64()),
-        ("height", pa.int64()),
-        ("sample_rate", pa.int64()),
+        *((name, pa.int64()) for name in ("width", "height", "sample_rate")),
         ("has_audio", pa.bool_()),
-        ("caption", pa.string()),
-        ("transcript", pa.string()),
+        *((name, pa.string()) for name in ("caption", "transcript")),
         ("words", pa.list_(pa.struct([("word", pa.string()), *_SPAN]))),
         ("events", pa.list_(pa.struct([("time_s", pa.float64()), ("what", pa.string()), ("x", pa.float64())]))),
         ("cuts_s", pa.list_(pa.float64())),
         ("shots", pa.list_(pa.struct([*_SPAN, ("kind", pa.string()), ("sound_class", pa.string())]))),
         ("positions", pa.list_(pa.struct([("object", pa.string()), *_TRACK]))),
     ]
-)  # fmt: skip
+)
 
 
 def truth(clip: str, index: int, kind: str, shots: list[Shot], form: Format) -> dict[str, Any]:
