@@ -68,7 +68,7 @@ def _music(rng: np.random.Generator, samples: int) -> np.ndarray:
         degree = int(np.clip(degree + rng.integers(-2, 3), 0, 7))
         chord = (degree, degree + 2, degree + 4) if rng.random() < 0.3 else (degree,)
         for step in chord:
-            pitch = 440 * 2 ** ((tonic + 12 * (step // 7) + _SCALE[step % 7] - 57) / 12)
+            pitch = sounds.midi_hz(tonic + 12 * (step // 7) + _SCALE[step % 7] + 12)
             strength = float(rng.uniform(0.5, 1.0))
             note = (
                 sounds.plucked_string(rng, pitch, strength, RATE)

@@ -70,13 +70,27 @@ class Shot:
 Kind = Callable[[np.random.Generator, Format, int], Shot]
 
 
-def mixdown(
-    rng: np.random.Generator, form: Format, dry: np.ndarray, *, room_s: float, wet: float, peak: float, floor_db: float
-) -> np.ndarray:
-    """Direct sound (2, N) → the shot's audio: the room added, the loudest sample at `peak`, and faint room tone.
+Range = float | tuple[float, float]  # a value, or the bounds between which one is drawn
 
-    `floor_db` is the room tone's RMS in dB of full scale.
+
+def mixdown(
+    rng: np.random.Generator, form: Format, dry: np.ndarray, *, room_s: Range, wet: Range, peak: Range, floor_db: float
+) -> np.ndarray:
+    """Turn direct sound into a shot's audio: add the room, set the level, and add faint room tone.
+
+    Args:
+        rng: draws what is given as a range, and the noise.
+        form: of the shot.
+        dry: (2, N) direct sound.
+        room_s: reverberation time T60 of the room, seconds.
+        wet: level of the room's sound relative to the direct sound.
+        peak: loudest sample, of full scale.
+        floor_db: RMS of the room tone, dBFS.
+
+    Returns:
+        (2, N) float32 in [-0.99, 0.99].
     """
+    room_s, wet, peak = (value if isinstance(value, float) else rng.uniform(*value) for value in (room_s, wet, peak))
     around = sounds.room(dry.sum(axis=0) / np.sqrt(2), rng, room_s, form.sample_rate)
     whole = dry + wet * around
     whole *= peak / max(float(np.abs(whole).max()), 1e-6)

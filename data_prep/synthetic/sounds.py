@@ -26,6 +26,11 @@ BARS = {
 }
 
 
+def midi_hz(pitch: float) -> float:
+    """Frequency of a MIDI pitch, Hz; 69 is 440 Hz."""
+    return 440 * 2 ** ((pitch - 69) / 12)
+
+
 def impact(rng: np.random.Generator, material: str, size: float, strength: float, rate: int) -> np.ndarray:
     """A ball of a material hitting the ground. `size` 1 is the usual one, a larger one is lower; strength in (0, 1]."""
     ratios, levels, decays = IMPACTS[material]

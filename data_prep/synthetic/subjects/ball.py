@@ -75,15 +75,7 @@ def ball(rng: np.random.Generator, form: Format, frames: int) -> Shot:
         strength = float(np.clip(0.35 + 1.6 * np.sqrt(before), 0.35, 1.0))
         sounds.add(track, sounds.impact(rng, material, size, strength, form.sample_rate), form.sample_of(hit))
     dry = sounds.pan(track, x, form.samples_per_frame)
-    audio = mixdown(
-        rng,
-        form,
-        dry,
-        room_s=rng.uniform(0.25, 0.45),
-        wet=rng.uniform(0.15, 0.3),
-        peak=rng.uniform(0.5, 0.9),
-        floor_db=-60,
-    )
+    audio = mixdown(rng, form, dry, room_s=(0.25, 0.45), wet=(0.15, 0.3), peak=(0.5, 0.9), floor_db=-60)
 
     kind = {"plain": "", "stripe": " with a stripe", "quarters": " with quarters", "seams": " with dark seams"}[pattern]
     way = x[-1] - x[0]

@@ -92,19 +92,11 @@ def bars(rng: np.random.Generator, form: Format, frames: int) -> Shot:
     dry = np.zeros((2, samples), np.float32)
     for hit, bar in hits:
         track = np.zeros(samples, np.float32)
-        pitch = 440 * 2 ** ((base + notes[bar] - 69) / 12)
+        pitch = sounds.midi_hz(base + notes[bar])
         ring = sounds.struck_bar(rng, material, pitch, rng.uniform(0.65, 1.0), form.sample_rate)
         sounds.add(track, ring, form.sample_of(hit))
         dry += sounds.pan(track, (centres[bar] - offsets) / width, form.samples_per_frame)
-    audio = mixdown(
-        rng,
-        form,
-        dry,
-        room_s=rng.uniform(0.3, 0.6),
-        wet=rng.uniform(0.12, 0.25),
-        peak=rng.uniform(0.5, 0.85),
-        floor_db=-62,
-    )
+    audio = mixdown(rng, form, dry, room_s=(0.3, 0.6), wet=(0.12, 0.25), peak=(0.5, 0.85), floor_db=-62)
 
     dress = "coloured" if coloured else "brown" if material == "wooden" else "grey"
     strokes = f"{_COUNTS.get(len(hits), len(hits))} time{'s' * (len(hits) != 1)}"

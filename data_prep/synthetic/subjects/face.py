@@ -70,15 +70,7 @@ def face(rng: np.random.Generator, form: Format, frames: int) -> Shot:
 
     mouth = np.stack([x / width, (y + 0.52 * tall) / height], axis=1)
     dry = sounds.pan(track, mouth[:, 0], form.samples_per_frame)
-    audio = mixdown(
-        rng,
-        form,
-        dry,
-        room_s=rng.uniform(0.2, 0.35),
-        wet=rng.uniform(0.05, 0.12),
-        peak=rng.uniform(0.55, 0.85),
-        floor_db=-60,
-    )
+    audio = mixdown(rng, form, dry, room_s=(0.2, 0.35), wet=(0.05, 0.12), peak=(0.55, 0.85), floor_db=-60)
     transcript = " ".join(u.text for u in said)
     who = "woman" if woman else "man"
     seen = (

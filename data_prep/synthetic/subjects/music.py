@@ -1,5 +1,6 @@
 """Music: a melody over chords, played on a keyboard onto which the notes fall, or on the strings of a harp."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,19 +99,12 @@ def _keyboard(rng, form: Format, frames: int, piece: list[Note], beat: int, key:
                 glow(frame, x_of[note.pitch], top, key_w * 0.6, height * 0.05, (255, 250, 220), 0.8 * (1 - age / 8))
         pictures[i] = frame
 
-    place = {p: x / width for p, x in x_of.items()}
-    audio = _play(
-        rng,
-        form,
-        frames,
-        piece,
-        place,
-        lambda note, seconds, strength: sounds.piano_note(
-            440 * 2 ** ((note.pitch - 69) / 12), seconds, strength, form.sample_rate
-        ),
-    )
+    def sound(pitch_hz: float, seconds: float, strength: float) -> np.ndarray:
+        return sounds.piano_note(pitch_hz, seconds, strength, form.sample_rate)
+
     seen = f"Coloured notes fall onto a keyboard of {_octaves(octaves)}, and its keys light up as they are played."
-    return _shot(form, pictures, audio, piece, place, seen, f"A piano plays a tune with chords in {key}.", "key")
+    heard = f"A piano plays a tune with chords in {key}."
+    return _shot(rng, form, pictures, piece, x_of, sound, seen, heard, "key")
 
 
 def _octaves(count: int) -> str:
@@ -207,19 +201,12 @@ def _harp(rng, form: Format, frames: int, piece: list[Note], beat: int, key: str
                     0.7 * (1 - age / 6),
                 )
         pictures[i] = frame
-    place = {p: x / width for p, x in x_of.items()}
-    audio = _play(
-        rng,
-        form,
-        frames,
-        piece,
-        place,
-        lambda note, _seconds, strength: sounds.plucked_string(
-            rng, 440 * 2 ** ((note.pitch - 69) / 12), strength, form.sample_rate
-        ),
-    )
+
+    def sound(pitch_hz: float, _seconds: float, strength: float) -> np.ndarray:
+        return sounds.plucked_string(rng, pitch_hz, strength, form.sample_rate)
+
     seen = f"A harp with {len(pitches)} strings stands in front of {behind.what}; its strings swing when plucked."
-    return _shot(form, pictures, audio, piece, place, seen, f"It plays a tune with chords in {key}.", "string")
+    return _shot(rng, form, pictures, piece, x_of, sound, seen, f"It plays a tune with chords in {key}.", "string")
 
 
 def _harp_frame(behind: Background, wood, margin: float, height: int, width: int) -> None:
@@ -254,26 +241,35 @@ def _harp_frame(behind: Background, wood, margin: float, height: int, width: int
         b.ellipse(margin * 0.78, height * 0.09, height * 0.045, height * 0.045, mixed(wood, (255, 220, 150), 0.35))
 
 
-def _play(rng, form: Format, frames: int, piece: list[Note], place: dict[int, float], sound) -> np.ndarray:
+_Sound = Callable[[float, float, float], np.ndarray]  # (pitch in Hz, seconds, strength) → mono
+
+
+def _play(rng, form: Format, frames: int, piece: list[Note], place: dict[int, float], sound: _Sound) -> np.ndarray:
+    """The sound of the piece, each note panned to its place in the picture."""
     samples = form.samples(frames)
     dry = np.zeros((2, samples), np.float32)
     for note in piece:
         strength = rng.uniform(0.75, 1.0) if note.tune else rng.uniform(0.35, 0.5)
-        made = sounds.pan(sound(note, (note.end - note.frame) / form.fps, strength), place[note.pitch], 1.0)
+        mono = sound(sounds.midi_hz(note.pitch), (note.end - note.frame) / form.fps, strength)
+        made = sounds.pan(mono, place[note.pitch], 1.0)
         for channel in (0, 1):
             sounds.add(dry[channel], made[channel], form.sample_of(note.frame))
-    return mixdown(
-        rng,
-        form,
-        dry,
-        room_s=rng.uniform(0.5, 0.9),
-        wet=rng.uniform(0.1, 0.2),
-        peak=rng.uniform(0.55, 0.85),
-        floor_db=-66,
-    )
+    return mixdown(rng, form, dry, room_s=(0.5, 0.9), wet=(0.1, 0.2), peak=(0.55, 0.85), floor_db=-66)
 
 
-def _shot(form: Format, pictures, audio, piece: list[Note], place, seen: str, heard: str, part: str) -> Shot:
+def _shot(
+    rng,
+    form: Format,
+    pictures,
+    piece: list[Note],
+    x_of: dict[int, float],
+    sound: _Sound,
+    seen: str,
+    heard: str,
+    part: str,
+) -> Shot:
+    place = {pitch: x / form.width for pitch, x in x_of.items()}
+    audio = _play(rng, form, len(pictures), piece, place, sound)
     names = {n.pitch: f"{_KEYS[n.pitch % 12]}{n.pitch // 12 - 1}" for n in piece}
     events = [Event(n.frame / form.fps, f"{part} {names[n.pitch]} sounds", place[n.pitch]) for n in piece]
     return Shot("music", "music", pictures, audio, seen, heard, events=events)

@@ -39,7 +39,7 @@ def bird(rng: np.random.Generator, form: Format, frames: int) -> Shot:
         pictures[i] = frame
     place = np.stack([(x - offsets + 0.9 * size * facing) / width, np.full(frames, (y - 0.55 * size) / height)], axis=1)
     dry = sounds.pan(track, place[:, 0], form.samples_per_frame)
-    audio = mixdown(rng, form, dry, room_s=rng.uniform(0.4, 0.7), wet=0.12, peak=rng.uniform(0.4, 0.7), floor_db=-56)
+    audio = mixdown(rng, form, dry, room_s=(0.4, 0.7), wet=0.12, peak=(0.4, 0.7), floor_db=-56)
     article = "An" if name == "orange" else "A"
     where = side(float(place[:, 0].mean()))
     return Shot(
@@ -174,7 +174,7 @@ def clock(rng: np.random.Generator, form: Format, frames: int) -> Shot:
     place = np.stack([(x - offsets) / width, np.full(frames, top / height)], axis=1)
     dry = sounds.pan(track, place[:, 0], form.samples_per_frame)
     # Ticks that stand 35 dB above a quiet room are what a microphone near a clock records, and what a tagger knows.
-    audio = mixdown(rng, form, dry, room_s=0.2, wet=0.15, peak=rng.uniform(0.22, 0.32), floor_db=-45)
+    audio = mixdown(rng, form, dry, room_s=0.2, wet=0.15, peak=(0.22, 0.32), floor_db=-45)
     return Shot(
         "clock", "environment", pictures, audio,
         f"A wooden clock with a swinging pendulum hangs {side(float(place[:, 0].mean()))} on the wall of {behind.what}."
