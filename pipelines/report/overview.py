@@ -17,9 +17,9 @@ import yaml
 
 from data_prep.curation import near_duplicates
 from data_prep.dataset import layout, storage
-from data_prep.dataset.index import each_manifest
+from data_prep.dataset.index import each_manifest, round_robin
 from pipelines.report import captions, pages, review
-from pipelines.report.examples import Drawing, Example, spread
+from pipelines.report.examples import Drawing, Example
 from pipelines.report.statistics import EXAMPLES, SCORES, Kind, SetStatistics, collect_statistics
 
 PAGES = "report"
@@ -204,7 +204,7 @@ def _sections(root: str | Path, counted: SetStatistics, doubles: list[tuple[str,
         for verdict, first in (("kept", KEPT_EXAMPLES), ("dropped", OTHER_EXAMPLES), ("failed", OTHER_EXAMPLES)):
             for _, reason in sorted(key for key in counted.clips if key[0] == verdict):
                 title = "Kept" if verdict == "kept" else f"{verdict.capitalize()}: {_words(reason)}"
-                rows = spread(counted.rows(verdict, reason), PAGE_EXAMPLES)
+                rows = round_robin(counted.rows(verdict, reason), PAGE_EXAMPLES)
                 pairs = [(row, drawing.example(row)) for row in rows]
                 clips = counted.clips[verdict, reason]
                 sections.append(Section(title, _page(verdict, reason), clips, first, pairs))
