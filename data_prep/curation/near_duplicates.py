@@ -126,7 +126,7 @@ def write(root: str | Path, manifest: Iterable[pa.Table]) -> set[str]:
                 }
             )
     found = find(rows)
-    with storage.whole(storage.at(root, layout.DUPLICATES)) as out:
+    with storage.atomic_write(storage.at(root, layout.DUPLICATES)) as out:
         pq.write_table(pa.Table.from_pylist(found, schema=SCHEMA), out, compression="zstd")
     return {row["clip_id"] for row in found}
 

@@ -58,7 +58,7 @@ class CompactedTable:
         return pq.ParquetFile(io.BytesIO(storage.read(storage.at(self.folder, name)))).read().cast(self.schema)
 
     def _write(self, number: int, table: pa.Table) -> None:
-        with storage.whole(storage.at(self.folder, f"{number:08}.parquet")) as out:
+        with storage.atomic_write(storage.at(self.folder, f"{number:08}.parquet")) as out:
             pq.write_table(table, out, compression="zstd")
 
 

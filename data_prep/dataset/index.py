@@ -127,7 +127,7 @@ def build_index(root: str | Path, without: Container[str] = ()) -> str:
         tables.append(pa.table(columns, schema=INDEX_SCHEMA))
     table = pa.concat_tables(tables).sort_by([("shard", "ascending"), ("offset", "ascending")])
     path = storage.at(root, layout.INDEX)
-    with storage.whole(path) as out:
+    with storage.atomic_write(path) as out:
         pq.write_table(table, out, compression="zstd")
     return path
 

@@ -112,7 +112,7 @@ def test_the_ledger_is_written_last(tmp_path, monkeypatch):
 
 
 def test_a_half_written_file_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), storage.whole(tmp_path / "a.bin") as out:  # noqa: PT012
+    with pytest.raises(RuntimeError), storage.atomic_write(tmp_path / "a.bin") as out:  # noqa: PT012
         out.write(b"half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []

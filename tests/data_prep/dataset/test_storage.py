@@ -58,7 +58,7 @@ def test_files_are_written_read_and_listed(root):
     with pytest.raises(FileNotFoundError):
         storage.read(path)
     storage.put(path, b"0123456789")
-    with storage.whole(storage.at(root, "folder", "b.bin")) as out:
+    with storage.atomic_write(storage.at(root, "folder", "b.bin")) as out:
         out.write(b"second")
         assert not storage.exists(storage.at(root, "folder", "b.bin"))
     assert storage.exists(path)
@@ -88,7 +88,7 @@ def test_a_bucket_that_is_not_there_is_told(store):
 
 
 def test_what_fails_half_way_leaves_nothing(root):
-    with pytest.raises(RuntimeError), storage.whole(storage.at(root, "a.bin")) as out:  # noqa: PT012
+    with pytest.raises(RuntimeError), storage.atomic_write(storage.at(root, "a.bin")) as out:  # noqa: PT012
         out.write(b"half")
         raise RuntimeError
     assert storage.names(root) == []
