@@ -14,7 +14,8 @@ def bucket_frames(media: Media, start_s: float, bucket: Bucket, width: int, heig
         media: the clip's file.
         start_s: the clip's in point in that file, seconds.
         bucket: the shape to bring the clip to.
-        width, height: of the clip's picture when shown upright, pixels.
+        width: of the clip's picture when shown upright, pixels.
+        height: of the same picture, pixels.
 
     Returns:
         (bucket.frames, bucket.height, bucket.width, 3) uint8 RGB.

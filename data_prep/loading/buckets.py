@@ -137,7 +137,8 @@ class Bucket(Settings):
         """Return why a clip cannot fill this bucket, or "" if it can.
 
         Args:
-            width, height: of the picture, pixels.
+            width: of the picture, pixels.
+            height: of the picture, pixels.
             fps: frames per second.
             duration_s: length of the clip, seconds.
         """

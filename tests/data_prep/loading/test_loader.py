@@ -131,7 +131,7 @@ def test_a_sample_that_is_none_or_of_another_shape_is_named(tmp_path):
     data = bytearray(shard.read_bytes())
     data[520:560] = bytes(40)
     shard.write_bytes(data)
-    with pytest.raises(ValueError, match="sample one is no safetensors file"):
+    with pytest.raises(ValueError, match="sample one is not a safetensors file"):
         EncodedSamples(tmp_path / "odd").read(0)
 
 

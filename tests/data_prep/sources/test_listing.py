@@ -63,7 +63,7 @@ def test_mistakes_are_named_with_their_mend(folder, tmp_path_factory):
         ([str(folder / "missing")], "missing' does not exist"),
         ([str(empty)], "holds no video"),
         ([f"{folder}/*.avi"], "matches no video"),
-        ([str(folder / "notes.txt")], "no video by its name"),
+        ([str(folder / "notes.txt")], "not a video by its name"),
         ([], "no input"),
         (["nothing://bucket/x"], "cannot be listed"),
     ]:
@@ -189,7 +189,7 @@ def test_lists(suffix, film, tmp_path):
         ([{"link": "a.mp4"}], r"has no column uri, url, path \(it has link\)"),
         ([{"path": "a.mp4"}, {"path": ""}], "row 2: no address"),
         ([{"url": "a.mp4", "start": 3.0, "end": 2.0}], "row 1: start 3 s, end 2 s; give 0 ≤ start < end"),
-        ([{"url": "a.mp4", "start": "soon"}], "row 1: start 'soon' is no number of seconds"),
+        ([{"url": "a.mp4", "start": "soon"}], "row 1: start 'soon' is not a number of seconds"),
     ],
 )
 def test_a_wrong_list_is_told_by_its_row(suffix, rows, told, tmp_path):
