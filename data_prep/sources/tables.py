@@ -81,7 +81,7 @@ def _columns(names: list[str], path: str) -> list[str]:
     if not set(names) & set(_NAMES):
         found = ", ".join(names[:8]) or "none"
         raise ValueError(
-            f"{path} has no column {', '.join(_NAMES)} (it has {found}); give the column of addresses one of these names"
+            f"{path} has no column {', '.join(_NAMES)} (it has {found}); give one of these names to its addresses"
         )
     return [name for name in names if name in (*_NAMES, *_OTHERS)]
 

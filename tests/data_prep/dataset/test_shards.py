@@ -100,13 +100,13 @@ def test_a_segment_without_its_verdicts_is_not_committed(tmp_path):
 
 def test_the_ledger_is_written_last(tmp_path, monkeypatch):
     written = []
-    real = storage.whole
+    real = storage.atomic_write
 
     def watched(path):
         written.append(Path(path).parent.name)
         return real(path)
 
-    monkeypatch.setattr(storage, "whole", watched)
+    monkeypatch.setattr(storage, "atomic_write", watched)
     shards.write_segment(tmp_path, _segment())
     assert written == ["shards", "manifest", "ledger"]
 
