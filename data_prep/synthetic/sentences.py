@@ -1,8 +1,8 @@
-"""Plain sentences to be spoken, drawn from a small grammar. Each is true of the world.
+"""Plain sentences to speak, drawn from a small grammar. Each is true.
 
-A sentence whose words could as well be others by their sound ("oars", "ores") is not among them: nobody could tell what
-was said. Nor is one with a word that the voices of `speech` do not say as it is written ("rust" comes out as "rest",
-"wool" as "well", "kettle" as "cattle", in every voice that was tried): its label would be false.
+Words with a homophone ("oars", "ores") are left out, because nobody could tell which of the two was said. So are words
+that the voices of `speech` pronounce as another word ("rust" sounds like "rest", "wool" like "well", "kettle" like
+"cattle", in every voice that was tried): the label would be false.
 """
 
 import numpy as np
@@ -71,7 +71,7 @@ _ANIMALS = ("Dogs", "Cats", "Cows", "Ducks", "Frogs", "Lions", "Horses")
 
 
 def sentence(rng: np.random.Generator) -> str:
-    """One sentence, 3 to 8 words, plain ASCII."""
+    """Draw a sentence of 3 to 8 words, in plain ASCII."""
     form = rng.integers(10)
     if form < 6:
         return str(rng.choice(_FACTS))
