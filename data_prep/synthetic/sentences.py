@@ -52,19 +52,24 @@ _FACTS = (
     "The sun rises in the east.",
     "The sun sets in the west.",
 )
+# Each subject with the two ways to complete "A drum is …".
+_COMPLETIONS = """
+    A drum: played with two sticks / a percussion instrument
+    A piano: played with both hands / a keyboard instrument
+    A violin: played with a bow / a string instrument
+    A guitar: plucked / a string instrument
+    A flute: blown / a wind instrument
+    A trumpet: blown / a brass instrument
+    A hammer: held in the hand / a tool
+    A candle: used to give light / made of wax
+    A bicycle: a vehicle with two wheels / steered with both hands
+    A boat: used on water / moved by the wind
+    A clock: used to tell the time / wound or driven by a motor
+    A letter: written on paper / carried by the post
+"""
 _SUBJECTS = {
-    "A drum": ("played with two sticks", "a percussion instrument"),
-    "A piano": ("played with both hands", "a keyboard instrument"),
-    "A violin": ("played with a bow", "a string instrument"),
-    "A guitar": ("plucked", "a string instrument"),
-    "A flute": ("blown", "a wind instrument"),
-    "A trumpet": ("blown", "a brass instrument"),
-    "A hammer": ("held in the hand", "a tool"),
-    "A candle": ("used to give light", "made of wax"),
-    "A bicycle": ("a vehicle with two wheels", "steered with both hands"),
-    "A boat": ("used on water", "moved by the wind"),
-    "A clock": ("used to tell the time", "wound or driven by a motor"),
-    "A letter": ("written on paper", "carried by the post"),
+    subject.strip(): tuple(completions.split(" / "))
+    for subject, completions in (line.split(": ") for line in _COMPLETIONS.strip().splitlines())
 }
 _FRUIT = ("Apples", "Cherries", "Lemons", "Peaches", "Plums")
 _ANIMALS = ("Dogs", "Cats", "Cows", "Ducks", "Frogs", "Lions", "Horses")

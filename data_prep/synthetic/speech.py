@@ -44,7 +44,12 @@ _MARGIN_S = 0.02  # kept around the sound
 
 @dataclass(frozen=True)
 class Word:
-    """One spoken word, with its span in seconds from the start of the clip."""
+    """One spoken word.
+
+    Attributes:
+        word: without punctuation.
+        start_s, end_s: seconds from the start of the clip.
+    """
 
     word: str
     start_s: float

@@ -1,4 +1,4 @@
-"""Music: a melody over chords, played on a keyboard onto which the notes fall, or on the strings of a harp."""
+"""Music: a melody with chords, played on a keyboard onto which notes fall, or on the strings of a harp."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +12,21 @@ from data_prep.synthetic.shot import Event, Format, Shot, mixdown
 
 _MAJOR, _MINOR = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)
 _PROGRESSIONS = ((0, 5, 3, 4), (0, 3, 4, 0), (0, 4, 5, 3), (0, 3, 0, 4))
-_LAST = 4  # frames before the end in which no note begins
+_LAST = 4  # number of frames at the end in which no note begins
 _KEYS = ("C", "C sharp", "D", "E flat", "E", "F", "F sharp", "G", "A flat", "A", "B flat", "B")
 _PAINTS = (((255, 176, 64), (90, 150, 250)), ((250, 110, 140), (90, 210, 190)), ((150, 230, 110), (180, 130, 250)))
 
 
 @dataclass(frozen=True)
 class Note:
-    """One note: frames at which it is struck and let go, its pitch (MIDI), and whether it is the tune or a chord."""
+    """One note.
+
+    Attributes:
+        frame: on which it is struck.
+        end: frame on which it is released.
+        pitch: MIDI number.
+        tune: whether it belongs to the melody and not to a chord.
+    """
 
     frame: int
     end: int
@@ -28,7 +35,7 @@ class Note:
 
 
 def music(rng: np.random.Generator, form: Format, frames: int) -> Shot:
-    """Two to four bars of a tune in a major or minor key."""
+    """Make a shot of a tune in a major or minor key."""
     beat = round(form.fps * 60 / rng.uniform(96, 150))
     tonic, minor = int(rng.integers(0, 12)), bool(rng.random() < 0.4)
     piece = _compose(rng, frames, beat, tonic, _MINOR if minor else _MAJOR)
@@ -51,7 +58,7 @@ def _compose(rng, frames: int, beat: int, tonic: int, scale) -> list[Note]:
         rhythm = ((1, 1), (1, 0.5, 0.5), (0.5, 0.5, 1), (0.5, 0.5, 0.5, 0.5), (1.5, 0.5))[rng.integers(5)]
         place = float(at)
         for k, share in enumerate(rhythm):
-            if k == 0:  # a chord's own note on the strong beat
+            if k == 0:  # a note of the chord on the strong beat
                 degree = (root + int(rng.choice([0, 2, 4]))) % 7
             length = share * beat
             if round(place) < frames - _LAST:
@@ -73,7 +80,7 @@ def _keyboard(rng, form: Format, frames: int, piece: list[Note], beat: int, key:
     x_of = {p: (k + 0.5) * key_w for k, p in enumerate(whites)} | {p: (whites.index(p - 1) + 1) * key_w for p in blacks}
     top = height * 0.68
     tune, chord = _PAINTS[rng.integers(len(_PAINTS))]
-    speed = height * 0.62 / (2.2 * beat)  # pixels that a note falls per frame
+    speed = height * 0.62 / (2.2 * beat)  # of a falling note, pixels per frame
     still = _night(rng, height, width, int(top), low, x_of, beat)
     keys: dict[frozenset, np.ndarray] = {}  # the keyboard changes only when a note begins or ends
     pictures = np.empty((frames, height, width, 3), np.uint8)
@@ -112,7 +119,7 @@ def _octaves(count: int) -> str:
 
 
 def _night(rng, height: int, width: int, top: int, low: int, x_of, beat: int) -> np.ndarray:
-    """The dark space that the notes fall through, with a faint line at each C."""
+    """Draw the dark space through which the notes fall, with a faint line at each C."""
     hue = np.array(((26, 30, 56), (40, 24, 48), (18, 40, 46))[rng.integers(3)], np.float32)
     shade = np.linspace(0.6, 1.5, height, dtype=np.float32)[:, None] + 0.2 * smooth_noise(
         rng, height, width, height / 3, 2
@@ -182,7 +189,7 @@ def _harp(rng, form: Format, frames: int, piece: list[Note], beat: int, key: str
                 bow = np.sin(np.pi * along)
                 if note and swing > 0.15:
                     lit = mixed(string[p], tune if note.tune else chord, float(np.exp(-age / 0.5)))
-                    # A string swings too fast for the eye: what is seen is the space that it fills.
+                    # A string swings too fast for the eye, so draw the area that it covers.
                     left, right = x_of[p] - swing * bow, x_of[p] + swing * bow
                     b.polygon(np.concatenate([np.stack([left, y], 1), np.stack([right, y], 1)[::-1]]), (*lit, 120))
                     b.line(np.stack([x_of[p] + swing * bow * np.cos(2 * np.pi * 11 * age), y], 1), 1.1, lit)
@@ -213,24 +220,9 @@ def _harp_frame(behind: Background, wood, margin: float, height: int, width: int
     dark = mixed(wood, (0, 0, 0), 0.35)
     with brush(behind.pixels, 0, 0, width, height) as b:
         b.ellipse(width / 2, height * 0.93, width * 0.36, height * 0.05, (0, 0, 0, 80))
-        b.polygon(
-            [
-                (margin * 0.7, height * 0.84),
-                (width - margin * 0.8, height * 0.8),
-                (width - margin * 0.8, height * 0.88),
-                (margin * 0.7, height * 0.93),
-            ],
-            dark,
-        )
-        b.polygon(
-            [
-                (margin * 0.7, height * 0.83),
-                (width - margin * 0.8, height * 0.79),
-                (width - margin * 0.8, height * 0.84),
-                (margin * 0.7, height * 0.88),
-            ],
-            wood,
-        )
+        left, right = margin * 0.7, width - margin * 0.8
+        for shares, paint in (((0.84, 0.8, 0.88, 0.93), dark), ((0.83, 0.79, 0.84, 0.88), wood)):
+            b.polygon([(x, height * y) for x, y in zip((left, right, right, left), shares, strict=True)], paint)
         b.line([(margin * 0.8, height * 0.88), (margin * 0.8, height * 0.1)], height * 0.06, dark)
         b.line([(margin * 0.78, height * 0.88), (margin * 0.78, height * 0.1)], height * 0.04, wood)
         share = np.linspace(0, 1, 15)
@@ -245,7 +237,7 @@ _Sound = Callable[[float, float, float], np.ndarray]  # (pitch in Hz, seconds, s
 
 
 def _play(rng, form: Format, frames: int, piece: list[Note], place: dict[int, float], sound: _Sound) -> np.ndarray:
-    """The sound of the piece, each note panned to its place in the picture."""
+    """Make the sound of the piece, with each note panned to its position in the picture."""
     samples = form.samples(frames)
     dry = np.zeros((2, samples), np.float32)
     for note in piece:
