@@ -1,4 +1,4 @@
-"""The commit of a segment: bytes, order, byte ranges, and what a crash leaves."""
+"""The commit of a segment: its bytes, the order of the files, byte ranges, and what a crash leaves."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""Files of a set on a disk and on an object store: whole or not there, and read although the store fails."""
+"""Files of a set on a disk and in an object store: complete or absent, and read although requests fail."""
 
 import os
 import tarfile
@@ -37,7 +37,7 @@ def store(faults: Faults):
 
 @pytest.fixture(scope="module")
 def google():
-    """The root of a set on a server of Google's kind."""
+    """The root of a set on a server that speaks Google's protocol."""
     with pytest.MonkeyPatch.context() as patch, gs_server() as server:
         for name, value in server.environment.items():
             patch.setenv(name, value)
