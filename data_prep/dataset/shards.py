@@ -56,7 +56,7 @@ def commit_segment(root: str | Path, segment: Segment) -> Committed:
     media or its sample (asserted).
     """
     clips = sorted(segment.clips, key=lambda clip: (clip.start_s, clip.end_s, clip.clip_id))
-    _check(segment, clips)
+    _assert_complete(segment, clips)
     shard = layout.shard(segment.segment_id) if any(clip.kept for clip in clips) else ""
     ranges: dict[str, tuple[int, int]] = {}
     shard_size = 0
@@ -216,7 +216,7 @@ def write_tar(out: BinaryIO, named: list[tuple[str, bytes]]) -> dict[str, tuple[
     return ranges
 
 
-def _check(segment: Segment, clips: list[Clip]) -> None:
+def _assert_complete(segment: Segment, clips: list[Clip]) -> None:
     where = f"segment {segment.segment_id} ({segment.uri})"
     assert clips, f"{where} has no clip: a source always ends in at least one verdict"
     assert len({clip.clip_id for clip in clips}) == len(clips), f"{where} has two clips of one id"

@@ -124,7 +124,7 @@ def read_sound(media: Media, start_s: float, end_s: float, sample_rate: int, cha
         stream = choose_streams(container).audio
         if stream is None:
             return None
-        _begin(stream)
+        _prepare_decoder(stream)
         layout = "mono" if channels == 1 else "stereo"
         buffer = _SoundBuffer(layout, stream.time_base)
         packets, time_of = Packets(container, stream, start_s - PREROLL_S), clock(stream)
@@ -142,7 +142,7 @@ def read_sound(media: Media, start_s: float, end_s: float, sample_rate: int, cha
     return buffer.sound(start_s, end_s, sample_rate)
 
 
-def _begin(stream: AudioStream | VideoStream) -> None:
+def _prepare_decoder(stream: AudioStream | VideoStream) -> None:
     """Prepare a stream's decoder: one thread, and no state from earlier decoding."""
     if stream.codec_context.is_open:
         stream.codec_context.flush_buffers()
@@ -168,7 +168,7 @@ class _SoundBuffer:
     def add(self, frame: av.AudioFrame) -> None:
         form = frame.format.name, frame.layout.name, frame.sample_rate
         if form != self.form:
-            self._begin(*form, frame.layout.nb_channels)
+            self._start_block(*form, frame.layout.nb_channels)
         if frame.pts is not None and self.base is not None:
             time_s = seconds_of(frame.pts, self.base)
         else:
@@ -180,7 +180,7 @@ class _SoundBuffer:
         if self.waiting.samples >= RESAMPLE_BLOCK:
             self._mix()
 
-    def _begin(self, name: str, layout: str, rate: int, channels: int) -> None:
+    def _start_block(self, name: str, layout: str, rate: int, channels: int) -> None:
         """Start a new block for frames of another format, or for the first frames."""
         self._finish()
         if not self.rate:
@@ -345,7 +345,7 @@ def iterate_video(
         stream = choose_streams(container).video
         if stream is None:
             return
-        _begin(stream)
+        _prepare_decoder(stream)
         shown = _shown(Packets(container, stream, start_s), stream, start_s, end_s, display=fps is not None)
         if fps is None:
             for time_s, frame in shown:

@@ -132,7 +132,7 @@ def _local(text: str) -> Iterator[Listed]:
         names, what = iter(found), f"glob {text!r} matches no video; quote it and check the folder"
     else:
         raise ValueError(f"input {text!r} does not exist; check the path")
-    return _some((found for name in names for found in _in_file(name, lambda name: os.path.getsize(name))), what)
+    return _nonempty((found for name in names for found in _in_file(name, lambda name: os.path.getsize(name))), what)
 
 
 def _in_file(name: str, size: Callable[[str], int]) -> Iterator[Listed]:
@@ -152,7 +152,7 @@ def _is_list(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _some(found: Iterator[Listed], what: str) -> Iterator[Listed]:
+def _nonempty(found: Iterator[Listed], what: str) -> Iterator[Listed]:
     """Yield what was found; raise ValueError(what) if that is nothing."""
     empty = True
     for one in found:
@@ -208,7 +208,7 @@ def _remote(text: str) -> Iterator[Listed]:
             for name in sizes:
                 yield from _in_file(name, sizes.__getitem__)
 
-    return _some(found(), what)
+    return _nonempty(found(), what)
 
 
 def _suffixes() -> str:

@@ -67,9 +67,9 @@ def generate(settings: SynthSettings, output: Path, progress: Progress | None = 
         ValueError: the folder holds a corpus of other settings or a larger one, or a package is missing.
     """
     output = Path(output)
-    _begin(settings, output)
+    _prepare_folder(settings, output)
     kinds = kinds_of(settings)
-    wanted = [k for k in range(settings.clips) if not _is_whole(settings, output, k)]
+    wanted = [k for k in range(settings.clips) if not _is_complete(settings, output, k)]
     done = settings.clips - len(wanted)
     if progress:
         progress("synth", done, settings.clips)
@@ -188,7 +188,7 @@ def _make_one(settings: SynthSettings, output: Path, index: int, kind: str) -> i
     return index
 
 
-def _is_whole(settings: SynthSettings, output: Path, index: int) -> bool:
+def _is_complete(settings: SynthSettings, output: Path, index: int) -> bool:
     note = _truth_file(output, index)
     if not (note.exists() and (output / _name(index)).exists()):
         return False
@@ -201,7 +201,7 @@ def _made_by(settings: SynthSettings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _begin(settings: SynthSettings, output: Path) -> None:
+def _prepare_folder(settings: SynthSettings, output: Path) -> None:
     """Create the folders; refuse a folder that holds another corpus."""
     saved = output / layout.SETTINGS
     if saved.exists():

@@ -94,36 +94,36 @@ def speak(text: str, voice: str = WOMEN[0], speed: float = 0.85, pitch: float = 
     """
     if voice not in VOICES:
         raise ValueError(f"no voice {voice!r}; there are: {', '.join(VOICES)}")
-    parts = _parts()
+    tts = _synthesizer()
     spoken = text.split()
-    phonemes = parts.phonemes(text)
+    phonemes = tts.phonemes(text)
     if len(phonemes.split()) != len(spoken):
         raise ValueError(f"{text!r} is not spoken word for word; write numbers and signs as words")
     symbols = [_SILENCE, *phonemes, _SILENCE]
-    ids = [parts.numbers.get(symbol, 0) for symbol in symbols]
+    ids = [tts.numbers.get(symbol, 0) for symbol in symbols]
     given = {"ids": np.array([ids], np.int64), "speed": np.array([speed], np.float32)}
-    *bands, f0, frames = parts.network.run(None, given)
+    *bands, f0, frames = tts.network.run(None, given)
     own_pitch, tract = VOICES[voice]
     stretched = [_stretched(band[0], tract) for band in bands]
     rng = np.random.default_rng(0)  # for the breath in the voice
-    sound = parts.dsp.synth(*stretched, f0[0] * np.float32(own_pitch * pitch), rng)
+    sound = tts.dsp.synth(*stretched, f0[0] * np.float32(own_pitch * pitch), rng)
     sound /= max(float(np.abs(sound).max()), 1e-6)
-    heard_s = np.flatnonzero(np.abs(sound) > _HEARD) / parts.dsp.SR
+    heard_s = np.flatnonzero(np.abs(sound) > _HEARD) / tts.dsp.SR
     begin_s = max(0.0, heard_s[0] - _MARGIN_S)
-    begin, end = (round(at * parts.dsp.SR) for at in (begin_s, heard_s[-1] + _MARGIN_S))
+    begin, end = (round(at * tts.dsp.SR) for at in (begin_s, heard_s[-1] + _MARGIN_S))
     starts_s = np.concatenate([[0], np.cumsum(frames.ravel())]) * _FRAME_S - _LAG_S
     timed = [(symbol, float(at - begin_s)) for symbol, at in zip(symbols, starts_s, strict=False)]
     return Utterance(
         text,
         sound[begin:end],
-        parts.dsp.SR,
+        tts.dsp.SR,
         _words(spoken, timed, heard_s - begin_s),
         tuple((at, symbol) for symbol, at in timed if symbol.isalpha() and symbol not in _MARKS),
     )
 
 
 @dataclass(frozen=True)
-class _Parts:
+class _Synthesizer:
     network: Any  # ids, speed → five (1, 601, F) parts of the spectrum, f0 (1, F), frames of each phoneme (L,)
     phonemes: Any  # text → IPA, words separated by spaces
     numbers: dict[str, int]  # symbol → its id
@@ -131,7 +131,7 @@ class _Parts:
 
 
 @cache
-def _parts() -> _Parts:
+def _synthesizer() -> _Synthesizer:
     try:
         from hibari import dsp, tts
         from hibari.g2p import G2P
@@ -144,7 +144,7 @@ def _parts() -> _Parts:
     model = onnx.load(str(assets / "hibari.onnx"))
     model.graph.output.append(onnx.ValueInfoProto(name=_FRAMES_OF_PHONEMES))
     numbers = json.loads((assets / "vocab.json").read_text(encoding="utf-8"))
-    return _Parts(opened(model.SerializeToString()), G2P(), numbers, dsp)
+    return _Synthesizer(opened(model.SerializeToString()), G2P(), numbers, dsp)
 
 
 def _stretched(band: np.ndarray, tract: float) -> np.ndarray:
