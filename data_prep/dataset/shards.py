@@ -45,7 +45,7 @@ class Committed:
 
 
 def write_segment(root: str | Path, segment: Segment) -> Entry:
-    """Commit a segment and return only its ledger entry."""
+    """`commit_segment`, for who wants to know the entry alone."""
     return commit_segment(root, segment).entry
 
 

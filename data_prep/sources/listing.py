@@ -4,8 +4,8 @@ Listing opens no source. It reads names and sizes, and yields segments one by on
 million sources need no more memory than the largest folder. A source of more than `PART_BYTES` becomes several
 segments of equal length, because its bytes bound both the work and the memory that a worker needs for kept clips.
 
-The worker that opens the source finds where its part begins and ends in seconds (`divide`). It uses the time of the
-last packet, because durations in headers are unreliable.
+The worker that opens the source finds where its part begins and ends in seconds. It uses the time of the last packet,
+because durations in headers are unreliable.
 """
 
 import glob
@@ -27,8 +27,7 @@ MEDIA_SUFFIXES = frozenset(
     ]
 )
 PART_BYTES = 256 << 20
-# No video has fewer bytes per second. So files small enough are not opened to measure them, and a measured length is
-# limited to size / _LEAST_BYTES_PER_S.
+# No video has fewer bytes per second. Smaller files are not opened to measure them, and a length beyond it is a lie.
 _LEAST_BYTES_PER_S = 1_000
 
 
@@ -78,17 +77,12 @@ def _segments(found: Listed) -> Iterator[Segment]:
 
 
 def divide(segment: Segment, segment_s: float) -> list[Segment]:
-    """Divide a segment into spans with known times. Opens the source to measure it.
-
-    Args:
-        segment: may be one part of several of its source.
-        segment_s: longest span, approximately, seconds.
+    """A segment as spans of at most about `segment_s` seconds, with their times; opens the source to measure it.
 
     Raises:
-        ValueError: the length of the source cannot be measured and this is not its first part; the first part then
-            covers the complete source.
+        ValueError: a part of a source whose length cannot be measured; the first part then stands for all of it.
     """
-    if not segment.size:  # the list gave no size
+    if not segment.size:  # a list said nothing of it
         segment = replace(segment, size=storage.size(segment.uri))
     begin, end = segment.start_s, segment.end_s
     if math.isinf(end) and segment.size > segment_s * _LEAST_BYTES_PER_S:

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
 
 from data_prep.dataset.index import read_manifest
 from data_prep.dataset.shards import read_member
 from data_prep.loading.batch_plan import MicroBatch
-from data_prep.loading.bucket_frames import bucket_frames
 from data_prep.loading.buckets import Bucket, choose
 from data_prep.loading.loader import Batch
 from data_prep.media import decode
@@ -147,7 +147,16 @@ class PictureClips(Dataset):
             return held
         clip, bucket = self.clips[row], self.chosen[row]
         data = read_member(self.root, clip.shard, clip.offset, clip.size)
-        pixels = torch.from_numpy(bucket_frames(data, clip.start_s, bucket, clip.info["width"], clip.info["height"]))
+        # The picture's own size comes from the decoder, which turns it upright; the manifest's may not be turned.
+        crop = bucket.crop(clip.info["width"], clip.info["height"])
+        end_s = clip.start_s + bucket.duration_s
+        size = (crop.height, crop.width)
+        frames, _ = decode.decode_video(data, clip.start_s, end_s, fps=bucket.fps, max_frames=bucket.frames, size=size)
+        frames = frames[:, crop.top : crop.top + bucket.height, crop.left : crop.left + bucket.width]
+        if len(frames) < bucket.frames:  # a picture that ends a little before its sound holds its last frame
+            assert len(frames)
+            frames = np.concatenate([frames, np.repeat(frames[-1:], bucket.frames - len(frames), axis=0)])
+        pixels = torch.from_numpy(np.ascontiguousarray(frames))
         self._cache.put(row, pixels, pixels.nbytes)
         return pixels
 
