@@ -1,7 +1,7 @@
 """Compaction: the contents of many small files of a set, copied into few large ones.
 
-Workers share nothing, so each segment is committed as its own small files. To read a million of them one by one takes
-an hour on a disk and days on an object store. So the driver also copies their contents into Parquet files of
+Workers share nothing, so each segment is committed as separate small files. Reading a million of them one by one takes
+an hour from a disk and days from an object store. So the driver also copies their contents into Parquet files of
 `SEGMENTS_PER_FILE` segments each, while segments are committed.
 
 The small files remain the source of truth. A reader asks for the segments that the ledger names: rows of other segments

@@ -1,7 +1,8 @@
 """The set as two tables: the manifest (a row per clip considered) and the index (a row per encoded sample).
 
 Both hold committed segments only: a manifest file without a ledger entry is a leftover of a killed run. Manifest rows
-are read from the compacted files where these have them (`data_prep.dataset.compaction`), else from each segment's own.
+are read from the compacted files (`data_prep.dataset.compaction`), and those that are missing there from the manifest
+file of their segment.
 """
 
 import fcntl

@@ -352,7 +352,7 @@ def file_system(protocol: str) -> Any:
     import fsspec  # slow to import, and a local set does not need it
 
     if protocol not in ("s3", "s3a"):
-        # To query the kind of bucket needs a permission that reading and writing do not need.
+        # Querying the kind of bucket needs a permission that reading and writing do not need.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         try:
             return fsspec.filesystem(protocol, use_listings_cache=False)
