@@ -92,7 +92,7 @@ def mixdown(
     Returns:
         (2, N) float32 in [-0.99, 0.99].
     """
-    room_s, wet, peak = (value if isinstance(value, float) else rng.uniform(*value) for value in (room_s, wet, peak))
+    room_s, wet, peak = (rng.uniform(*value) if isinstance(value, tuple) else value for value in (room_s, wet, peak))
     around = sounds.room(dry.sum(axis=0) / np.sqrt(2), rng, room_s, form.sample_rate)
     whole = dry + wet * around
     whole *= peak / max(float(np.abs(whole).max()), 1e-6)
