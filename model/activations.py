@@ -38,7 +38,10 @@ class Activations:
         """Bytes at the peak of a step of so many blocks, every `recompute`-th of which is recomputed (0: none)."""
         recomputed = len(range(0, blocks, recompute)) if recompute else 0
         saved = (blocks - recomputed) * self.block + recomputed * self.state
-        return self.ends + saved + self.backward + (self.block if recomputed else 0)
+        # Backward begins with the last block. Where that one is recomputed, its activations come on top of all others';
+        # a recomputed block before it takes the place of a later block that backward has already freed.
+        last_is_recomputed = recomputed and (blocks - 1) % recompute == 0
+        return self.ends + saved + self.backward + (self.block if last_is_recomputed else 0)
 
 
 @lru_cache(maxsize=64)
