@@ -66,7 +66,8 @@ def _transformer(session: Session, release: str) -> None:
     """Every timestep form, mask, type and attention kernel; the worst of each kernel is reported."""
     worst: dict[tuple[str, torch.dtype], tuple[float, str]] = {}
     config = replace(tiny(release).transformer, num_layers=1 if session.dry else 2)
-    for dtype, per_token, masked in itertools.product(BOUNDS, (False, True), (False, True)):
+    cases = list(itertools.product(BOUNDS, (False, True), (False, True)))
+    for dtype, per_token, masked in (cases[0], cases[-1]) if session.dry else cases:
         reference, ours, inputs, step = _pair(session, config, dtype, per_token=per_token, masked=masked)
         for kernel in _kernels(session, dtype, masked=masked):
             ours.zero_grad(set_to_none=True)
