@@ -4,8 +4,8 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.loading.buckets import Bucket
-from pipelines.settings import TrainSettings
 from pipelines.training.budget import GIB, RESERVE_GIB, Budget, Cluster, budget, remedies
+from pipelines.training.settings import TrainSettings
 from pipelines.training.tasks.dit import DiTTask
 
 

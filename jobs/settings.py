@@ -14,13 +14,9 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from captioning.settings import CaptionSettings
-from data_prep.curation.curator import CurateSettings
-from data_prep.settings import Settings
-from data_prep.synthetic import SynthSettings
-from pipelines.dataflow.encode import EncodeSettings
-from pipelines.generate import GenerateSettings
-from pipelines.settings import TrainSettings
-from pipelines.tracking.run import TrackingSettings
+from data_prep.settings import CurateSettings, Settings, SynthSettings
+from pipelines.settings import EncodeSettings, GenerateSettings, TrackingSettings
+from pipelines.training.settings import TrainSettings
 
 RECIPES = resources.files("jobs") / "recipes"
 

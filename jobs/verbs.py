@@ -7,15 +7,11 @@ import tyro
 from pydantic import Field
 
 from captioning.settings import CaptionSettings
-from data_prep.curation.curator import CurateSettings
-from data_prep.settings import Settings
-from data_prep.synthetic import SynthSettings
+from data_prep.settings import CurateSettings, Settings, SynthSettings
 from jobs.progress import Display
 from jobs.settings import Recipe
-from pipelines.dataflow.encode import EncodeSettings
-from pipelines.generate import GenerateSettings
-from pipelines.settings import TrainSettings
-from pipelines.tracking.run import TrackingSettings
+from pipelines.settings import EncodeSettings, GenerateSettings, TrackingSettings
+from pipelines.training.settings import TrainSettings
 
 Task = Annotated[str, tyro.conf.Positional]
 

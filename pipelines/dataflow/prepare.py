@@ -21,20 +21,21 @@ import yaml
 
 from captioning.settings import CaptionSettings
 from data_prep.clip import Segment
-from data_prep.curation.curator import CurateSettings, Curator
+from data_prep.curation.curator import Curator
 from data_prep.dataset import storage
 from data_prep.dataset.compaction import SEGMENTS_PER_FILE
 from data_prep.dataset.index import compacted_manifest
 from data_prep.dataset.ledger import Ledger
 from data_prep.dataset.shards import Committed
-from data_prep.settings import Settings
+from data_prep.settings import CurateSettings, Settings
 from data_prep.sources.listing import each_source
 from pipelines.cluster import ray_running
 from pipelines.dataflow.commit import SETTINGS, SUMMARY, claim, dataset_id, finish, read_summary
-from pipelines.dataflow.encode import EncodeSettings
+from pipelines.dataflow.encode import fingerprints
 from pipelines.dataflow.graph import Stage, StageFunction, run_graph
 from pipelines.report import overview
-from pipelines.tracking.run import Run, TrackingSettings, send_rest, start_run
+from pipelines.settings import EncodeSettings, TrackingSettings
+from pipelines.tracking.run import Run, send_rest, start_run
 
 log = logging.getLogger("kinotone.prepare")
 
@@ -236,7 +237,7 @@ def _record(chosen: Mapping[str, Settings], source: str | None) -> dict[str, Any
     record: dict[str, Any] = {names.get(name, name): stage.model_dump(mode="json") for name, stage in chosen.items()}
     for stage in chosen.values():
         if isinstance(stage, EncodeSettings):
-            record["weights"] = stage.fingerprints()
+            record["weights"] = fingerprints(stage)
     if source is not None:
         record["input_set"] = source
     return record

@@ -29,10 +29,11 @@ from model.layouts import open_components
 from model.lora import adapter_path
 from pipelines.cluster import ray_running
 from pipelines.model_folder import model_folder
-from pipelines.settings import TrainSettings
+from pipelines.settings import TrackingSettings
 from pipelines.tracking.node_metrics import watched
-from pipelines.tracking.run import Run, TrackingSettings, send_rest, start_run
+from pipelines.tracking.run import Run, send_rest, start_run
 from pipelines.training import checkpoint, reshard
+from pipelines.training.settings import TrainSettings
 from pipelines.training.tasks.base import Dataset, Task
 from pipelines.training.worker import METRICS, Job, read_metrics, run_worker
 
