@@ -4,13 +4,13 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from data_prep.settings import Settings
+from data_prep.settings import LocalPath, Settings
 
 
 class SpeakerSettings(Settings):
     """How voices are told apart."""
 
-    weights: str = Field(
+    weights: LocalPath = Field(
         default="package:resemblyzer",
         description="package:resemblyzer or a checkpoint of its form; pyannote:FOLDER (or hub id) for a pyannote "
         'diarization pipeline; "" tells no speakers apart',
@@ -28,7 +28,7 @@ class SpeakerSettings(Settings):
 class TranscribeSettings(Settings):
     """Which Whisper, where it runs, and what of its text is believed."""
 
-    whisper: str = Field(
+    whisper: LocalPath = Field(
         default="package:whisper-base",
         description="Whisper weights in CTranslate2 form: package:whisper-base, package:whisper-tiny-en, a folder, "
         "or a hub id",
@@ -79,7 +79,9 @@ class SeenSettings(Settings):
         description="transformers: in this process; vllm: Ray Data's LLM processor; openai: an OpenAI-compatible "
         "endpoint; '': no model looks, and what is seen is measured alone",
     )
-    model: str = Field(default="", description="folder or hub id (transformers, vllm), or the endpoint's model name")
+    model: LocalPath = Field(
+        default="", description="folder or hub id (transformers, vllm), or the endpoint's model name"
+    )
     compose: Literal["rules", "engine"] = Field(
         default="rules", description="who writes the paragraph: fixed rules, or the engine; both are checked"
     )
@@ -102,7 +104,7 @@ class SeenSettings(Settings):
     )
     workers: int = Field(default=1, ge=1, description="vllm: engines beside one another")
     clip: str = Field(default="", description="open_clip model that scores what is said to be seen; '': not scored")
-    clip_weights: str = Field(
+    clip_weights: LocalPath = Field(
         default="", description="its .safetensors file; not for a model that is named as hf-hub:ID"
     )
     min_clip_score: float = Field(
@@ -125,7 +127,7 @@ class CaptionSettings(Settings):
 
     transcribe: TranscribeSettings = Field(default=TranscribeSettings(), description="speech to text")
     seen: SeenSettings = Field(default=SeenSettings(), description="a model that looks at the clip")
-    tagger: str = Field(
+    tagger: LocalPath = Field(
         default="package:yamnet",
         description="the network that tagged the sounds, asked again when they begin: package:yamnet or a folder",
     )

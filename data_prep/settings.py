@@ -1,12 +1,63 @@
-"""The base of every settings model. A key that no model knows is an error, never ignored."""
+"""The base of every settings model, and the settings of this package: synthetic corpus, curation and batches.
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+A settings file imports neither torch nor Ray nor scipy, so that the command's help stays fast. `Bucket` is in
+`loading/buckets.py`, with its geometry.
+"""
+
+import os.path
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def _absolute_if_it_exists(name: str) -> str:
+    return os.path.abspath(name) if name and os.path.exists(name) else name
+
+
+LocalPath = Annotated[str, AfterValidator(_absolute_if_it_exists)]
+"""A setting that may name a local file or folder. It becomes absolute, because a worker has another working directory.
+
+A name that is no local path (`package:NAME`, a hub id, a URI) stays as it is.
+"""
 
 
 class Settings(BaseModel):
-    """Strict, immutable settings: unknown keys are refused, every field has a default or is required."""
+    """Strict, immutable settings: an unknown key is an error, and a field has a default or is required."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a validated copy with other values of some fields; `model_copy` does not validate."""
+        return type(self).model_validate({**dict(self), **changes})
+
+
+class Difference(NamedTuple):
+    """One setting that differs: its dotted key and both values, "unset" where one side lacks it."""
+
+    key: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.before} → {self.after}"
+
+
+def differences(before: Any, after: Any, key: str = "") -> list[Difference]:
+    """List the settings that differ between two nested mappings, in the order of `before`.
+
+    Args:
+        before: mapping of settings, as read from a `settings.yaml`.
+        after: the same, in the types that YAML gives back.
+        key: dotted key of both within the settings.
+    """
+    if not (isinstance(before, Mapping) and isinstance(after, Mapping)):
+        return [] if before == after else [Difference(key, before, after)]
+    found: list[Difference] = []
+    for name in [*before, *(name for name in after if name not in before)]:
+        dotted = f"{key}.{name}" if key else name
+        found += differences(before.get(name, "unset"), after.get(name, "unset"), dotted)
+    return found
 
 
 class Mix(Settings):
@@ -83,12 +134,14 @@ class PolicySettings(Settings):
 class KeptClipScoreSettings(Settings):
     """What else is measured of a kept clip. Nothing here drops a clip."""
 
-    speech_quality: str = Field(default="", description="DNSMOS on speech: package:dnsmos or an .onnx file; '': off")
+    speech_quality: LocalPath = Field(
+        default="", description="DNSMOS on speech: package:dnsmos or an .onnx file; '': off"
+    )
     av_agreement: bool = Field(default=False, description="onsets against motion; decodes every kept clip")
     active_speaker: str = Field(default="", description="lip-sync scorer, module:factory; '': off")
-    active_speaker_weights: str = Field(default="", description="path that the factory is given")
+    active_speaker_weights: LocalPath = Field(default="", description="path that the factory is given")
     picture_quality: str = Field(default="", description="open_clip model: text, looks, doubles; '': off")
-    picture_quality_weights: str = Field(default="", description="its .safetensors file")
+    picture_quality_weights: LocalPath = Field(default="", description="its .safetensors file")
 
 
 class CurateSettings(Settings):
@@ -97,7 +150,7 @@ class CurateSettings(Settings):
     clip_min_s: float = Field(default=2.0, gt=0, description="shorter clips are dropped, seconds")
     clip_max_s: float = Field(default=12.0, gt=0, description="longer scenes are divided, at pauses in speech, seconds")
     segment_s: float = Field(default=600.0, gt=0, description="longest part of a source that is read at once, seconds")
-    tagger: str = Field(default="package:yamnet", description="YAMNet weights: package:yamnet, or a folder")
+    tagger: LocalPath = Field(default="package:yamnet", description="YAMNet weights: package:yamnet, or a folder")
     policy: PolicySettings = Field(default=PolicySettings(), description="rules from scores to verdict")
     measure_all: bool = Field(default=False, description="measure on what is dropped too, for whole calibration curves")
     appraisal: KeptClipScoreSettings = Field(

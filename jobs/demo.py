@@ -74,7 +74,7 @@ def _stages(recipe: Recipe, output: Path, inputs: list[str], display: Display) -
 
     display.say("[bold]Encode[/]      video latents, audio latents, text features, and the training index")
     parts = {"video_vae": "video-vae", "audio_vae": "audio-vae", "text_conditioner": "text-conditioner"}
-    encode = recipe.encode.model_copy(update={part: str(place[name] / "weights") for part, name in parts.items()})
+    encode = recipe.encode.replace(**{part: str(place[name] / "weights") for part, name in parts.items()})
     source = [str(place["captioned"])]
     run_prepare(("encode",), source, place["encoded"], {"encode": encode}, recipe.tracking, display)
 

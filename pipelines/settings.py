@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from data_prep.loading.buckets import Bucket
-from data_prep.settings import Settings
+from data_prep.settings import LocalPath, Settings
 
 COMPONENTS = ("video_vae", "audio_vae", "text_conditioner")
 
@@ -18,13 +18,17 @@ class EncodeSettings(Settings):
         min_length=1,
         description="shapes that clips are brought to; each fills the nearest",
     )
-    video_vae: str = Field(default="", description="model folder that holds video_vae.safetensors; empty: untrained")
-    audio_vae: str = Field(default="", description="model folder that holds audio_vae.safetensors; empty: untrained")
-    text_conditioner: str = Field(
+    video_vae: LocalPath = Field(
+        default="", description="model folder that holds video_vae.safetensors; empty: untrained"
+    )
+    audio_vae: LocalPath = Field(
+        default="", description="model folder that holds audio_vae.safetensors; empty: untrained"
+    )
+    text_conditioner: LocalPath = Field(
         default="", description="model folder that holds text_conditioner.safetensors (W); empty: untrained"
     )
     preset: str = Field(default="tiny", description="size of the untrained parts: what a trial of the pipeline takes")
-    text_encoder: str = Field(
+    text_encoder: LocalPath = Field(
         default="package:gemma3-270m", description="Gemma 3: package:gemma3-270m, a folder, a hub id or a .gguf file"
     )
     max_text_tokens: int = Field(default=256, ge=1, description="longer captions are cut, tokens")
@@ -60,7 +64,7 @@ class GenerateSettings(Settings):
     negative_prompt: str = Field(
         default="", description="what text guidance pulls away from; empty: no caption, as in training's dropout"
     )
-    text_encoder: str = Field(
+    text_encoder: LocalPath = Field(
         default="package:gemma3-270m", description="Gemma 3: folder, hub id, .gguf file or package:NAME"
     )
     seed: int = Field(default=0, ge=0, description="of the noise, with the sample's number")

@@ -1,12 +1,11 @@
 """Settings of a training run. What every task shares stands at the top; each task adds a section of its own."""
 
-from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from data_prep.loading.buckets import Bucket
-from data_prep.settings import BatchSettings, Settings
+from data_prep.settings import BatchSettings, LocalPath, Settings
 
 
 class OptimizerSettings(Settings):
@@ -151,19 +150,13 @@ class DiTSettings(DiffusionSettings):
 class TextProjectionSettings(DiffusionSettings):
     """The text projection W and the connectors, on a text encoder that runs beside them."""
 
-    text_encoder: str = Field(
+    text_encoder: LocalPath = Field(
         default="package:gemma3-270m", description="Gemma 3: package:gemma3-270m, a folder, a hub id or a .gguf file"
     )
     max_text_tokens: int = Field(default=256, ge=1, description="longer captions are cut, tokens")
     train_transformer: bool = Field(
         default=True, description="train the transformer with them, as in the paper; else it must be given"
     )
-
-    @field_validator("text_encoder")
-    @classmethod
-    def _absolute(cls, name: str) -> str:
-        # A worker's working directory is not the user's. What is no path here is a package's name or a hub id.
-        return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 class AdversarySettings(Settings):
@@ -192,14 +185,8 @@ class PerceptualSettings(Settings):
     """LPIPS distance of frames."""
 
     weight: float = Field(default=0.0, description="weight of the perceptual loss; 0: none", ge=0)
-    backbone: str = Field(default="", description="file of torchvision's vgg16 weights (.pth or .safetensors)")
-    heads: str = Field(default="", description="file of LPIPS heads (lpips' vgg.pth); none: all channels alike")
-
-    @field_validator("backbone", "heads")
-    @classmethod
-    def _absolute(cls, path: str) -> str:
-        # A worker's working directory is not the user's.
-        return str(Path(path).absolute()) if path else path
+    backbone: LocalPath = Field(default="", description="file of torchvision's vgg16 weights (.pth or .safetensors)")
+    heads: LocalPath = Field(default="", description="file of LPIPS heads (lpips' vgg.pth); none: all channels alike")
 
 
 class VideoVAESettings(Settings):
