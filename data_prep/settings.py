@@ -61,7 +61,7 @@ def differences(before: Any, after: Any, key: str = "") -> list[Difference]:
 
 
 class Mix(Settings):
-    """How many of each kind, as shares of their sum."""
+    """How many clips of each kind, as shares of the sum."""
 
     ball: float = Field(default=0.20, ge=0, description="a ball that bounces and knocks")
     bars: float = Field(default=0.15, ge=0, description="xylophone bars that are struck and ring")
@@ -85,18 +85,20 @@ class Mix(Settings):
 
 
 class SynthSettings(Settings):
-    """A labelled audio-video corpus made from nothing."""
+    """A synthetic audio-video corpus with labels."""
 
     clips: int = Field(default=64, ge=1, description="number of clips")
-    seed: int = Field(default=0, ge=0, description="clip k is a function of the seed and k alone")
+    seed: int = Field(default=0, ge=0, description="seed; clip k depends on the seed and k alone")
     width: int = Field(default=192, ge=64, multiple_of=2, description="pixels")
     height: int = Field(default=128, ge=64, multiple_of=2, description="pixels")
     fps: float = Field(default=24.0, ge=8, le=60, description="frames per second")
     seconds_min: float = Field(default=2.2, ge=1.8, description="shortest shot, seconds; a clip with cuts has 2 or 3")
     seconds_max: float = Field(default=4.0, le=60, description="longest shot, seconds")
-    sample_rate: int = Field(default=48000, description="of the sound, Hz: 16000, 22050, 24000, 32000, 44100 or 48000")
-    mix: Mix = Field(default_factory=Mix, description="how many of each kind")
-    workers: int = Field(default=0, ge=0, description="processes; 0: one for each core")
+    sample_rate: int = Field(
+        default=48000, description="sample rate of the sound, Hz: 16000, 22050, 24000, 32000, 44100 or 48000"
+    )
+    mix: Mix = Field(default_factory=Mix, description="shares of each kind")
+    workers: int = Field(default=0, ge=0, description="processes; 0: one per core")
 
     @model_validator(mode="after")
     def _possible(self) -> "SynthSettings":
@@ -108,69 +110,107 @@ class SynthSettings(Settings):
 
 
 class PolicySettings(Settings):
-    """Thresholds of the rules."""
+    """Thresholds of the rules that drop a clip."""
 
-    silence_db: float = Field(default=-55.0, description="a 50 ms frame below this is silent, dBFS; measured with it")
-    active_min_s: float = Field(default=0.1, ge=0, description="less sound than this in a clip is silence, seconds")
-    silence_max: float = Field(default=0.995, ge=0, le=1, description="a larger share of silent frames is silence")
-    stationary_min: float = Field(default=0.55, ge=0, le=1, description="share of energy that is always there: noise?")
-    salient_min: float = Field(default=0.15, ge=0, le=1, description="share of the time that something rises from it")
-    prominent_min_s: float = Field(default=0.4, ge=0, description="or seconds in which something rises from it by far")
-    speech_trace_min: float = Field(
-        default=0.07, ge=0, le=1, description="a steady clip whose best speech score is lower is not asked for voices"
+    silence_db: float = Field(
+        default=-55.0, description="level below which a 50 ms frame is silent, dBFS; used when scores are measured"
     )
-    voice_min: float = Field(default=0.1, ge=0, le=1, description="share of speech that saves a steady clip")
-    tone_min: float = Field(default=0.5, ge=0, le=1, description="share of the energy in unceasing lines: hum, tone")
-    event_min: float = Field(default=0.3, ge=0, le=1, description="event score that saves a steady clip: waterfall")
-    wander_min: float = Field(default=1.05, ge=0, description="unless it is steadier than this × Gaussian noise")
-    uneven_min_db: float = Field(default=0.7, ge=0, description="or its spectrum is this near a power law, dB: hiss")
-    noise_tag_min: float = Field(default=0.5, ge=0, le=1, description="noise score that drops what is no event")
-    bandwidth_min_hz: float = Field(default=1000.0, ge=0, description="sound with nothing above this is a rumble, Hz")
-    clipped_max: float = Field(default=0.1, ge=0, le=1, description="largest share of samples at full scale")
-    speech_min: float = Field(default=0.3, ge=0, le=1, description="mean of voice and speech scores for class speech")
-    music_min: float = Field(default=0.4, ge=0, le=1, description="music score for the class music")
+    active_min_s: float = Field(default=0.1, ge=0, description="a clip with less sound than this is silence, seconds")
+    silence_max: float = Field(
+        default=0.995, ge=0, le=1, description="a clip with a larger share of silent frames is silence"
+    )
+    stationary_min: float = Field(
+        default=0.55, ge=0, le=1, description="a clip is steady from this share of stationary energy on"
+    )
+    salient_min: float = Field(
+        default=0.15, ge=0, le=1, description="… unless salient sound fills this share of the time"
+    )
+    prominent_min_s: float = Field(default=0.4, ge=0, description="… or prominent sound lasts this long, seconds")
+    speech_trace_min: float = Field(
+        default=0.07,
+        ge=0,
+        le=1,
+        description="the voice detector runs on a steady clip only from this best speech score on",
+    )
+    voice_min: float = Field(default=0.1, ge=0, le=1, description="a steady clip with this share of voice is kept")
+    tone_min: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="a steady clip with this share of energy in constant spectral lines is a tone or hum",
+    )
+    event_min: float = Field(
+        default=0.3, ge=0, le=1, description="a steady clip with this event score is kept, for example a waterfall"
+    )
+    wander_min: float = Field(
+        default=1.05, ge=0, description="… unless its level varies less than this × that of Gaussian noise"
+    )
+    uneven_min_db: float = Field(
+        default=0.7, ge=0, description="… or its spectrum is this close to a power law, dB, as a hiss is"
+    )
+    noise_tag_min: float = Field(
+        default=0.5, ge=0, le=1, description="a clip with this noise score and no event is dropped"
+    )
+    bandwidth_min_hz: float = Field(
+        default=1000.0, ge=0, description="a clip with nothing above this frequency is a rumble, Hz"
+    )
+    clipped_max: float = Field(
+        default=0.1, ge=0, le=1, description="largest share of samples at full scale in a kept clip"
+    )
+    speech_min: float = Field(
+        default=0.3, ge=0, le=1, description="mean of voice and speech scores from which a clip is of class speech"
+    )
+    music_min: float = Field(default=0.4, ge=0, le=1, description="music score from which a clip is of class music")
 
 
 class KeptClipScoreSettings(Settings):
-    """What else is measured of a kept clip. Nothing here drops a clip."""
+    """Further scores of kept clips. None of them drops a clip."""
 
     speech_quality: LocalPath = Field(
         default="", description="DNSMOS on speech: package:dnsmos or an .onnx file; '': off"
     )
-    av_agreement: bool = Field(default=False, description="onsets against motion; decodes every kept clip")
+    av_agreement: bool = Field(
+        default=False, description="agreement of sound onsets with motion; decodes every kept clip"
+    )
     active_speaker: str = Field(default="", description="lip-sync scorer, module:factory; '': off")
-    active_speaker_weights: LocalPath = Field(default="", description="path that the factory is given")
-    picture_quality: str = Field(default="", description="open_clip model: text, looks, doubles; '': off")
+    active_speaker_weights: LocalPath = Field(default="", description="path passed to the factory")
+    picture_quality: str = Field(
+        default="", description="open_clip model for text overlay, aesthetics and near duplicates; '': off"
+    )
     picture_quality_weights: LocalPath = Field(default="", description="its .safetensors file")
 
 
 class CurateSettings(Settings):
-    """How sources are cut and judged."""
+    """How sources are cut into clips and judged."""
 
     clip_min_s: float = Field(default=2.0, gt=0, description="shorter clips are dropped, seconds")
-    clip_max_s: float = Field(default=12.0, gt=0, description="longer scenes are divided, at pauses in speech, seconds")
-    segment_s: float = Field(default=600.0, gt=0, description="longest part of a source that is read at once, seconds")
+    clip_max_s: float = Field(default=12.0, gt=0, description="longer scenes are divided at pauses in speech, seconds")
+    segment_s: float = Field(default=600.0, gt=0, description="longest span of a source that is read at once, seconds")
     tagger: LocalPath = Field(default="package:yamnet", description="YAMNet weights: package:yamnet, or a folder")
     policy: PolicySettings = Field(default=PolicySettings(), description="rules from scores to verdict")
-    measure_all: bool = Field(default=False, description="measure on what is dropped too, for whole calibration curves")
+    measure_all: bool = Field(
+        default=False, description="measure every score of dropped clips too, for complete calibration curves"
+    )
     appraisal: KeptClipScoreSettings = Field(
-        default=KeptClipScoreSettings(), description="what else is measured of kept clips"
+        default=KeptClipScoreSettings(), description="further scores of kept clips"
     )
 
 
-BLOCK = 64
+BLOCK = 64  # neighbouring samples that stay together in a shuffle window
 
 
 class BatchSettings(Settings):
-    """How samples become batches."""
+    """How samples are packed into batches."""
 
     tokens: int = Field(default=4096, description="token budget of a micro-batch (video + audio tokens)", ge=1)
-    max_samples: int = Field(default=64, description="samples in a micro-batch, at most", ge=1)
+    max_samples: int = Field(default=64, description="samples in a micro-batch at most", ge=1)
     micro_batches: int = Field(
-        default=2, description="micro-batches per optimizer step over all workers; a multiple of their number", ge=1
+        default=2,
+        description="micro-batches per optimizer step over all workers; a multiple of the number of workers",
+        ge=1,
     )
     window: int = Field(
         default=8192,
-        description=f"samples of a bucket that are shuffled together: blocks of {BLOCK} neighbours from all over it",
+        description=f"samples of a bucket that are shuffled together, as blocks of {BLOCK} neighbours",
         ge=BLOCK,
     )
