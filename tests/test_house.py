@@ -128,6 +128,19 @@ def test_model_needs_only_torch() -> None:
     assert not strays, strays
 
 
+def test_settings_models_are_in_settings_files() -> None:
+    # A verb of the command is a settings model too, and a bucket is one with its geometry.
+    exempt = {"jobs/verbs.py", "data_prep/loading/buckets.py"}
+    strays = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path in _python_files(*FLOORS)
+        if path.name != "settings.py" and str(path.relative_to(ROOT)) not in exempt
+        for node in ast.walk(_tree(path))
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Settings") for base in node.bases)
+    ]
+    assert not strays, f"{strays}: move them to the settings.py of their package"
+
+
 def test_files_are_short() -> None:
     lengths = {path: len(path.read_text().splitlines()) for path in _python_files(*PYTHON_FOLDERS)}
     long = [f"{path.relative_to(ROOT)}: {n} lines" for path, n in lengths.items() if n > MAX_LINES]

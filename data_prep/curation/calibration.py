@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from data_prep.curation.policy import PolicySettings, judge
+from data_prep.curation.policy import judge
+from data_prep.settings import PolicySettings
 
 # Threshold → the score that it is held against.
 THRESHOLDS = {

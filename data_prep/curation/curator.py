@@ -17,13 +17,12 @@ from statistics import median
 import numpy as np
 import xxhash
 from av.container import InputContainer
-from pydantic import Field
 
 from data_prep.clip import Clip, Segment, Tag, stable_id
 from data_prep.curation import scenes
-from data_prep.curation.kept_clip_scores import KeptClipScorer, KeptClipScoreSettings
+from data_prep.curation.kept_clip_scores import KeptClipScorer
 from data_prep.curation.near_duplicates import picture_hashes
-from data_prep.curation.policy import Judgement, PolicySettings, as_one_clip, judge
+from data_prep.curation.policy import Judgement, as_one_clip, judge
 from data_prep.curation.sandbox import beat
 from data_prep.dataset import storage
 from data_prep.media.container import Streams, choose_streams, open_for_sound, open_media
@@ -35,26 +34,12 @@ from data_prep.scores.audio_tags import load_tagger
 from data_prep.scores.voice_activity import FRAME as VOICE_FRAME
 from data_prep.scores.voice_activity import RATE as VOICE_RATE
 from data_prep.scores.voice_activity import voice_probability
-from data_prep.settings import Settings
+from data_prep.settings import CurateSettings
 from data_prep.sources.listing import divide
 
 LATE_S = 0.1  # a track that starts or ends this much apart from the other is still whole
 TRUSTED_LENGTH = 2.0  # segments' lengths, after which timestamps are not believed
 HASH_WHOLE = 64 << 20  # bytes; of a larger file the content key covers head, tail and size
-
-
-class CurateSettings(Settings):
-    """How sources are cut and judged."""
-
-    clip_min_s: float = Field(default=2.0, gt=0, description="shorter clips are dropped, seconds")
-    clip_max_s: float = Field(default=12.0, gt=0, description="longer scenes are divided, at pauses in speech, seconds")
-    segment_s: float = Field(default=600.0, gt=0, description="longest part of a source that is read at once, seconds")
-    tagger: str = Field(default="package:yamnet", description="YAMNet weights: package:yamnet, or a folder")
-    policy: PolicySettings = Field(default=PolicySettings(), description="rules from scores to verdict")
-    measure_all: bool = Field(default=False, description="measure on what is dropped too, for whole calibration curves")
-    appraisal: KeptClipScoreSettings = Field(
-        default=KeptClipScoreSettings(), description="what else is measured of kept clips"
-    )
 
 
 class Curator:

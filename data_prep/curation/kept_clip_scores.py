@@ -5,7 +5,6 @@ picture, which costs more than the rest of curation together, and are off until 
 """
 
 import numpy as np
-from pydantic import Field
 
 from data_prep.clip import Clip
 from data_prep.curation.near_duplicates import sound_hash, to_text
@@ -17,18 +16,7 @@ from data_prep.scores.picture_quality import PICTURES, PictureQuality
 from data_prep.scores.sound import RATE, onset_times
 from data_prep.scores.speech_quality import load_speech_quality, speech_quality
 from data_prep.scores.voice_activity import RATE as VOICE_RATE
-from data_prep.settings import Settings
-
-
-class KeptClipScoreSettings(Settings):
-    """What else is measured of a kept clip. Nothing here drops a clip."""
-
-    speech_quality: str = Field(default="", description="DNSMOS on speech: package:dnsmos or an .onnx file; '': off")
-    av_agreement: bool = Field(default=False, description="onsets against motion; decodes every kept clip")
-    active_speaker: str = Field(default="", description="lip-sync scorer, module:factory; '': off")
-    active_speaker_weights: str = Field(default="", description="path that the factory is given")
-    picture_quality: str = Field(default="", description="open_clip model: text, looks, doubles; '': off")
-    picture_quality_weights: str = Field(default="", description="its .safetensors file")
+from data_prep.settings import KeptClipScoreSettings
 
 
 class KeptClipScorer:

@@ -15,8 +15,9 @@ from dataclasses import replace
 
 from data_prep.clip import Clip, Segment
 from data_prep.curation import near_duplicates
-from data_prep.curation.curator import CurateSettings, content_key
+from data_prep.curation.curator import content_key
 from data_prep.curation.policy import judge
+from data_prep.settings import CurateSettings
 
 Curate = Callable[[list[Segment]], list[Segment]]
 

@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from data_prep.media.write_mp4 import write_mp4
+from data_prep.settings import SynthSettings
 from data_prep.synthetic import labels
-from data_prep.synthetic.settings import SynthSettings
 from data_prep.synthetic.shot import Format, Kind, Shot
 from data_prep.synthetic.subjects.ball import ball
 from data_prep.synthetic.subjects.bars import bars

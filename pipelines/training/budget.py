@@ -22,7 +22,7 @@ from data_prep.loading.buckets import Bucket
 from model.activations import transformer_activations
 from model.flops import training_flops
 from model.presets import preset
-from pipelines.settings import DiTSettings, TrainSettings
+from pipelines.training.settings import DiTSettings, TrainSettings
 from pipelines.training.tasks.dit import DiTTask
 
 GIB = 2**30

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from data_prep.loading import batch_plan
 from data_prep.loading.loader import Prefetch
-from pipelines.settings import OptimizerSettings, TrainSettings
 from pipelines.training import checkpoint, reshard
 from pipelines.training.ema import MovingAverage
 from pipelines.training.partitions import fill, local_partitions, set_weights, spans
 from pipelines.training.schedule import learning_rate
+from pipelines.training.settings import OptimizerSettings, TrainSettings
 from pipelines.training.tasks.base import Dataset, Mean, Task, Trainee
 from pipelines.training.tasks.helpers.adversary import Adversary, own_optimizer
 

@@ -8,7 +8,7 @@ import yaml
 
 from data_prep.curation import calibration
 from data_prep.curation.calibration import Label, Source, calibrate, labelled, outcome, proposal, read_labels
-from data_prep.curation.policy import PolicySettings
+from data_prep.settings import PolicySettings
 from jobs.settings import Recipe
 from tests.data_prep.curation.test_policy import SCENE, SPEECH, STEADY
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from data_prep.clip import Segment, stable_id
-from data_prep.curation.curator import CurateSettings, Curator, content_key
+from data_prep.curation.curator import Curator, content_key
 from data_prep.dataset.shards import write_segment
 from data_prep.media.decode import decode_audio, decode_video, span
 from data_prep.media.write_mp4 import write_mp4
+from data_prep.settings import CurateSettings
 from data_prep.sources.listing import list_sources
 from tests.data_prep.media.marked_media import noise_sound, numbered_frame, write
 

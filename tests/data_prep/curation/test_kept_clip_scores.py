@@ -7,13 +7,14 @@ import numpy as np
 import pyloudnorm
 import pytest
 
-from data_prep.curation.kept_clip_scores import KeptClipScorer, KeptClipScoreSettings
+from data_prep.curation.kept_clip_scores import KeptClipScorer
 from data_prep.packaged_weights import resolve
 from data_prep.scores.active_speaker import load_scorer, speaker_scores
 from data_prep.scores.loudness import QUIETEST, loudness
 from data_prep.scores.picture_quality import PROMPTS, PictureQuality
 from data_prep.scores.speech_quality import load_speech_quality, speech_quality
 from data_prep.scores.voice_activity import voice_probability
+from data_prep.settings import KeptClipScoreSettings
 from data_prep.synthetic.speech import speak
 
 RATE = 32_000

@@ -2,7 +2,8 @@
 
 import pytest
 
-from data_prep.curation.policy import PolicySettings, as_one_clip, judge
+from data_prep.curation.policy import as_one_clip, judge
+from data_prep.settings import PolicySettings
 
 SPEECH = {
     "has_audio": 1.0, "active_s": 4.0, "silence_ratio": 0.1, "clipped_ratio": 0.0, "bandwidth_hz": 8000.0,

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from data_prep.clip import Clip, Segment
-from data_prep.curation.curator import CurateSettings, Curator
-from data_prep.curation.kept_clip_scores import KeptClipScoreSettings
-from data_prep.curation.policy import PolicySettings
+from data_prep.curation.curator import Curator
 from data_prep.curation.rejudge import Rejudger, rejudged_settings
 from data_prep.dataset.shards import read_segment, write_segment
 from data_prep.media.write_mp4 import write_mp4
+from data_prep.settings import CurateSettings, KeptClipScoreSettings, PolicySettings
 from data_prep.sources.listing import list_sources
 from tests.data_prep.media.marked_media import numbered_frame
 

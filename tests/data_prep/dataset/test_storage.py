@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from data_prep.clip import Clip, Segment, stable_id
-from data_prep.curation.curator import CurateSettings, Curator
+from data_prep.curation.curator import Curator
 from data_prep.dataset import storage
 from data_prep.dataset.index import build_index, read_index, read_manifest
 from data_prep.dataset.ledger import Ledger
 from data_prep.dataset.shards import read_segment, write_segment
+from data_prep.settings import CurateSettings
 from data_prep.sources.listing import list_sources
 from tests.data_prep.media.marked_media import noise_sound, numbered_frame, write
 from tests.object_store import Faults, gs_server, s3_server

@@ -9,10 +9,10 @@ import yaml
 
 from data_prep.clip import Clip, Segment
 from data_prep.curation import near_duplicates
-from data_prep.curation.curator import CurateSettings
-from data_prep.curation.policy import PolicySettings, judge
+from data_prep.curation.policy import judge
 from data_prep.dataset.index import read_manifest
 from data_prep.dataset.shards import write_segment
+from data_prep.settings import CurateSettings, PolicySettings
 from jobs.cli import main
 from jobs.settings import load_recipe
 from pipelines.dataflow.calibrate import run_calibrate
