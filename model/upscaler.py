@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.video_vae import VideoVAE, depth_to_space, trunc_normal_fan_in
+from model.layers import init_convolution_, repeat_rows_
+from model.video_vae import VideoVAE, depth_to_space
 
 _NORM_GROUPS = 32
 _RATIONAL = {0.75: (3, 4), 1.5: (3, 2), 2.0: (2, 1), 4.0: (4, 1)}
@@ -168,7 +169,7 @@ class LatentUpscaler(nn.Module):
         """
         for module in self.modules():
             if isinstance(module, nn.Conv3d | nn.Conv2d):
-                trunc_normal_fan_in(module, gain_squared=1.0)
+                init_convolution_(module, gain_squared=1.0)
             elif isinstance(module, nn.GroupNorm):
                 module.reset_parameters()
             elif isinstance(module, BlurDown):
@@ -176,7 +177,7 @@ class LatentUpscaler(nn.Module):
         conv = self.upsampler.conv if isinstance(self.upsampler, RationalResampler) else self.upsampler[0]  # type: ignore[index]
         assert isinstance(conv, nn.Conv3d | nn.Conv2d)
         copies = conv.out_channels // self.config.mid_channels
-        conv.weight.copy_(conv.weight[::copies].repeat_interleave(copies, dim=0))
+        repeat_rows_(conv.weight, copies)
 
     def forward(self, z_bcfhw: Tensor) -> Tensor:
         """ValueError for another shape than (batch, in_channels, frames, height, width)."""

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.amp.autocast_mode import is_autocast_available
 from torch.nn import functional as F
 
+from model.layers import TRUNCATED_STD, init_convolution_
 from model.mel import slaney_filterbank
-from model.video_vae import trunc_normal_fan_in
 
 
 @dataclass(frozen=True)
@@ -329,15 +329,15 @@ class Vocoder(nn.Module):
         gain_squared = 0.8 if self.config.activation == "snakebeta" else 1.98  # 1 / E[act(x)²] for a unit normal
         for module in self.modules():
             if isinstance(module, nn.Conv1d):
-                trunc_normal_fan_in(module, gain_squared=gain_squared)
+                init_convolution_(module, gain_squared=gain_squared)
             elif isinstance(module, SnakeBeta | UpSample1d | LowPass1d):
                 module.reset()
-        trunc_normal_fan_in(self.conv_pre, gain_squared=1 / 50)
+        init_convolution_(self.conv_pre, gain_squared=1 / 50)
         for up, rate in zip(self.ups, self.config.upsample_rates, strict=True):
             assert isinstance(up, nn.ConvTranspose1d)
             fan_in = up.in_channels * up.kernel_size[0] / rate
             std = math.sqrt(1.98 / fan_in) if self.config.activation == "leaky_relu" else math.sqrt(1 / fan_in)
-            nn.init.trunc_normal_(up.weight, std=std / 0.8796, a=-2 * std, b=2 * std)
+            nn.init.trunc_normal_(up.weight, std=std / TRUNCATED_STD, a=-2 * std, b=2 * std)
             assert up.bias is not None
             nn.init.zeros_(up.bias)
         for block in self.resblocks:

@@ -9,7 +9,8 @@ import model
 from model.presets import ModelConfig, preset
 from model.text_conditioner import TextConditionerConfig
 from model.upscaler import UpscalerConfig
-from model.video_vae import LatentStatistics, VideoVAEConfig
+from model.vae import LatentStatistics
+from model.video_vae import VideoVAEConfig
 from model.vocoder import VocoderConfig, VocoderWithBWEConfig
 
 
