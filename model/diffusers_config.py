@@ -33,7 +33,7 @@ _CLASSES = {
 def component_of(diffusers_class: str, where: Path) -> str:
     """Return the component of a diffusers class; raises ValueError, naming `where`, for another class."""
     if diffusers_class not in _CLASSES:
-        raise ValueError(f"{where}: {diffusers_class} is no class of LTX-2; known are {', '.join(_CLASSES)}")
+        raise ValueError(f"{where}: {diffusers_class} is not a class of LTX-2; known classes are {', '.join(_CLASSES)}")
     return _CLASSES[diffusers_class]
 
 
@@ -269,7 +269,7 @@ def _read_video_vae(section: Section) -> VideoVAEConfig:
     widths, factors = [section.get("latent_channels", 128), *take(section, where, "block_out_channels")], []
     for before, after in pairwise(widths):
         if after % before:
-            raise ValueError(f"{where}.block_out_channels: {after} is no multiple of {before} before it")
+            raise ValueError(f"{where}.block_out_channels: {after} is not a multiple of {before} before it")
         factors.append(after // before)
     downsample = [_AXES[kind] for kind in take(section, where, "downsample_type")]
     upsample = [_AXES[kind] for kind in take(section, where, "upsample_type")]

@@ -117,7 +117,7 @@ def ltx_component(key: str) -> str | None:
         if key.startswith(_LTX_PREFIXES[component]):
             return component
     release = release_of([key])
-    belongs = f"it belongs to LTX-{release}" if release == "2.5" else "it belongs to no part of LTX-2"
+    belongs = f"it belongs to LTX-{release}" if release == "2.5" else "it belongs to no component of LTX-2"
     raise ValueError(f"unknown key {key!r}: {belongs}; 2.0 and 2.3 checkpoints are supported")
 
 

@@ -80,7 +80,7 @@ class _GELUProjection(nn.Module):
 class FeedForward(nn.Module):
     """D → mult·D → D with tanh-approximated GELU.
 
-    The published keys are `net.0.proj` and `net.2`; the identity at index 1 stands where they have a dropout.
+    The published keys are `net.0.proj` and `net.2`; the identity at index 1 takes the place of a dropout.
     """
 
     def __init__(self, dim: int, mult: int = 4):

@@ -145,7 +145,7 @@ def open_components(
 
 def _add(found: dict[str, StoredComponent], part: StoredComponent, path: Path) -> None:
     if part.name in found:
-        raise ValueError(f"{path}: a second {part.name}; give each part once")
+        raise ValueError(f"{path}: a second {part.name}; give each component once")
     found[part.name] = part
 
 

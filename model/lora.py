@@ -66,12 +66,12 @@ class Adapter:
             other = header.specs.get(f"{PREFIX}{module}{_A if key.endswith(_B) else _B}")
             weight = base.get(f"{module}.weight")
             if other is None or weight is None or not key.startswith(PREFIX):
-                raise ValueError(f"{path}: {key!r} is no half of an adapter of this transformer")
+                raise ValueError(f"{path}: {key!r} is not one half of an adapter of this transformer")
             fits = spec.shape[1] == weight.shape[1] if key.endswith(_A) else spec.shape[0] == weight.shape[0]
             if not fits or spec.shape[key.endswith(_A) - 1] != other.shape[key.endswith(_B) - 1]:
                 raise ValueError(f"{path}: {key!r} has shape {spec.shape}, the weight has {weight.shape}")
         if (said := header.metadata.get("base_fingerprint")) and said != fingerprint():
-            raise ValueError(f"{path}: trained on other weights than those beside it; put it beside its own")
+            raise ValueError(f"{path}: trained on other weights than those beside it; put it beside its base")
         return cls(path, header)
 
     def merged(self, key: str, weight: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def component_of(part: nn.Module) -> str:
     for name, configs in CONFIG_CLASSES.items():
         if isinstance(part, tuple(_CLASSES[config] for config in configs)):
             return name
-    raise ValueError(f"{type(part).__name__} is no part of an LTX-2 model; parts are {', '.join(COMPONENTS)}")
+    raise ValueError(f"{type(part).__name__} is not a component of LTX-2; components are {', '.join(COMPONENTS)}")
 
 
 def build_component(config: Any, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -1,9 +1,9 @@
 """RMS norms, each fused with the operation that follows it, and the gated residual, with hand-written backward passes.
 
-Why: these operations do little arithmetic and move much memory. Written as plain operations, autograd keeps every
-intermediate result for the backward pass: squares, normalised values, the sum of table row and timestep row, both
-halves of the rotation, most of them (B, T, D) in float32. A fused function keeps its input and one number per token,
-and recomputes the rest in the backward pass. What each one saves is in its docstring.
+Why: these operations do little arithmetic and move much memory. Of the plain operations, autograd keeps intermediate
+results for the backward pass, each (B, T, D) in float32: a copy of the input, the normalised values, the modulation of
+each token. A fused function keeps its input in the input's type and one number per token, and recomputes the rest in
+the backward pass. The docstring of each function says what it keeps, and what the plain form keeps in its place.
 
 Numerics: those of the plain form; statistics and rotation in float32, the result in the input's type.
 
@@ -48,8 +48,8 @@ class AdaRow(NamedTuple):
 def rms_norm(x_btd: Tensor, eps: float) -> Tensor:
     """Divide each token by the root mean square over its width; no weight.
 
-    Saves for backward: x (B, T, D) and 1/rms (B, T, 1). The plain form also keeps x in float32, because squaring and
-    scaling each need it.
+    Keeps for backward: x and 1/rms (B, T, 1). Plain form: a float32 copy of x and 1/rms; the copy is twice the size
+    of a 16-bit x, which the block holds anyway.
 
     Args:
         x_btd: (B, T, D).
@@ -66,8 +66,8 @@ def rms_norm(x_btd: Tensor, eps: float) -> Tensor:
 def rotated_rms_norm(x_btd: Tensor, weight: Tensor, rope: RopeTable | None, heads: int, eps: float) -> Tensor:
     """Compute rms_norm(x)·weight over the full width, split it into heads, and rotate it where a table is given.
 
-    Saves for backward: x (B, T, D), 1/rms (B, T, 1), the weight, and the rotary table that all blocks share. The plain
-    form also keeps the normalised values (for the gradient of the weight) and copies made by the rotation, in float32.
+    Keeps for backward: x, 1/rms (B, T, 1), the weight, and the rotary table, which all blocks share. Plain form: in
+    place of x, a float32 copy of it and the normalised values, which the gradient of the weight needs, in float32.
 
     Args:
         x_btd: (B, T, D), queries or keys.
@@ -92,8 +92,8 @@ def rotated_rms_norm(x_btd: Tensor, weight: Tensor, rope: RopeTable | None, head
 def modulated_rms_norm(x_btd: Tensor, scale: AdaRow, shift: AdaRow, eps: float) -> Tensor:
     """Compute rms_norm(x)·(1 + scale) + shift.
 
-    Saves for backward: x (B, T, D), 1/rms (B, T, 1), and tables and timestep rows as they were given. The plain form
-    also keeps the normalised values and 1 + scale of each token, both in float32.
+    Keeps for backward: x, 1/rms (B, T, 1), tables and timestep rows as given. Plain form: in place of x, a float32
+    copy of it and the normalised values in float32; in place of the rows, 1 + scale of each token in float32.
 
     Args:
         x_btd: (B, T, D).
@@ -114,8 +114,8 @@ def modulated_rms_norm(x_btd: Tensor, scale: AdaRow, shift: AdaRow, eps: float) 
 def gated_residual(x_btd: Tensor, y_btd: Tensor, gate: AdaRow) -> Tensor:
     """Compute the gated residual, x + y·gate.
 
-    Saves for backward: y (B, T, D), the table and the timestep rows as they were given. The plain form also keeps y in
-    float32 and the gate of each token.
+    Keeps for backward: y, table and timestep rows as given. Plain form: a float32 copy of y and the gate of each token
+    in float32.
 
     Args:
         x_btd: (B, T, D), state of the stream.

@@ -140,7 +140,9 @@ def _with_progress(part: Component, progress: Callable[[str, int, int], None]) -
 def _save_kinotone(components: list[Component], path: Path) -> None:
     single = path.suffix == ".safetensors"
     if single and len(components) != 1:
-        raise ValueError(f"{path}: {len(components)} parts go into a folder, not into one file; drop the .safetensors")
+        raise ValueError(
+            f"{path}: {len(components)} components go into a folder, not into one file; drop the .safetensors"
+        )
     for part in components:
         config = json.dumps(config_json(part.config))
         metadata = {"format": "pt", "component": part.name, "config": config, "fingerprint": Fingerprint.PLACEHOLDER}

@@ -118,7 +118,7 @@ def test_single_parts(tmp_path: Path) -> None:
         weights.load(tmp_path, components=["transformer", "vocoder"])
     with pytest.raises(ValueError, match="a second vocoder"):
         weights.load([tmp_path, tmp_path / "vocoder.safetensors"])
-    with pytest.raises(ValueError, match="Linear is no part of an LTX-2 model"):
+    with pytest.raises(ValueError, match="Linear is not a component of LTX-2"):
         weights.save(nn.Linear(1, 1), tmp_path)
 
 
