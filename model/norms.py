@@ -48,8 +48,7 @@ class AdaRow(NamedTuple):
 def rms_norm(x_btd: Tensor, eps: float) -> Tensor:
     """Divide each token by the root mean square over its width; no weight.
 
-    Keeps for backward: x and 1/rms (B, T, 1). Plain form: a float32 copy of x and 1/rms; the copy is twice the size
-    of a 16-bit x, which the block holds anyway.
+    Keeps for backward: x and 1/rms (B, T, 1). Plain form: 1/rms and a float32 copy of x, twice the size of a 16-bit x.
 
     Args:
         x_btd: (B, T, D).
