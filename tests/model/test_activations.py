@@ -1,4 +1,4 @@
-"""Bytes traced on fake tensors are the bytes that a real block holds."""
+"""Activations: the bytes measured with fake tensors equal those that a real block holds."""
 
 from dataclasses import replace
 
