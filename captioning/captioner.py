@@ -11,9 +11,10 @@ import numpy as np
 
 from captioning.hear.levels import measure
 from captioning.hear.onsets import refined
-from captioning.hear.transcribe import SAMPLE_RATE, Transcriber, find_whisper
-from captioning.look import vision_engine
+from captioning.hear.transcribe import Transcriber, find_whisper
+from captioning.hear.window import SAMPLE_RATE
 from captioning.look.clip_scores import ClipScores
+from captioning.look.engines import build_engine, check_engine
 from captioning.look.frames import Frame, choose_frames, shrink, to_jpeg
 from captioning.look.picture_statistics import describe
 from captioning.look.vision_engine import NoAnswer, VisionEngine
@@ -32,7 +33,7 @@ def check(settings: CaptionSettings) -> None:
     """
     find_whisper(settings.transcribe.whisper)
     load_tagger(settings.tagger)
-    vision_engine.check(settings.seen)
+    check_engine(settings.seen)
 
 
 class Measurer:
@@ -108,7 +109,7 @@ class Captioner:
         self.settings = settings
         self.measurer = Measurer(settings)
         self.answers = Answers(settings)
-        self.engine: VisionEngine | None = vision_engine.build(settings.seen) if settings.seen.engine else None
+        self.engine: VisionEngine | None = build_engine(settings.seen) if settings.seen.engine else None
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
         """Segments with kept clips (`clip.media`) → the same with `clip.caption`; other clips pass through.

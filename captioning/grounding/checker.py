@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from captioning.grounding.claims import CLAIMS, LANGUAGE_NAMES, PEOPLE, Holds, holds
-from captioning.hear.transcribe import normalise
+from captioning.hear.text_normalisation import normalise
 from captioning.write.compose import Facts, Sentence, nameable_sounds, stretches
 from captioning.write.vocabulary import FORBIDDEN, MUSIC, SPEECH, spans
 from captioning.write.wording import FRAME, NUMBERS, stem, usual, ways

@@ -6,19 +6,19 @@ and its pace. What is removed is counted by reason. Of a text that passes, the w
 doubted: they stay in the transcript for whoever reads it, and are in no text and no quote.
 """
 
-import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from captioning.hear.speakers import Speakers, Turn
+from captioning.hear.text_normalisation import UNSPACED, normalise
+from captioning.hear.window import SAMPLE_RATE, Window
 from captioning.settings import TranscribeSettings
 from data_prep.packaged_weights import resolve
 from data_prep.scores.voice_activity import FRAME, voice_probability
 
-SAMPLE_RATE = 16000  # Hz, of Whisper and of Silero
-UNSPACED = frozenset({"zh", "ja", "th", "lo", "my", "km", "yue", "bo"})  # languages written without spaces
 _LONGEST = round(29 * SAMPLE_RATE / FRAME)  # frames of a voiced span: with its margins it fits Whisper's 30 s
 _PAUSE = round(0.1 * SAMPLE_RATE / FRAME)  # frames; a shorter pause does not end a span
 _SHORTEST = round(0.25 * SAMPLE_RATE / FRAME)  # frames; a shorter span is a click
@@ -130,7 +130,7 @@ def voiced_spans(probability: np.ndarray, threshold: float) -> list[tuple[float,
     return [(start * FRAME / SAMPLE_RATE, end * FRAME / SAMPLE_RATE) for start, end in spans]
 
 
-def transcript(windows: list, settings: TranscribeSettings) -> dict:
+def transcript(windows: Sequence[Window], settings: TranscribeSettings) -> dict:
     """The windows of one clip as plain data.
 
     Returns:
@@ -183,14 +183,14 @@ def _quotable(confidences: list[float], least: float) -> list[bool]:
     ]
 
 
-def _believed_text(window, words: list[dict]) -> str:
+def _believed_text(window: Window, words: list[dict]) -> str:
     if not any(word["doubted"] for word in words):
         return window.text
     between = "" if window.language in UNSPACED else " "
     return between.join(word["word"] for word in words if not word["doubted"])
 
 
-def why_not_believed(window, settings: TranscribeSettings) -> str:
+def why_not_believed(window: Window, settings: TranscribeSettings) -> str:
     """The reason to remove a window's text, "" to keep it. Limits as in Whisper's own decoding (Radford et al. 2022,
     §4.5) with voice activity, pace and repetition added."""
     words = normalise(window.text)
@@ -223,17 +223,3 @@ def repeats(words: list[str], times: int = 4, least: int = 6) -> bool:
             if run >= (times - 1) * length and run + length >= least:
                 return True
     return False
-
-
-def normalise(text: str) -> list[str]:
-    """Words in lower case without punctuation, by which two transcripts are compared; in scripts without spaces, the
-    characters."""
-    kept = "".join(
-        f" {c} " if c >= "\u0e00" and _UNSPACED_SCRIPT.match(c) else c if c.isalnum() or c in "'’" else " "
-        for c in text.casefold()
-    )
-    return [word for word in (w.replace("’", "'").strip("'") for w in kept.split()) if word]
-
-
-# Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han
-_UNSPACED_SCRIPT = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")

@@ -12,12 +12,11 @@ This module imports whisperx, pyannote and transformers, which takes seconds: im
 import contextlib
 import sys
 import warnings
-import zlib
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from captioning.hear.transcribe import SAMPLE_RATE, UNSPACED
+from captioning.hear.text_normalisation import UNSPACED
+from captioning.hear.window import SAMPLE_RATE, Voiced, Window
 
 with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
     warnings.simplefilter("ignore")
@@ -27,34 +26,8 @@ with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
     from whisperx.diarize import Segment as Span
     from whisperx.vads import Vad
 
-Voiced = tuple[float, float]  # seconds from the clip's start
 LONGEST_S = 29.0  # of a voiced span
 _PAD_S = 0.2  # kept around voiced spans: Whisper loses a word that starts at its window's first sample
-
-
-@dataclass
-class Window:
-    """At most 30 s of one clip, and what Whisper heard in it. Times are seconds from the clip's start."""
-
-    clip: int
-    start: float
-    end: float
-    voiced: list[Voiced]
-    text: str = ""
-    words: list[dict] = field(default_factory=list)
-    language: str = ""
-    language_probability: float | None = None
-    log_probability: float = 0.0
-    no_speech_probability: float = 0.0
-
-    @property
-    def voiced_s(self) -> float:
-        return sum(end - start for start, end in self.voiced)
-
-    @property
-    def compression_ratio(self) -> float:
-        data = self.text.encode()
-        return len(data) / len(zlib.compress(data))
 
 
 class VoicedSpans(Vad):

@@ -11,7 +11,7 @@ from captioning.settings import SeenSettings
 _PROMPT = "a photo of {}"
 
 
-def check(settings: SeenSettings) -> None:
+def check_weights(settings: SeenSettings) -> None:
     """Raises ValueError where the weights are not there, naming the setting; loads nothing."""
     if not settings.clip or settings.clip.startswith("hf-hub:"):
         return
@@ -31,8 +31,8 @@ class ClipScores:
     """
 
     def __init__(self, settings: SeenSettings) -> None:
-        """Raises ValueError as `check`, and where open_clip does not know the model."""
-        check(settings)
+        """Raises ValueError as `check_weights`, and where open_clip does not know the model."""
+        check_weights(settings)
         self._network, self._transform, self._tokenizer, self.untrained = _load(settings.clip, settings.clip_weights)
         self._device = settings.device
         self._network.to(self._device)

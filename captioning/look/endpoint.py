@@ -7,6 +7,7 @@ and each attempt has its time limit. What is answered in the end, `answers.py` r
 import asyncio
 import base64
 import logging
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ import tenacity
 
 from captioning.look.prompt import Prompt
 from captioning.look.schema import wire_schema
-from captioning.look.vision_engine import EngineGone, NoAnswer, key
+from captioning.look.vision_engine import EngineGone, NoAnswer
 from captioning.settings import SeenSettings
 
 log = logging.getLogger("kinotone.caption")
@@ -134,8 +135,13 @@ class _Pace:
             await asyncio.sleep(at - now)
 
 
+def _api_key(settings: SeenSettings) -> str:
+    """The API key of the endpoint, "" where its environment variable is not set."""
+    return os.environ.get(settings.key_variable, "")
+
+
 def _client(settings: SeenSettings) -> httpx.AsyncClient:
-    secret = key(settings)
+    secret = _api_key(settings)
     return httpx.AsyncClient(
         base_url=settings.endpoint.rstrip("/") + "/",
         headers={"Authorization": f"Bearer {secret}"} if secret else {},
@@ -188,7 +194,7 @@ def probe(settings: SeenSettings) -> None:
     Raises:
         ValueError: it cannot be reached, refuses, or does not have the model; names the setting.
     """
-    secret = key(settings)
+    secret = _api_key(settings)
     address = settings.endpoint.rstrip("/") + "/models"
     try:
         reply = httpx.get(address, headers={"Authorization": f"Bearer {secret}"} if secret else {}, timeout=10.0)

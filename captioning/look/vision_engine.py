@@ -1,18 +1,14 @@
-"""The interface of the engines that look at a clip, and which of them the settings name.
+"""The interface of the engines that look at a clip, and what they share.
 
-`vllm` runs as stages of the dataflow (`pipelines/dataflow/vllm_stage.py`); the other two are called in a worker of
-the caption stage.
+The engines implement it in `endpoint.py` and `transformers_engine.py`; `engines.py` builds the one that the settings
+name. `vllm` runs as stages of the dataflow instead (`pipelines/dataflow/vllm_stage.py`).
 """
 
-import importlib.util
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from captioning.look import clip_scores
 from captioning.look.prompt import Prompt
-from captioning.settings import SeenSettings
 
 # In the metadata of a safetensors file: the weights are random (tests, trials), and what they write is no caption.
 UNTRAINED = "untrained"
@@ -46,42 +42,6 @@ class VisionEngine(Protocol):
         ...
 
 
-def build(settings: SeenSettings) -> VisionEngine:
-    """The engine of the settings, with its model loaded.
-
-    Raises:
-        ValueError: its weights or its endpoint are not there; names the setting.
-    """
-    if settings.engine == "transformers":
-        from captioning.look.transformers_engine import TransformersEngine
-
-        return TransformersEngine(settings)
-    assert settings.engine == "openai", "vllm runs in the dataflow"
-    from captioning.look.endpoint import Endpoint
-
-    return Endpoint(settings)
-
-
-def check(settings: SeenSettings) -> None:
-    """Refuse what cannot run before anything starts.
-
-    Raises:
-        ValueError: a missing weight, package, key or endpoint; names the setting.
-    """
-    clip_scores.check(settings)
-    if settings.engine == "openai":
-        from captioning.look.endpoint import probe
-
-        probe(settings)
-    elif settings.engine:
-        if settings.engine == "vllm" and importlib.util.find_spec("vllm") is None:
-            raise ValueError(
-                "caption.seen.engine: vllm is not installed here; docs/captions.md says how an environment with it is "
-                "made, or give transformers or openai"
-            )
-        check_model(settings.model)
-
-
 def check_model(model: str) -> None:
     """Raises ValueError where a folder holds no model, or a hub id cannot be found."""
     folder = Path(model).expanduser()
@@ -100,11 +60,6 @@ def check_model(model: str) -> None:
         raise ValueError(
             f"caption.seen.model {model!r}: neither a folder nor a model of the hub that can be reached"
         ) from error
-
-
-def key(settings: SeenSettings) -> str:
-    """The API key of the endpoint, "" where its environment variable is not set."""
-    return os.environ.get(settings.key_variable, "")
 
 
 def is_untrained(folder: str) -> bool:

@@ -11,7 +11,7 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from captioning.hear.transcribe import UNSPACED, normalise
+from captioning.hear.text_normalisation import UNSPACED, normalise
 from captioning.write.vocabulary import ALIKE, LANGUAGES, MUSIC, NARROWER, SPEECH, STRUCK, UNTOLD, phrase, spans
 from data_prep.clip import Tag
 

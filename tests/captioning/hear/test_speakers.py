@@ -9,7 +9,8 @@ import torch
 from torchaudio.transforms import MelSpectrogram
 
 from captioning.hear.speakers import Speakers, load_encoder, tell_apart
-from captioning.hear.transcribe import SAMPLE_RATE, name_speakers, speaker_of, voiced_spans
+from captioning.hear.transcribe import name_speakers, speaker_of, voiced_spans
+from captioning.hear.window import SAMPLE_RATE
 from captioning.settings import SpeakerSettings
 from data_prep.media.decode import decode_audio
 from data_prep.scores.voice_activity import voice_probability

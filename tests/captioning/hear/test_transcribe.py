@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from captioning.grounding.checker import check, ground
-from captioning.hear.transcribe import SAMPLE_RATE, Transcriber, normalise, repeats, transcript, voiced_spans
+from captioning.hear.text_normalisation import normalise
+from captioning.hear.transcribe import Transcriber, repeats, transcript, voiced_spans
+from captioning.hear.window import SAMPLE_RATE, Window
 from captioning.settings import TranscribeSettings
 from captioning.write.compose import Facts, compose
 from data_prep.clip import Tag
@@ -18,23 +20,20 @@ JFK = Path(__file__).parents[3].parent / "shared" / "media" / "audio" / "jfk.fla
 SENTENCE = "Paper is made from wood. Glass is made from sand."
 
 
-class Heard:
-    """What Whisper answered for one window, good unless told otherwise."""
+class Heard(Window):
+    """What Whisper answered for one window: a good answer, but for the changes."""
 
-    def __init__(self, text="we went down to the river", **changes):
-        self.text = text
-        self.voiced = [(0.0, 3.0)]
-        self.words = [
+    def __init__(self, text="we went down to the river", compression_ratio=1.0, **changes):
+        words = [
             {"word": word, "start": 0.4 * i, "end": 0.4 * i + 0.3, "confidence": 0.9}
             for i, word in enumerate(text.split())
         ]
-        self.language, self.language_probability = "en", 0.99
-        self.log_probability, self.no_speech_probability, self.compression_ratio = -0.1, 0.01, 1.0
-        self.__dict__.update(changes)
+        super().__init__(0, 0.0, 3.0, [(0.0, 3.0)], text, words, "en", 0.99, -0.1, 0.01)
+        self.__dict__.update(changes, ratio=compression_ratio)
 
     @property
-    def voiced_s(self):
-        return sum(end - start for start, end in self.voiced)
+    def compression_ratio(self):
+        return self.__dict__["ratio"]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +105,7 @@ def test_a_word_that_is_likely_but_not_sure_is_in_the_text_and_in_no_quote():
 
 
 def test_a_word_begins_where_the_voice_does():
-    from captioning.hear.whisper import Window, _timed_words  # seconds, and only here
+    from captioning.hear.whisper import _timed_words  # takes seconds to import, needed only here
 
     window = Window(0, 0.0, 6.0, [(0.5, 2.0), (3.0, 5.0)], language="en")
     heard = [(" We", 0.3, 0.9), (" went", 0.9, 1.4), (" down", 1.4, 3.6), (" home", 2.1, 3.6), (" again", 5.2, 5.6)]

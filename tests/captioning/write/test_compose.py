@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 
 from captioning.grounding.checker import check, ground
-from captioning.hear.transcribe import normalise
+from captioning.hear.text_normalisation import normalise
 from captioning.write.compose import LONG, MEDIUM, SHORT, Facts, compose, nameable_sounds, text_of
 from captioning.write.vocabulary import FORBIDDEN
 from data_prep.clip import Tag
