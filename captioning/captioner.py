@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from captioning.hear.levels import measure
-from captioning.hear.onsets import refined
+from captioning.hear.onsets import refine_tags
 from captioning.hear.transcribe import Transcriber, find_whisper
 from captioning.hear.window import SAMPLE_RATE
 from captioning.look.clip_scores import ClipScores
@@ -25,7 +25,7 @@ from data_prep.media.decode import decode_audio, decode_video, iterate_video, sp
 from data_prep.scores.audio_tags import Tagger, load_tagger
 
 
-def check(settings: CaptionSettings) -> None:
+def check_settings(settings: CaptionSettings) -> None:
     """Refuse what cannot run before any stage starts: a server is asked once, and the tagger alone is loaded.
 
     Raises:
@@ -48,34 +48,34 @@ class Measurer:
         self.tagger = load_tagger(settings.tagger)
         self.transcriber = Transcriber(settings.transcribe)
 
-    def measured(self, clips: Sequence[Clip]) -> list[CaptionRequest | Clip]:
+    def measure(self, clips: Sequence[Clip]) -> list[CaptionRequest | Clip]:
         """Each clip measured, or failed; each is decoded once."""
-        found = [self._one(clip) for clip in clips]
+        found = [self._measure_or_fail(clip) for clip in clips]
         ready = [item for item in found if isinstance(item, CaptionRequest)]
-        heard = iter(self._transcripts(ready))
+        heard = iter(self._transcribe(ready))
         return [_with_transcript(item, next(heard)) if isinstance(item, CaptionRequest) else item for item in found]
 
-    def _one(self, clip: Clip) -> CaptionRequest | Clip:
+    def _measure_or_fail(self, clip: Clip) -> CaptionRequest | Clip:
         try:
             return _measure(clip, self.settings, self.tagger)
         except Exception as error:  # whatever a file does to a decoder, it is this clip's verdict and no other's
             return clip.failed("caption", error)
 
-    def _transcripts(self, ready: list[CaptionRequest]) -> list[dict] | list[dict | Exception]:
+    def _transcribe(self, ready: list[CaptionRequest]) -> list[dict] | list[dict | Exception]:
         voices = [item.voice for item in ready if item.voice is not None]
         try:
             return self.transcriber(voices)
         except Exception:  # one bad clip must not cost its batch: each is asked again, alone
-            return [self._alone(voice) for voice in voices]
+            return [self._transcribe_one(voice) for voice in voices]
 
-    def _alone(self, voice: np.ndarray) -> dict | Exception:
+    def _transcribe_one(self, voice: np.ndarray) -> dict | Exception:
         try:
             return self.transcriber([voice])[0]
         except Exception as error:
             return error
 
 
-class Answers:
+class AnswerHandler:
     """What answers lead to, in a worker: holds the scorer of visual phrases.
 
     Raises:
@@ -87,7 +87,7 @@ class Answers:
         scorer = ClipScores(settings.seen) if settings.seen.clip else None
         self._score = scorer.scores if scorer and not scorer.untrained else None
 
-    def take(self, item: CaptionRequest, answer: str | NoAnswer, *, untrained: bool = False) -> CaptionRequest | Clip:
+    def handle(self, item: CaptionRequest, answer: str | NoAnswer, *, untrained: bool = False) -> CaptionRequest | Clip:
         """The clip's next question, or the clip done."""
         try:
             following = item.answered(answer, self.settings, self._score, untrained=untrained)
@@ -108,7 +108,7 @@ class Captioner:
     def __init__(self, settings: CaptionSettings):
         self.settings = settings
         self.measurer = Measurer(settings)
-        self.answers = Answers(settings)
+        self.answer_handler = AnswerHandler(settings)
         self.engine: VisionEngine | None = build_engine(settings.seen) if settings.seen.engine else None
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
@@ -122,15 +122,15 @@ class Captioner:
         Raises:
             EngineGone: the engine's server is gone; no clip is at fault.
         """
-        return each_kept(segments, lambda clips: self._asked(self.measurer.measured(clips)))
+        return each_kept(segments, lambda clips: self._ask_until_answered(self.measurer.measure(clips)))
 
-    def _asked(self, items: list[CaptionRequest | Clip]) -> list[Clip]:
+    def _ask_until_answered(self, items: list[CaptionRequest | Clip]) -> list[Clip]:
         while open_ := [at for at, item in enumerate(items) if isinstance(item, CaptionRequest) and item.question]:
             assert self.engine is not None
             waiting = [item for item in (items[at] for at in open_) if isinstance(item, CaptionRequest)]
             replies = self.engine.ask([item.next_prompt(self.settings) for item in waiting])
             for at, item, reply in zip(open_, waiting, replies, strict=True):
-                items[at] = self.answers.take(item, reply, untrained=self.engine.untrained)
+                items[at] = self.answer_handler.handle(item, reply, untrained=self.engine.untrained)
         return [item.captioned(self.settings) if isinstance(item, CaptionRequest) else item for item in items]
 
 
@@ -159,7 +159,7 @@ def _measure(clip: Clip, settings: CaptionSettings, tagger: Tagger) -> CaptionRe
         describe(small, times_s - start_s),
         {},
         measure(audio, SAMPLE_RATE) | {"av_agreement": clip.scores.get("av_agreement")},
-        refined(clip.tags, voice, tagger, settings.min_tag_score),
+        refine_tags(clip.tags, voice, tagger, settings.min_tag_score),
         tuple(Frame(round(time_s - start_s, 3), jpeg) for time_s, jpeg in shown),
         "look" if settings.seen.engine else "",
         voice=voice,
@@ -170,12 +170,12 @@ def _pictures(clip: Clip, settings: CaptionSettings) -> tuple[np.ndarray, np.nda
     """(small frames, their times on the file's time line, the pictures that an engine is shown)."""
     start_s, end_s = span(clip)
     media, fps = clip.media, settings.picture_fps
-    size = _size(clip, settings.picture_width)
+    size = _frame_size(clip, settings.picture_width)
     if not settings.seen.engine:
         return *decode_video(media, start_s, end_s, fps=fps, size=size), []
     # Which pictures are shown is known once all were seen: kept as JPEG, a minute of them takes some MB.
-    own = max(clip.info.get("width", 0), clip.info.get("height", 0)) or settings.seen.frame_width
-    large = _size(clip, min(settings.seen.frame_width, own))
+    longer_side = max(clip.info.get("width", 0), clip.info.get("height", 0)) or settings.seen.frame_width
+    large = _frame_size(clip, min(settings.seen.frame_width, longer_side))
     times, small, files = [], [], []
     for time_s, frame in iterate_video(media, start_s, end_s, fps=fps, size=large):
         times.append(time_s)
@@ -188,8 +188,8 @@ def _pictures(clip: Clip, settings: CaptionSettings) -> tuple[np.ndarray, np.nda
     return stacked, times_s, [(times[at], files[at]) for at in chosen]
 
 
-def _size(clip: Clip, width: int) -> tuple[int, int]:
-    """(height, width) of the small frames: the picture's own shape where it is known, `width` on its longer side."""
+def _frame_size(clip: Clip, width: int) -> tuple[int, int]:
+    """(height, width) of the small frames: the picture's longer_side shape where it is known, `width` on its longer side."""
     wide, high = clip.info.get("width", 16), clip.info.get("height", 9)
     scale = width / max(wide, high)
     return max(32, round(high * scale / 2) * 2), max(32, round(wide * scale / 2) * 2)

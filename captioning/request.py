@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from captioning.grounding.checker import Removed, evidence_of, ground, ground_text, split
+from captioning.grounding.checker import Removed, evidence_of, ground, ground_text, split_sentences
 from captioning.look import prompt
 from captioning.look.answers import Refused, read
 from captioning.look.frames import Frame
-from captioning.look.phrases import phrases_of, stand
+from captioning.look.phrases import filter_phrases, phrases_of
 from captioning.look.schema import Seen, Told
 from captioning.look.vision_engine import NoAnswer
 from captioning.settings import CaptionSettings
@@ -26,8 +26,8 @@ from data_prep.clip import Clip, Tag
 Question = Literal["look", "tell", ""]
 # (JPEG files, phrases, numbers of the pictures of each) → scores
 Score = Callable[[Sequence[bytes], Sequence[str], Sequence[Sequence[int]]], list[float]]
-_KEY = "pending"  # of clip.caption, while it waits
-_KEPT = 2000  # characters stored of what untrained weights write
+_PENDING_KEY = "pending"  # of clip.caption, while it waits
+_MAX_UNTRAINED_TEXT = 2000  # characters stored of what untrained weights write
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,14 @@ class CaptionRequest:
             untrained: the answer comes from random weights: it is stored as such, and nothing is told of it.
         """
         if untrained:
-            text = "" if isinstance(answer, NoAnswer) else answer[:_KEPT]
+            text = "" if isinstance(answer, NoAnswer) else answer[:_MAX_UNTRAINED_TEXT]
             return replace(self, question="", seen={"untrained": True, "answer": text})
         try:
             if isinstance(answer, NoAnswer):
                 raise Refused(f"no answer: {answer}")
             if self.question == "look":
-                return self._looked(read(answer, Seen, len(self.frames)), settings, score)
-            return self._written(read(answer, Told), settings)
+                return self._after_look(read(answer, Seen, len(self.frames)), settings, score)
+            return self._after_tell(read(answer, Told), settings)
         except Refused as error:
             if self.refused:
                 return self.clip.failed("caption", f"{self.question}: {error}, after {self.refused}")
@@ -102,14 +102,14 @@ class CaptionRequest:
         """The clip with the caption that the rules compose of its facts, or failed where none of it stands."""
         facts = self.facts()
         kept, removed = ground(compose(facts, settings.max_sounds), facts)
-        return self._finished(kept, removed)
+        return self._with_caption(kept, removed)
 
-    def _looked(self, seen: Seen, settings: CaptionSettings, score: Score | None) -> "CaptionRequest":
+    def _after_look(self, seen: Seen, settings: CaptionSettings, score: Score | None) -> "CaptionRequest":
         files = [frame.jpeg for frame in self.frames]
         said = " ".join(word["word"] for word in self.transcript["words"])
         scores = None if score is None else lambda phrases, shown: score(files, phrases, shown)
         times = [frame.time_s for frame in self.frames]
-        kept, out = stand(phrases_of(seen, times), said, scores, settings.seen.min_clip_score)
+        kept, out = filter_phrases(phrases_of(seen, times), said, scores, settings.seen.min_clip_score)
         removed = [Removed(phrase.text, (reason,)) for phrase, reason in out]
         measured = self.picture["camera"]
         if seen.camera not in ("unclear", measured):
@@ -120,7 +120,7 @@ class CaptionRequest:
         following: Question = "tell" if settings.seen.compose == "engine" else ""
         return replace(self, question=following, refused="", seen=stored, removed=(*self.removed, *removed))
 
-    def _written(self, written: Told, settings: CaptionSettings) -> "CaptionRequest | Clip":
+    def _after_tell(self, written: Told, settings: CaptionSettings) -> "CaptionRequest | Clip":
         facts = self.facts()
         texts, removed = {}, []
         for variant in (SHORT, MEDIUM, LONG):
@@ -132,13 +132,13 @@ class CaptionRequest:
         # A sentence that several lengths share is one piece of evidence.
         sentences: dict[str, Sentence] = {}
         for variant, text in texts.items():
-            for one in split(text):
+            for one in split_sentences(text):
                 before = sentences.get(one)
                 variants = (*(before.variants if before else ()), variant)
                 sentences[one] = Sentence(one, "written", {"spans": evidence_of(one, facts)}, variants)
-        return self._finished(list(sentences.values()), removed)
+        return self._with_caption(list(sentences.values()), removed)
 
-    def _finished(self, sentences: list[Sentence], removed: list[Removed]) -> Clip:
+    def _with_caption(self, sentences: list[Sentence], removed: list[Removed]) -> Clip:
         texts = {variant: text_of(sentences, variant) for variant in (SHORT, MEDIUM, LONG)}
         if not all(texts.values()):
             return self.clip.failed("caption", "no sentence is supported by what was measured")
@@ -165,14 +165,14 @@ class CaptionRequest:
         state["tags"] = [asdict(tag) for tag in self.tags]
         state["removed"] = [[one.text, list(one.reasons)] for one in self.removed]
         state["frames"] = [[frame.time_s, base64.b64encode(frame.jpeg).decode()] for frame in self.frames]
-        return replace(self.clip, caption={_KEY: state})
+        return replace(self.clip, caption={_PENDING_KEY: state})
 
     @classmethod
     def of_clip(cls, clip: Clip) -> "CaptionRequest | None":
         """The inverse of `to_clip`; None for a clip that does not wait."""
-        if _KEY not in clip.caption:
+        if _PENDING_KEY not in clip.caption:
             return None
-        state = dict(clip.caption[_KEY])
+        state = dict(clip.caption[_PENDING_KEY])
         tags = tuple(Tag(**tag) for tag in state.pop("tags"))
         removed = tuple(Removed(text, tuple(reasons)) for text, reasons in state.pop("removed"))
         frames = tuple(Frame(time_s, base64.b64decode(file)) for time_s, file in state.pop("frames"))
@@ -180,6 +180,6 @@ class CaptionRequest:
 
 
 def _plain_facts(facts: Facts) -> dict[str, Any]:
-    """The facts as an engine is given them: as plain sentences, each of which the checker would let stand."""
+    """The facts as an engine is given them: as plain sentences, each of which the checker would let filter_phrases."""
     kept, _ = ground(compose(facts, max_sounds=8), facts)
     return {"seconds": facts.seconds, "facts": [sentence.text for sentence in kept if LONG in sentence.variants]}

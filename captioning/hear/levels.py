@@ -7,7 +7,7 @@ _ACTIVE_DB = -60.0  # below, a frame is silent
 _STEADY_DB = -50.0  # a background that is fainter is not told
 _STEADY_BELOW_DB = 10.0  # and what never ceases is at most this far below the clip's level
 _BANDS_HZ = {"low": (50.0, 400.0), "middle": (400.0, 3000.0), "high": (3000.0, 8000.0)}
-_MOST = 0.6  # of the steady sound's energy: a band with this much is told
+_DOMINANT_SHARE = 0.6  # of the steady sound's energy: a band with this much is told
 
 
 def measure(audio: np.ndarray, sample_rate: int) -> dict:
@@ -56,7 +56,7 @@ def _steady(frames: np.ndarray, sample_rate: int, level_db: float) -> dict | Non
     if floor_db < max(_STEADY_DB, level_db - _STEADY_BELOW_DB):
         return None
     loudest = max(floors, key=lambda name: floors[name])
-    return {"level_db": round(floor_db, 1), "band": loudest if floors[loudest] >= _MOST * total else ""}
+    return {"level_db": round(floor_db, 1), "band": loudest if floors[loudest] >= _DOMINANT_SHARE * total else ""}
 
 
 def _db(power: float) -> float:

@@ -1,6 +1,6 @@
 """When a tagged sound begins and ends: the tagger hears windows of 0.96 s, so its own times are that coarse.
 
-A beginning is a sudden rise of the spectrum, at least four of its bands together (spectral flux, as in Bello et al.
+A beginning is a sudden rise of the spectrum, at min_score four of its bands together (spectral flux, as in Bello et al.
 2005, "A Tutorial on Onset Detection in Music Signals", §III-A, on a logarithmic scale). Within the window in which the
 tagger first hears a sound, it begins at the first rise that leads to about the window's level; where nothing rises, the
 tagger's time stands. A window that lay badly may have missed the first of several knocks: so the tagger is asked again,
@@ -34,12 +34,12 @@ _PATCH_S = 0.96  # the tagger's window
 _LEAD_S = 0.1  # of a window before the beginning that it is laid on
 _STEP_S = 1.2  # between beginnings of one sound that is repeated
 _HALF_HEARD = 0.08  # a score that is enough where the tagger is sure of the same sound soon after
-_IMPACTS = 2  # surely heard, at least
+_IMPACTS = 2  # surely heard, at min_score
 _EARLY_S = 0.1  # a rise this long before the window is still the window's
 
 
-def refined(tags: Sequence[Tag], audio: np.ndarray, tagger: Tagger, least: float) -> tuple[Tag, ...]:
-    """The tags of a clip, mono (N,) float32 at 16 kHz, that reach `least`, with times to some hundredths of a second;
+def refine_tags(tags: Sequence[Tag], audio: np.ndarray, tagger: Tagger, min_score: float) -> tuple[Tag, ...]:
+    """The tags of a clip, mono (N,) float32 at 16 kHz, that reach `min_score`, with times to some hundredths of a second;
     with them, impacts that no tag names."""
     power = band_energies(audio)
     levels, begins = _db(power.max(axis=1)), onsets(power)
@@ -48,20 +48,23 @@ def refined(tags: Sequence[Tag], audio: np.ndarray, tagger: Tagger, least: float
     knocks = 1 - np.prod([1 - by_class[name] for name in KNOCKS if name in by_class] or [np.ones(len(begins))], axis=0)
     by_class |= dict.fromkeys((*KNOCKS, IMPACT), knocks)
     found = []
-    for tag in (*(tag for tag in tags if tag.score >= least), *_impacts(begins, knocks, least, len(audio) / RATE)):
+    for tag in (
+        *(tag for tag in tags if tag.score >= min_score),
+        *_impacts(begins, knocks, min_score, len(audio) / RATE),
+    ):
         loudest = levels[_frame(tag.start_s) : _frame(min(tag.end_s, tag.start_s + _PATCH_S)) + 1].max(initial=-np.inf)
         loud = np.array([levels[frame : frame + _BEFORE].max() >= loudest - _LOUD_DB for frame in begins], bool)
-        start_s = _begin(tag, begins[loud])
+        start_s = _start_of(tag, begins[loud])
         if tag.label in by_class:
-            start_s = _earlier(start_s, begins[loud], by_class[tag.label][loud])
-        end_s = _end(tag, start_s, levels)
+            start_s = _first_repetition(start_s, begins[loud], by_class[tag.label][loud])
+        end_s = _end_of(tag, start_s, levels)
         found.append(replace(tag, start_s=round(float(start_s), 2), end_s=round(float(end_s), 2)))
     return tuple(found)
 
 
-def _impacts(begins: np.ndarray, knocks: np.ndarray, least: float, seconds: float) -> list[Tag]:
+def _impacts(begins: np.ndarray, knocks: np.ndarray, min_score: float, seconds: float) -> list[Tag]:
     """From the first to the last of the beginnings that are surely a knock of some kind; one alone may be a mistake."""
-    sure = np.flatnonzero(knocks >= least)
+    sure = np.flatnonzero(knocks >= min_score)
     if len(sure) < _IMPACTS:
         return []
     first_s, last_s = _seconds(int(begins[sure[0]])), _seconds(int(begins[sure[-1]]))
@@ -76,7 +79,7 @@ def _windows_at(audio: np.ndarray, begins: np.ndarray) -> np.ndarray:
     return mel[first[:, None] + np.arange(PATCH)]
 
 
-def _earlier(start_s: float, begins: np.ndarray, scores: np.ndarray) -> float:
+def _first_repetition(start_s: float, begins: np.ndarray, scores: np.ndarray) -> float:
     """The first of the beginnings that lead up to `start_s` in short steps and at which the tagger hears it too."""
     for frame, score in zip(begins[::-1], scores[::-1], strict=True):
         at_s = _seconds(frame)
@@ -104,12 +107,12 @@ def onsets(power: np.ndarray) -> np.ndarray:
     return np.flatnonzero((rise >= _RISE_DB) & (rise > padded[:-2]) & (rise >= padded[2:]))
 
 
-def _begin(tag: Tag, begins: np.ndarray) -> float:
+def _start_of(tag: Tag, begins: np.ndarray) -> float:
     first_s, last_s = tag.start_s - _EARLY_S, min(tag.end_s, tag.start_s + _PATCH_S)
     return next((at_s for at_s in map(_seconds, begins) if first_s <= at_s <= last_s), tag.start_s)
 
 
-def _end(tag: Tag, start_s: float, levels: np.ndarray) -> float:
+def _end_of(tag: Tag, start_s: float, levels: np.ndarray) -> float:
     first, last = _frame(max(start_s, tag.end_s - _PATCH_S)), _frame(tag.end_s)
     part = levels[first : last + 1]
     if not len(part):

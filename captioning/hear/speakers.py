@@ -99,7 +99,7 @@ def embed(encoder: VoiceEncoder, audio: np.ndarray, voiced: Spans, batch: int = 
     return torch.cat(found).numpy(), np.array(times)
 
 
-def tell_apart(embeddings: np.ndarray, times: np.ndarray, settings: SpeakerSettings) -> np.ndarray:
+def cluster_voices(embeddings: np.ndarray, times: np.ndarray, settings: SpeakerSettings) -> np.ndarray:
     """Embeddings (W, 256) of windows (W, 2) → the speaker of each, 0, 1, …; all 0 where no two are surely two.
 
     Windows of one voice also fall into groups (vowels, loudness, a room), so a grouping is believed only where its
@@ -114,7 +114,7 @@ def tell_apart(embeddings: np.ndarray, times: np.ndarray, settings: SpeakerSetti
     for count in range(min(settings.most, len(embeddings) // 2), 1, -1):
         groups = AgglomerativeClustering(count, linkage="ward").fit_predict(embeddings)
         least = np.bincount(groups).min() * _STEP * _HOP / RATE
-        ratio = min(_apart(distance, distinct, groups, pair) for pair in combinations(range(count), 2))
+        ratio = min(_separation(distance, distinct, groups, pair) for pair in combinations(range(count), 2))
         returns = int((np.diff(groups) != 0).sum()) - (count - 1)
         if least < settings.min_seconds:
             continue
@@ -123,7 +123,7 @@ def tell_apart(embeddings: np.ndarray, times: np.ndarray, settings: SpeakerSetti
     return np.zeros(len(embeddings), int)
 
 
-def _apart(distance: np.ndarray, distinct: np.ndarray, groups: np.ndarray, pair: tuple[int, int]) -> float:
+def _separation(distance: np.ndarray, distinct: np.ndarray, groups: np.ndarray, pair: tuple[int, int]) -> float:
     """Mean distance between two groups over that within them, of windows that share no sound; 0 if not known."""
     one, other = (groups == group for group in pair)
     across = distance[np.outer(one, other) & distinct]
@@ -142,7 +142,7 @@ class Speakers:
         self.settings = settings
         self.turns: Callable[[np.ndarray, Spans], list[Turn]]
         if settings.weights.startswith(_PYANNOTE):
-            self.turns = _pyannote(settings.weights.removeprefix(_PYANNOTE))
+            self.turns = _load_pyannote(settings.weights.removeprefix(_PYANNOTE))
         else:
             self.encoder = load_encoder(settings.weights)
             self.turns = self._by_embedding
@@ -158,7 +158,7 @@ class Speakers:
         embeddings, times = embed(self.encoder, audio, voiced)
         if len(embeddings) < 4:
             return []
-        groups = tell_apart(embeddings, times, self.settings)
+        groups = cluster_voices(embeddings, times, self.settings)
         if not groups.any():
             return []
         means = np.stack([embeddings[groups == group].mean(0) for group in range(groups.max() + 1)])
@@ -177,7 +177,7 @@ class Speakers:
         return turns
 
 
-def _pyannote(name: str) -> Callable[[np.ndarray, Spans], list[Turn]]:
+def _load_pyannote(name: str) -> Callable[[np.ndarray, Spans], list[Turn]]:
     """A pyannote diarization pipeline from a folder or a hub id."""
     from pyannote.audio import Pipeline
 

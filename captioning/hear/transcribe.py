@@ -19,9 +19,9 @@ from captioning.settings import TranscribeSettings
 from data_prep.packaged_weights import resolve
 from data_prep.scores.voice_activity import FRAME, voice_probability
 
-_LONGEST = round(29 * SAMPLE_RATE / FRAME)  # frames of a voiced span: with its margins it fits Whisper's 30 s
-_PAUSE = round(0.1 * SAMPLE_RATE / FRAME)  # frames; a shorter pause does not end a span
-_SHORTEST = round(0.25 * SAMPLE_RATE / FRAME)  # frames; a shorter span is a click
+_MAX_SPAN = round(29 * SAMPLE_RATE / FRAME)  # frames of a voiced span: with its margins it fits Whisper's 30 s
+_MIN_PAUSE = round(0.1 * SAMPLE_RATE / FRAME)  # frames; a shorter pause does not end a span
+_MIN_SPAN = round(0.25 * SAMPLE_RATE / FRAME)  # frames; a shorter span is a click
 
 
 class Transcriber:
@@ -113,7 +113,7 @@ def voiced_spans(probability: np.ndarray, threshold: float) -> list[tuple[float,
     """
     spans: list[tuple[int, int]] = []
     start = low = None
-    for frame, value in enumerate([*probability, *[0.0] * (_PAUSE + 1)]):
+    for frame, value in enumerate([*probability, *[0.0] * (_MIN_PAUSE + 1)]):
         if start is None:
             start = frame if value >= threshold else None
             low = None
@@ -122,9 +122,9 @@ def voiced_spans(probability: np.ndarray, threshold: float) -> list[tuple[float,
             low = None
         elif value < threshold - 0.15 and low is None:
             low = frame
-        if (low is not None and frame - low >= _PAUSE) or frame - start >= _LONGEST:
+        if (low is not None and frame - low >= _MIN_PAUSE) or frame - start >= _MAX_SPAN:
             end = min(frame if low is None else low, len(probability))
-            if end - start >= _SHORTEST:
+            if end - start >= _MIN_SPAN:
                 spans.append((start, end))
             start = low = None
     return [(start * FRAME / SAMPLE_RATE, end * FRAME / SAMPLE_RATE) for start, end in spans]
@@ -141,15 +141,15 @@ def transcript(windows: Sequence[Window], settings: TranscribeSettings) -> dict:
         "doubted": words}.
     """
     removed = Counter()
-    believed = []
+    accepted = []
     for window in windows:
-        reason = why_not_believed(window, settings)
+        reason = rejection_reason(window, settings)
         if reason:
             removed[reason] += 1
         else:
-            believed.append(window)
+            accepted.append(window)
     least, quoted = settings.min_word_confidence, max(settings.min_word_confidence, settings.min_quote_confidence)
-    heard = [[word for word in window.words if normalise(word["word"])] for window in believed]
+    heard = [[word for word in window.words if normalise(word["word"])] for window in accepted]
     spoken = [
         [
             word | {"doubted": word["confidence"] < least, "quotable": sure}
@@ -159,16 +159,16 @@ def transcript(windows: Sequence[Window], settings: TranscribeSettings) -> dict:
     ]
     if doubts := sum(word["doubted"] for words in spoken for word in words):
         removed["doubted"] = doubts
-    longest = max(believed, key=lambda window: window.voiced_s, default=None)
+    longest = max(accepted, key=lambda window: window.voiced_s, default=None)
     probability = longest.language_probability if longest else None
     return {
         "language": longest.language if longest else "",
         "language_probability": None if probability is None else round(probability, 3),
-        "text": " ".join(filter(None, map(_believed_text, believed, spoken))),
+        "text": " ".join(filter(None, map(_accepted_text, accepted, spoken))),
         "words": [word for words in spoken for word in words],
         "speakers": [],
         "voiced": [[round(start, 3), round(end, 3)] for window in windows for start, end in window.voiced],
-        "log_probability": round(float(np.mean([w.log_probability for w in believed])), 3) if believed else None,
+        "log_probability": round(float(np.mean([w.log_probability for w in accepted])), 3) if accepted else None,
         "removed": dict(removed),
     }
 
@@ -183,14 +183,14 @@ def _quotable(confidences: list[float], least: float) -> list[bool]:
     ]
 
 
-def _believed_text(window: Window, words: list[dict]) -> str:
+def _accepted_text(window: Window, words: list[dict]) -> str:
     if not any(word["doubted"] for word in words):
         return window.text
     between = "" if window.language in UNSPACED else " "
     return between.join(word["word"] for word in words if not word["doubted"])
 
 
-def why_not_believed(window: Window, settings: TranscribeSettings) -> str:
+def rejection_reason(window: Window, settings: TranscribeSettings) -> str:
     """The reason to remove a window's text, "" to keep it. Limits as in Whisper's own decoding (Radford et al. 2022,
     §4.5) with voice activity, pace and repetition added."""
     words = normalise(window.text)

@@ -26,7 +26,7 @@ with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
     from whisperx.diarize import Segment as Span
     from whisperx.vads import Vad
 
-LONGEST_S = 29.0  # of a voiced span
+_MAX_WINDOW_S = 29.0  # of a voiced span
 _PAD_S = 0.2  # kept around voiced spans: Whisper loses a word that starts at its window's first sample
 
 
@@ -50,7 +50,7 @@ class VoicedSpans(Vad):
         first = 0
         for index, (samples, spans) in enumerate(self.clips):
             length = samples / SAMPLE_RATE
-            for group in _windows(spans):
+            for group in _group_spans(spans):
                 start, end = max(0.0, group[0][0] - _PAD_S), min(length, group[-1][1] + _PAD_S)
                 self.windows.append(Window(index, start, end, group))
                 self.origins.append(first)
@@ -73,10 +73,10 @@ class VoicedSpans(Vad):
         ]
 
 
-def _windows(spans: list[Voiced]) -> list[list[Voiced]]:
+def _group_spans(spans: list[Voiced]) -> list[list[Voiced]]:
     groups: list[list[Voiced]] = []
     for span in spans:
-        if groups and span[1] - groups[-1][0][0] <= LONGEST_S:
+        if groups and span[1] - groups[-1][0][0] <= _MAX_WINDOW_S:
             groups[-1].append(span)
         else:
             groups.append([span])
@@ -105,7 +105,7 @@ class TimedWhisper(whisperx.asr.WhisperModel):
         for row, window in enumerate(batch):
             groups.setdefault(window.language, []).append(row)
         for language, rows in groups.items():
-            part = encoded if len(groups) == 1 else _rows(encoded, rows)
+            part = encoded if len(groups) == 1 else _select_rows(encoded, rows)
             self._decode(part, [batch[row] for row in rows], language, options)
         return {"text": [w.text for w in batch], "avg_logprob": [w.log_probability for w in batch]}
 
@@ -135,7 +135,7 @@ class TimedWhisper(whisperx.asr.WhisperModel):
             window.words = _timed_words(words, window)
 
 
-def _rows(encoded, rows: list[int]):
+def _select_rows(encoded, rows: list[int]):
     return ctranslate2.StorageView.from_array(
         np.ascontiguousarray(np.asarray(encoded.to_device(ctranslate2.Device.cpu))[rows])
     )

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from captioning.look.schema import Seen
 from captioning.write.vocabulary import words
 
-LONGEST = 16_000  # characters; no answer of the schemas is longer
+MAX_CHARACTERS = 16_000  # characters; no answer of the schemas is longer
 _FENCE = re.compile(r"^```(?:json)?\s*\n(.*)\n```$", re.DOTALL)
 _REFUSAL = re.compile(
     r"\b(?:i['’]?m sorry|i am sorry|i apologi[sz]e|i (?:can|could|will|do)(?:not|n['’]t| not)"
@@ -34,7 +34,7 @@ _FOREIGN = frozenset(
 )
 
 
-_FEW = 8  # words; so many in a row have a function word among them
+_MIN_WORDS = 8  # words; so many in a row have a function word among them
 
 
 class Refused(ValueError):
@@ -56,8 +56,8 @@ def read(text: str, schema: type[Answer], pictures: int = 0) -> Answer:
     text = text.strip()
     if not text:
         raise Refused("empty: no text")
-    if len(text) > LONGEST:
-        raise Refused(f"too long: {len(text)} characters, at most {LONGEST}")
+    if len(text) > MAX_CHARACTERS:
+        raise Refused(f"too long: {len(text)} characters, at most {MAX_CHARACTERS}")
     fenced = _FENCE.match(text)
     bare = fenced.group(1).strip() if fenced else text
     if not bare.startswith("{") and _REFUSAL.search(bare):
@@ -68,7 +68,7 @@ def read(text: str, schema: type[Answer], pictures: int = 0) -> Answer:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))
         raise Refused(f"malformed: {place + ': ' if place else ''}{problem['msg']}"[:200]) from None
-    texts = _texts(answer)
+    texts = _free_text(answer)
     if any(_REFUSAL.search(one) for one in texts):
         raise Refused("refusal: an apology instead of an answer")
     if not is_english(texts):
@@ -78,7 +78,7 @@ def read(text: str, schema: type[Answer], pictures: int = 0) -> Answer:
     return answer
 
 
-def _texts(answer: BaseModel) -> list[str]:
+def _free_text(answer: BaseModel) -> list[str]:
     """The answer's own words; what is written in the picture or was said in the clip may be of any language."""
     if isinstance(answer, Seen):
         subjects = [text for subject in answer.subjects for text in (subject.name, *subject.appearance)]
@@ -95,7 +95,7 @@ def is_english(texts: Iterable[str]) -> bool:
     words = re.findall(r"[^\W\d_]+", whole)
     english = sum(word in _ENGLISH for word in words)
     foreign = sum(word in _FOREIGN for word in words if word not in _ENGLISH)
-    return foreign <= english and (english > 0 or len(words) < _FEW)
+    return foreign <= english and (english > 0 or len(words) < _MIN_WORDS)
 
 
 def _check_frames(answer: Seen, pictures: int) -> None:

@@ -9,8 +9,8 @@ from PIL import Image
 
 from captioning.look.picture_statistics import find_cuts
 
-_STEP = 0.08  # change of grey level (of 1), summed over time, after which there is something new to see
-_IDLE = 0.004  # the same, per second, that passing time counts
+_MIN_CHANGE = 0.08  # change of grey level (of 1), summed over time, after which there is something new to see
+_IDLE_PER_S = 0.004  # the same, per second, that passing time counts
 _QUALITY = 90  # of the JPEG files
 
 
@@ -22,28 +22,28 @@ class Frame:
     jpeg: bytes
 
 
-def choose_frames(small: np.ndarray, times_s: np.ndarray, most: int) -> list[int]:
-    """Indices of at most `most` frames out of small ones (F, H, W, 3) uint8, ordered.
+def choose_frames(small: np.ndarray, times_s: np.ndarray, max_frames: int) -> list[int]:
+    """Indices of at max_frames `max_frames` frames out of small ones (F, H, W, 3) uint8, ordered.
 
-    Each shot gives one at least (the longest shots, where there are more than `most`); the others go where the picture
-    changes most: a shot's frames divide its summed change into equal parts, and each is the middle of its part.
+    Each shot gives one at least (the longest shots, where there are more than `max_frames`); the others go where the picture
+    changes max_frames: a shot's frames divide its summed change into equal parts, and each is the middle of its part.
     """
     luma = small.astype(np.float32) @ np.array([0.2126, 0.7152, 0.0722], np.float32) / 255
     edges = [0, *find_cuts(luma), len(luma)]
     shots = [(first, last) for first, last in pairwise(edges) if last > first]
-    steps = np.abs(np.diff(luma, axis=0)).mean((1, 2)) + _IDLE * np.diff(times_s)
-    if len(shots) > most:
-        shots = sorted(sorted(shots, key=lambda shot: shot[0] - shot[1])[:most])
+    steps = np.abs(np.diff(luma, axis=0)).mean((1, 2)) + _IDLE_PER_S * np.diff(times_s)
+    if len(shots) > max_frames:
+        shots = sorted(sorted(shots, key=lambda shot: shot[0] - shot[1])[:max_frames])
     change = [float(steps[first : last - 1].sum()) for first, last in shots]
     counts = [1] * len(shots)
-    while sum(counts) < most:
-        # The shot with the most change per frame that it has; until none has enough to show.
+    while sum(counts) < max_frames:
+        # The shot with the max_frames change per frame that it has; until none has enough to show.
         gain = [
             summed / count if count < last - first else 0.0
             for summed, count, (first, last) in zip(change, counts, shots, strict=True)
         ]
         best = int(np.argmax(gain))
-        if gain[best] < _STEP:
+        if gain[best] < _MIN_CHANGE:
             break
         counts[best] += 1
     chosen = []

@@ -13,9 +13,9 @@ _HUES = ((20, "red"), (45, "orange"), (68, "yellow"), (160, "green"), (198, "cya
 _LAG_S = 0.25  # frames this far apart are compared: shorter hides a slow pan, longer loses a fast one
 _LONG_LAG_S = 2.0  # what has not shifted in so long does not shift
 _BLOCKS = 4  # blocks a side
-_TEXTURE = 0.02  # a block's standard deviation (of 1) below which it shows no shift
-_CHANGE = 0.06  # change of grey level (of 1) that counts as movement
-_UNLIKE = 0.5  # correlation of two frames below which they show different things
+_MIN_TEXTURE = 0.02  # a block's standard deviation (of 1) below which it shows no shift
+_MIN_CHANGE = 0.06  # change of grey level (of 1) that counts as movement
+_MAX_CUT_CORRELATION = 0.5  # correlation of two frames below which they show different things
 
 
 def describe(frames: np.ndarray, times_s: np.ndarray) -> dict:
@@ -115,11 +115,11 @@ def find_cuts(luma: np.ndarray) -> list[int]:
     deviation = flat.std(1)
     scale = np.maximum(deviation[1:] * deviation[:-1], 1e-6)
     like = (flat[1:] * flat[:-1]).mean(1) / scale
-    like[np.minimum(deviation[1:], deviation[:-1]) < _TEXTURE] = 1.0  # a blank frame is like any other
+    like[np.minimum(deviation[1:], deviation[:-1]) < _MIN_TEXTURE] = 1.0  # a blank frame is like any other
     return [
         index + 1
         for index in range(1, len(like) - 1)
-        if like[index] < _UNLIKE and min(like[index - 1], like[index + 1]) > like[index] + 0.3
+        if like[index] < _MAX_CUT_CORRELATION and min(like[index - 1], like[index + 1]) > like[index] + 0.3
     ]
 
 
@@ -138,7 +138,7 @@ def _camera(luma: np.ndarray, pairs: list[tuple[int, int]], far_pairs: list[tupl
     shifts = _shifts(luma, pairs, textured=_BLOCKS * _BLOCKS // 3)
     if len(shifts) < 3 or len(shifts) < len(pairs) / 2:
         return ""
-    if _still(shifts) and _still(_shifts(luma, far_pairs, textured=_BLOCKS * _BLOCKS // 3)):
+    if _is_still(shifts) and _is_still(_shifts(luma, far_pairs, textured=_BLOCKS * _BLOCKS // 3)):
         return "static"
     # A thing that moves on an empty ground shifts every block that shows anything: a pan shifts the edges too.
     if not _reaches_edges(luma):
@@ -168,7 +168,7 @@ def _shifts(luma: np.ndarray, pairs: list[tuple[int, int]], textured: int) -> li
     shifts = []
     for first, second in pairs:
         a, b = blocks[first], blocks[second]
-        shows = (a.std((1, 2)) > _TEXTURE) & (b.std((1, 2)) > _TEXTURE)
+        shows = (a.std((1, 2)) > _MIN_TEXTURE) & (b.std((1, 2)) > _MIN_TEXTURE)
         if shows.sum() >= textured:
             shift = _phase_shift(a[shows], b[shows], window)
             middle = np.median(shift, axis=0)
@@ -180,11 +180,11 @@ def _reaches_edges(luma: np.ndarray) -> bool:
     """Whether there is detail along three edges of the picture, in most frames."""
     height, width = (max(2, size // 10) for size in luma.shape[1:])
     strips = (luma[:, :height], luma[:, -height:], luma[:, :, :width], luma[:, :, -width:])
-    shows = np.stack([strip.std((1, 2)) > _TEXTURE for strip in strips])
+    shows = np.stack([strip.std((1, 2)) > _MIN_TEXTURE for strip in strips])
     return bool((shows.sum(0) >= 3).mean() > 0.5)
 
 
-def _still(shifts: list[np.ndarray | None]) -> bool:
+def _is_still(shifts: list[np.ndarray | None]) -> bool:
     still = sum(shift is not None and np.abs(shift).max() < 1 for shift in shifts)
     return still >= 0.9 * len(shifts)
 
@@ -203,7 +203,7 @@ def _phase_shift(a: np.ndarray, b: np.ndarray, window: np.ndarray) -> np.ndarray
 def _movement(luma: np.ndarray, pairs: list[tuple[int, int]], *, still_camera: bool) -> dict:
     if not pairs:
         return {"movement": None, "where": "", "path": ""}
-    changed = np.stack([np.abs(luma[second] - luma[first]) > _CHANGE for first, second in pairs])
+    changed = np.stack([np.abs(luma[second] - luma[first]) > _MIN_CHANGE for first, second in pairs])
     shares = changed.mean((1, 2))
     result = {"movement": round(float(shares.mean()), 4), "where": "", "path": ""}
     moving = shares > 0.002

@@ -30,7 +30,7 @@ class Prompt:
 
 
 @cache
-def _texts() -> dict[str, str]:
+def _sections() -> dict[str, str]:
     whole = resources.files("captioning.look").joinpath("prompt.md").read_text(encoding="utf-8")
     parts = [part.partition("\n") for part in f"\n{whole}".split("\n# ")[1:]]
     return {name.strip(): text.strip() for name, _, text in parts}
@@ -39,8 +39,8 @@ def _texts() -> dict[str, str]:
 def look(pictures: Sequence[bytes], times_s: Sequence[float], refused: str, sound: np.ndarray | None) -> Prompt:
     """The question what is seen. `refused` is why the answer before was refused, "" for the first time."""
     times = "\n".join(f"- picture {number}: {time_s:.1f} s" for number, time_s in enumerate(times_s, 1))
-    text = _texts()["look"].format(count=len(pictures), times=times)
-    return Prompt(text + _again(refused), pictures, Seen, sound)
+    text = _sections()["look"].format(count=len(pictures), times=times)
+    return Prompt(text + _retry_text(refused), pictures, Seen, sound)
 
 
 def tell(facts: dict[str, Any], refused: str) -> Prompt:
@@ -48,8 +48,8 @@ def tell(facts: dict[str, Any], refused: str) -> Prompt:
     # No angle brackets: what was said cannot hold a model's own markers, such as <|im_end|>.
     data = json.dumps(facts, ensure_ascii=False, indent=1).replace("<", "\\u003c").replace(">", "\\u003e")
     mark = f"DATA-{hashlib.sha256(data.encode()).hexdigest()[:16]}"
-    return Prompt(_texts()["tell"].format(mark=mark, facts=data) + _again(refused), (), Told)
+    return Prompt(_sections()["tell"].format(mark=mark, facts=data) + _retry_text(refused), (), Told)
 
 
-def _again(refused: str) -> str:
-    return f"\n\n{_texts()['again'].format(reason=refused)}" if refused else ""
+def _retry_text(refused: str) -> str:
+    return f"\n\n{_sections()['again'].format(reason=refused)}" if refused else ""

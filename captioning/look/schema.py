@@ -12,19 +12,19 @@ MAX_PHRASE = 100  # characters
 MAX_WRITING = 200
 MAX_TEXT = 3000
 # Marks of more than a phrase: sentences, quotes, code, addresses.
-_NO_PHRASE = re.compile(r"[\n\r\t\"“”„«»{}\[\]<>|\\`*#=;:!?]|\.\s|https?|www\.")
+_NOT_PHRASE = re.compile(r"[\n\r\t\"“”„«»{}\[\]<>|\\`*#=;:!?]|\.\s|https?|www\.")
 
 
 def _phrase(text: str) -> str:
     text = text.strip().rstrip(".").strip()
     if len(text) > MAX_PHRASE:
         raise ValueError(f"{len(text)} characters; a phrase has at most {MAX_PHRASE}")
-    if found := _NO_PHRASE.search(text):
+    if found := _NOT_PHRASE.search(text):
         raise ValueError(f"a phrase is plain words, without {found.group(0)!r}")
     return text
 
 
-def _named(text: str) -> str:
+def _not_empty(text: str) -> str:
     if not text:
         raise ValueError("empty; leave the whole entry out instead")
     return text
@@ -45,7 +45,7 @@ def _bounded(text: str) -> str:
 
 
 # The limits stand in our own checks, not in the schema that is sent: not every server's grammar knows maxLength.
-Phrase = Annotated[str, AfterValidator(_phrase), AfterValidator(_named)]
+Phrase = Annotated[str, AfterValidator(_phrase), AfterValidator(_not_empty)]
 Writing = Annotated[str, AfterValidator(_writing)]
 Text = Annotated[str, AfterValidator(_bounded)]
 Frames = Annotated[list[int], Field(min_length=1, max_length=64, description="numbers of the pictures that show it")]
@@ -100,15 +100,15 @@ class Told(_Answer):
 def wire_schema(model: type[BaseModel]) -> dict[str, Any]:
     """The JSON schema as it is sent to an engine, without references, which not every grammar compiler follows."""
     schema = model.model_json_schema()
-    parts = schema.pop("$defs", {})
+    definitions = schema.pop("$defs", {})
 
-    def whole(node: Any) -> Any:
+    def inline(node: Any) -> Any:
         if isinstance(node, list):
-            return [whole(item) for item in node]
+            return [inline(item) for item in node]
         if not isinstance(node, dict):
             return node
         if "$ref" in node:
-            return whole(parts[node["$ref"].rpartition("/")[2]])
-        return {key: whole(value) for key, value in node.items() if key not in ("title", "description")}
+            return inline(definitions[node["$ref"].rpartition("/")[2]])
+        return {key: inline(value) for key, value in node.items() if key not in ("title", "description")}
 
-    return whole(schema)
+    return inline(schema)

@@ -46,15 +46,15 @@ class TransformersEngine:
 
     def ask(self, prompts: Sequence[Prompt]) -> list[str | NoAnswer]:
         """See `VisionEngine`. One after the other: prompts with several pictures fill a device by themselves."""
-        return [self._alone(prompt) for prompt in prompts]
+        return [self._ask_one(prompt) for prompt in prompts]
 
-    def _alone(self, prompt: Prompt) -> str | NoAnswer:
+    def _ask_one(self, prompt: Prompt) -> str | NoAnswer:
         try:
-            return self._one(prompt)
+            return self._generate(prompt)
         except Exception as error:  # a clip too large for the model or its memory costs no other clip its answer
             return NoAnswer(describe(error))
 
-    def _one(self, prompt: Prompt) -> str | NoAnswer:
+    def _generate(self, prompt: Prompt) -> str | NoAnswer:
         import torch
 
         inputs = self._inputs(prompt).to(self._model.device)

@@ -12,7 +12,17 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from captioning.hear.text_normalisation import UNSPACED, normalise
-from captioning.write.vocabulary import ALIKE, LANGUAGES, MUSIC, NARROWER, SPEECH, STRUCK, UNTOLD, phrase, spans
+from captioning.write.vocabulary import (
+    CONFUSABLE,
+    LANGUAGES,
+    MUSIC,
+    NARROWER,
+    SPEECH,
+    STRUCK,
+    UNMENTIONED,
+    phrase,
+    spans,
+)
 from data_prep.clip import Tag
 
 Source = Literal["seen", "picture", "transcript", "voice", "tags", "sound", "written"]
@@ -20,8 +30,10 @@ SHORT, MEDIUM, LONG = "short", "medium", "long"
 _QUOTE_GAP_S = 1.5  # a pause this long ends a quote and begins another
 _COUNTS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
 _COLOUR_FACTS = frozenset({"colours", "colour", "black_and_white"})
-IN_PICTURE = 4.0  # agreement of onsets and motion (`data_prep.scores.av_sync`), by chance about 1 and rarely above 3
-_SURE = 0.6  # a score: what taggers say below it beside a surer sound is mostly that sound again
+MIN_AV_AGREEMENT = (
+    4.0  # agreement of onsets and motion (`data_prep.scores.av_sync`), by chance about 1 and rarely above 3
+)
+_SURE_SCORE = 0.6  # a score: what taggers say below it beside a surer sound is mostly that sound again
 _FROM_THE_START_S = 0.15  # what begins later is not told as being there throughout
 _SHORT_QUOTE = 25  # words; a longer speech is named, not quoted, in the short caption
 
@@ -177,13 +189,13 @@ def _motion(picture: dict[str, Any]) -> list[Sentence]:
 def _speech(facts: Facts) -> list[Sentence]:
     spoken = facts.transcript
     words = [word for word in spoken.get("words", []) if normalise(word["word"])]
-    utterances = [part for part in stretches(words) if _sure(words, *part)]
+    utterances = [part for part in find_utterances(words) if _quotable_runs(words, *part)]
     if not utterances:
         # Voice activity alone also answers to singing: where no words can be trusted, the tagger must agree.
         voiced = spoken.get("voiced", [])
         if not voiced or not any(tag.label in SPEECH for tag in facts.tags):
             return []
-        when = _when([(start, end) for start, end in voiced], facts.seconds)
+        when = _time_phrase([(start, end) for start, end in voiced], facts.seconds)
         timed = Sentence(f"Speech is heard {when}.", "voice", {"voiced": voiced})
         return [timed, Sentence("Speech is heard.", "voice", {"voiced": voiced}, (SHORT,))]
     unspaced = spoken["language"] in UNSPACED
@@ -192,7 +204,7 @@ def _speech(facts: Facts) -> list[Sentence]:
     subject = f"Speech in {language}" if language else "Speech"
     out = []
     if len(words) <= _SHORT_QUOTE:
-        sure = [run for part in stretches(words, gap_s=math.inf) for run in _sure(words, *part)]
+        sure = [run for part in find_utterances(words, gap_s=math.inf) for run in _quotable_runs(words, *part)]
         quotes = [quote(words[first:last], unspaced=unspaced) for first, last in sure]
         span = [sure[0][0], sure[-1][1]]
         out.append(Sentence(f"{subject} is heard: {_list(quotes)}.", "transcript", known | {"words": span}, (SHORT,)))
@@ -205,34 +217,34 @@ def _speech(facts: Facts) -> list[Sentence]:
     for number, (first, last) in enumerate(utterances):
         part = words[first:last]
         when = f"from {part[0]['start']:.1f} to {part[-1]['end']:.1f} seconds"
-        told_as = subject if number == 0 else "Speech"
+        named = subject if number == 0 else "Speech"
         if part[0].get("speaker"):
-            told_as = f"Speaker {part[0]['speaker']}" + (f" in {language}" if language and number == 0 else "")
-        sure = _sure(words, first, last)
+            named = f"Speaker {part[0]['speaker']}" + (f" in {language}" if language and number == 0 else "")
+        sure = _quotable_runs(words, first, last)
         quotes = _list([quote(words[begin:end], unspaced=unspaced) for begin, end in sure])
-        text = f"{told_as} is heard {when}{':' if sure == [(first, last)] else ', with the words'} {quotes}."
+        text = f"{named} is heard {when}{':' if sure == [(first, last)] else ', with the words'} {quotes}."
         out.append(Sentence(text, "transcript", known | {"words": [first, last]}))
     return out
 
 
 def quote(words: list[dict], *, unspaced: bool = False) -> str:
     """Words as said, between the only quotation marks of the caption. What was said cannot end its own quote."""
-    said = " ".join((_unspaced(words) if unspaced else " ".join(word["word"] for word in words)).split())
+    said = " ".join((_join_unspaced(words) if unspaced else " ".join(word["word"] for word in words)).split())
     said = re.sub(r"""(?<=\w)["“”„«»](?=\w)""", " ", said)  # between two words, where an apostrophe would join them
-    return _quoted(re.sub("[ .,;:、。，]+$", "", _inner(said)))
+    return _quoted(re.sub("[ .,;:、。，]+$", "", _quote_safe(said)))
 
 
 def _quoted(text: str) -> str:
-    return f"“{_inner(text)}”"
+    return f"“{_quote_safe(text)}”"
 
 
-def _inner(text: str) -> str:
+def _quote_safe(text: str) -> str:
     """Words as they may stand inside a quote: other quotation marks are made single, and nothing is unprintable."""
     text = text.translate(str.maketrans({"“": "‘", "”": "’", '"': "’", "„": "‘", "«": "‘", "»": "’"}))
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def _unspaced(words: list[dict]) -> str:
+def _join_unspaced(words: list[dict]) -> str:
     """Joined as scripts without spaces are, but for words that would become one (numbers, Latin letters)."""
     said = ""
     for word in words:
@@ -241,7 +253,7 @@ def _unspaced(words: list[dict]) -> str:
     return said
 
 
-def stretches(words: list[dict], gap_s: float = _QUOTE_GAP_S) -> list[tuple[int, int]]:
+def find_utterances(words: list[dict], gap_s: float = _QUOTE_GAP_S) -> list[tuple[int, int]]:
     """First and last word, (first, last), of what one speaker says without a pause."""
     found: list[tuple[int, int]] = []
     for at, word in enumerate(words):
@@ -253,7 +265,7 @@ def stretches(words: list[dict], gap_s: float = _QUOTE_GAP_S) -> list[tuple[int,
     return found
 
 
-def _sure(words: list[dict], first: int, last: int) -> list[tuple[int, int]]:
+def _quotable_runs(words: list[dict], first: int, last: int) -> list[tuple[int, int]]:
     """The parts of a stretch that may be quoted: runs of sure words."""
     found: list[tuple[int, int]] = []
     for at in range(first, last):
@@ -269,12 +281,12 @@ def _sure(words: list[dict], first: int, last: int) -> list[tuple[int, int]]:
 def nameable_sounds(tags: tuple[Tag, ...]) -> dict[str, list[Tag]]:
     """The tags worth telling, by phrase: no speech, no music as such, nothing too general, drowned by a surer sound,
     said more narrowly, or likely another's echo."""
-    heard = [tag for tag in tags if tag.label not in UNTOLD]
+    heard = [tag for tag in tags if tag.label not in UNMENTIONED]
     named = _by_phrase([tag for tag in heard if tag.label not in SPEECH | MUSIC])
-    sure = [tag for found in named.values() if not _drowned(found, heard) for tag in found]
+    sure = [tag for found in named.values() if not _is_masked(found, heard) for tag in found]
     labels = {tag.label for tag in sure}
-    groups = _by_phrase([tag for tag in sure if not _narrowed(tag, sure, labels)])
-    return {name: found for name, found in groups.items() if not _confused(name, groups)}
+    groups = _by_phrase([tag for tag in sure if not _has_narrower(tag, sure, labels)])
+    return {name: found for name, found in groups.items() if not _is_confused(name, groups)}
 
 
 def _by_phrase(tags: list[Tag]) -> dict[str, list[Tag]]:
@@ -289,31 +301,31 @@ def weight(tags: list[Tag]) -> float:
     return sum((tag.end_s - tag.start_s) * tag.score for tag in tags)
 
 
-def _confused(name: str, groups: dict[str, list[Tag]]) -> bool:
+def _is_confused(name: str, groups: dict[str, list[Tag]]) -> bool:
     """Whether a stronger sound that taggers take for this one is heard at the same time."""
     here = groups[name]
     return any(
         other != name
         and (weight(there), name) > (weight(here), other)
-        and any({a.label, b.label} <= alike and _overlap(a, b) for a in here for b in there for alike in ALIKE)
+        and any({a.label, b.label} <= alike and _overlap(a, b) for a in here for b in there for alike in CONFUSABLE)
         for other, there in groups.items()
     )
 
 
-def _drowned(tags: list[Tag], heard: list[Tag]) -> bool:
+def _is_masked(tags: list[Tag], heard: list[Tag]) -> bool:
     """Whether the tagger is not sure of a sound, and surer of another at the same time, or of a drum without music."""
     best = max(tag.score for tag in tags)
     beside = [other for other in heard if any(_overlap(other, tag) for tag in tags)]
     if all(tag.label in STRUCK for tag in tags) and not any(other.label in MUSIC for other in beside):
-        return best < _SURE
-    return best < _SURE and any(other.score > best for other in beside)
+        return best < _SURE_SCORE
+    return best < _SURE_SCORE and any(other.score > best for other in beside)
 
 
 def _overlap(a: Tag, b: Tag) -> bool:
     return a.start_s < b.end_s and b.start_s < a.end_s
 
 
-def _narrowed(tag: Tag, tags: list[Tag], labels: set[str]) -> bool:
+def _has_narrower(tag: Tag, tags: list[Tag], labels: set[str]) -> bool:
     narrower = NARROWER.get(tag.label, frozenset()) & labels
     return any(other.label in narrower and _overlap(other, tag) for other in tags)
 
@@ -328,7 +340,7 @@ def _sounds(facts: Facts, max_sounds: int) -> list[Sentence]:
         out.append(Sentence(f"The sound of {_list(names)} is heard.", "tags", evidence, (SHORT,)))
     for name in sorted(chosen, key=lambda name: (min(tag.start_s for tag in groups[name]), name)):
         tags = groups[name]
-        text = f"The sound of {name} is heard {_when(spans(tags), facts.seconds)}."
+        text = f"The sound of {name} is heard {_time_phrase(spans(tags), facts.seconds)}."
         out.append(Sentence(text, "tags", {"tags": [asdict(tag) for tag in tags]}))
     return out
 
@@ -338,7 +350,7 @@ def _music(facts: Facts) -> list[Sentence]:
     if not tags:
         return []
     evidence = {"tags": [asdict(tag) for tag in tags]}
-    when = _when(spans(tags), facts.seconds)
+    when = _time_phrase(spans(tags), facts.seconds)
     return [
         Sentence("Music is heard.", "tags", evidence, (SHORT,)),
         Sentence(f"Music is heard {when}.", "tags", evidence),
@@ -358,7 +370,7 @@ def _level(facts: Facts) -> list[Sentence]:
     if steady and not any(tag.label in MUSIC for tag in facts.tags):  # a held chord is no background
         where = f", strongest at {steady['band']} frequencies" if steady["band"] else ""
         out.append(Sentence(f"A steady sound is in the background{where}.", "sound", {"steady": steady}, (LONG,)))
-    if (sound.get("av_agreement") or 0.0) >= IN_PICTURE:
+    if (sound.get("av_agreement") or 0.0) >= MIN_AV_AGREEMENT:
         text = "Sounds begin as something in the picture moves."
         out.append(Sentence(text, "sound", {"av_agreement": sound["av_agreement"]}, (LONG,)))
     if sound["course_db"] is not None and abs(sound["course_db"]) >= 10:
@@ -372,7 +384,7 @@ def _level(facts: Facts) -> list[Sentence]:
     return out
 
 
-def _when(intervals: list[tuple[float, float]], seconds: float) -> str:
+def _time_phrase(intervals: list[tuple[float, float]], seconds: float) -> str:
     """ "throughout", or at most four spans in seconds, the longest ones."""
     if intervals[0][0] <= _FROM_THE_START_S and sum(end - start for start, end in intervals) >= 0.9 * seconds:
         return "throughout"

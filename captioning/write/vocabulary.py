@@ -53,7 +53,7 @@ SPEECH = frozenset(
 
 # Labels that a caption leaves out: nothing heard, the recording rather than the scene, a mood, or so general that they
 # say nothing.
-UNTOLD = frozenset(
+UNMENTIONED = frozenset(
     names(
         """
         Silence|Sound effect|Effects unit|Field recording|Sidetone|Harmonic|Pulse|Outside, urban or manmade|
@@ -169,7 +169,7 @@ KNOCKS = names(
 IMPACT = "Generic impact sounds"
 
 # Labels that taggers take for one another: of those heard at once, the strongest is told.
-ALIKE = tuple(
+CONFUSABLE = tuple(
     frozenset(names(group))
     for group in (
         "Waterfall|Stream|Ocean|Waves, surf|Rain|Rain on surface|Raindrop|Water|Gurgling|White noise|Pink noise|Steam|"
