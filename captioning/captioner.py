@@ -1,7 +1,7 @@
 """Clips → captions: decode once, measure, transcribe, look, compose, check.
 
-A caption says what was measured and what stands of an engine's answers, and nothing else. A clip that fails at any of
-it ends in `failed("caption", …)`; it never gets an empty or an invented caption.
+A caption states what was measured and what the checks accept of an engine's answers, and nothing else. A clip that
+fails at any step ends in `failed("caption", …)`; it never gets an empty or an invented caption.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,10 +26,12 @@ from data_prep.scores.audio_tags import Tagger, load_tagger
 
 
 def check_settings(settings: CaptionSettings) -> None:
-    """Refuse what cannot run before any stage starts: a server is asked once, and the tagger alone is loaded.
+    """Refuse settings that cannot run, before any stage starts.
+
+    Send one request to an endpoint, and load no model but the tagger.
 
     Raises:
-        ValueError: a missing weight, package or endpoint; names the setting.
+        ValueError: A weight, package or endpoint is missing. The message names the setting.
     """
     find_whisper(settings.transcribe.whisper)
     load_tagger(settings.tagger)
@@ -37,10 +39,12 @@ def check_settings(settings: CaptionSettings) -> None:
 
 
 class Measurer:
-    """Clips → what is measured of them, ready to be asked about or captioned. Holds Whisper; make one per worker.
+    """Measure clips, so that an engine can be asked about them or a caption composed.
+
+    Hold Whisper and the tagger; make one per worker.
 
     Raises:
-        ValueError: weights named in the settings are not there.
+        ValueError: Weights named in the settings are missing.
     """
 
     def __init__(self, settings: CaptionSettings):
@@ -49,7 +53,11 @@ class Measurer:
         self.transcriber = Transcriber(settings.transcribe)
 
     def measure(self, clips: Sequence[Clip]) -> list[CaptionRequest | Clip]:
-        """Each clip measured, or failed; each is decoded once."""
+        """Measure each clip, or fail it. Decode each clip once.
+
+        Returns:
+            In the order of `clips`, a request for each clip that was measured and a failed clip for each other one.
+        """
         found = [self._measure_or_fail(clip) for clip in clips]
         ready = [item for item in found if isinstance(item, CaptionRequest)]
         heard = iter(self._transcribe(ready))
@@ -58,14 +66,14 @@ class Measurer:
     def _measure_or_fail(self, clip: Clip) -> CaptionRequest | Clip:
         try:
             return _measure(clip, self.settings, self.tagger)
-        except Exception as error:  # whatever a file does to a decoder, it is this clip's verdict and no other's
+        except Exception as error:  # a file can break a decoder in any way; only this clip fails
             return clip.failed("caption", error)
 
     def _transcribe(self, ready: list[CaptionRequest]) -> list[dict] | list[dict | Exception]:
         voices = [item.voice for item in ready if item.voice is not None]
         try:
             return self.transcriber(voices)
-        except Exception:  # one bad clip must not cost its batch: each is asked again, alone
+        except Exception:  # one bad clip must not fail its batch: transcribe each clip again, alone
             return [self._transcribe_one(voice) for voice in voices]
 
     def _transcribe_one(self, voice: np.ndarray) -> dict | Exception:
@@ -76,10 +84,10 @@ class Measurer:
 
 
 class AnswerHandler:
-    """What answers lead to, in a worker: holds the scorer of visual phrases.
+    """Turn an engine's answers into the next question or the caption. Hold the scorer of visual phrases.
 
     Raises:
-        ValueError: its weights are not there.
+        ValueError: The scorer's weights are missing.
     """
 
     def __init__(self, settings: CaptionSettings):
@@ -88,21 +96,30 @@ class AnswerHandler:
         self._score = scorer.scores if scorer and not scorer.untrained else None
 
     def handle(self, item: CaptionRequest, answer: str | NoAnswer, *, untrained: bool = False) -> CaptionRequest | Clip:
-        """The clip's next question, or the clip done."""
+        """Read one answer.
+
+        Args:
+            item: The clip that the question was about.
+            answer: The engine's text, or why there is none.
+            untrained: The answer comes from random weights: store it, and state nothing of it.
+
+        Returns:
+            The request with its next question, or the clip with its caption or its failure.
+        """
         try:
             following = item.answered(answer, self.settings, self._score, untrained=untrained)
             if isinstance(following, CaptionRequest) and not following.question:
                 return following.captioned(self.settings)
             return following
-        except Exception as error:  # whatever an answer does to a reader, it is this clip's verdict and no other's
+        except Exception as error:  # an answer can break its reader in any way; only this clip fails
             return item.clip.failed("caption", error)
 
 
 class Captioner:
-    """The caption stage. Holds its models; make one per worker.
+    """The caption stage. Hold its models; make one per worker.
 
     Raises:
-        ValueError: weights or an endpoint named in the settings are not there.
+        ValueError: Weights or an endpoint named in the settings are missing.
     """
 
     def __init__(self, settings: CaptionSettings):
@@ -112,15 +129,16 @@ class Captioner:
         self.engine: VisionEngine | None = build_engine(settings.seen) if settings.seen.engine else None
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
-        """Segments with kept clips (`clip.media`) → the same with `clip.caption`; other clips pass through.
+        """Caption the kept clips of segments (those with `clip.media`); pass the other clips through.
 
         `clip.caption` holds: text, short, long (three lengths of one caption); evidence: [{sentence, variants, source,
         facts}]; transcript (see `transcribe.transcript`); picture (see `picture_statistics`); sound (see `levels`);
-        removed: [{sentence, reasons}] taken out by the checker; and where an engine looked, seen: model, times of its
-        pictures, phrases that stand and were removed (see `look.phrases`), or untrained and the answer as it came.
+        removed: [{text, reasons}], the sentences that the checker removed. Where an engine looked, it also holds seen:
+        the model, the times of its pictures, the accepted and the removed phrases (see `look.phrases`); for random
+        weights, `untrained` and the raw answer instead.
 
         Raises:
-            EngineGone: the engine's server is gone; no clip is at fault.
+            EngineGone: The engine's server cannot be used any more; no clip is at fault.
         """
         return each_kept(segments, lambda clips: self._ask_until_answered(self.measurer.measure(clips)))
 
@@ -135,7 +153,7 @@ class Captioner:
 
 
 def each_kept(segments: list[Segment], call: Callable[[list[Clip]], list[Clip]]) -> list[Segment]:
-    """The segments with `call` done to all their kept clips at once."""
+    """Apply `call` to all kept clips of the segments at once, and put its results in their places."""
     kept = [clip for segment in segments for clip in segment.clips if clip.kept]
     done = iter(call(kept))
     return [
@@ -167,13 +185,13 @@ def _measure(clip: Clip, settings: CaptionSettings, tagger: Tagger) -> CaptionRe
 
 
 def _pictures(clip: Clip, settings: CaptionSettings) -> tuple[np.ndarray, np.ndarray, list[tuple[float, bytes]]]:
-    """(small frames, their times on the file's time line, the pictures that an engine is shown)."""
+    """Decode (small frames, their times on the file's timeline, the (time, JPEG) pictures for an engine)."""
     start_s, end_s = span(clip)
     media, fps = clip.media, settings.picture_fps
     size = _frame_size(clip, settings.picture_width)
     if not settings.seen.engine:
         return *decode_video(media, start_s, end_s, fps=fps, size=size), []
-    # Which pictures are shown is known once all were seen: kept as JPEG, a minute of them takes some MB.
+    # The choice of pictures needs all of them: keep each as JPEG, which takes a few MB for a minute of video.
     longer_side = max(clip.info.get("width", 0), clip.info.get("height", 0)) or settings.seen.frame_width
     large = _frame_size(clip, min(settings.seen.frame_width, longer_side))
     times, small, files = [], [], []
@@ -189,7 +207,7 @@ def _pictures(clip: Clip, settings: CaptionSettings) -> tuple[np.ndarray, np.nda
 
 
 def _frame_size(clip: Clip, width: int) -> tuple[int, int]:
-    """(height, width) of the small frames: the picture's longer_side shape where it is known, `width` on its longer side."""
+    """Scale the clip's picture (16:9 if unknown) to `width` pixels on its longer side: even (height, width)."""
     wide, high = clip.info.get("width", 16), clip.info.get("height", 9)
     scale = width / max(wide, high)
     return max(32, round(high * scale / 2) * 2), max(32, round(wide * scale / 2) * 2)

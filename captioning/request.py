@@ -1,8 +1,8 @@
-"""A measured clip on its way to a caption: what an engine is to be asked of it, and what its answers lead to.
+"""A measured clip on its way to a caption: the next question to an engine, and how an answer changes the clip.
 
-Two questions at most, "look" (what is seen) and "tell" (a caption of the facts, where an engine writes it), each asked
-once more with the reason where the answer is refused; a second refusal is the clip's verdict. All of it is plain data,
-so a clip can wait for its answer in a row of the dataflow.
+There are at most two questions: "look" (what is seen) and "tell" (write a caption from the facts, where an engine
+writes it). If an answer is refused, the question is asked once more with the reason; a second refusal fails the clip.
+The state is plain data, so that a clip can wait for its answer in a row of the dataflow.
 """
 
 import base64
@@ -24,24 +24,28 @@ from captioning.write.compose import LONG, MEDIUM, SHORT, Facts, Sentence, compo
 from data_prep.clip import Clip, Tag
 
 Question = Literal["look", "tell", ""]
-# (JPEG files, phrases, numbers of the pictures of each) → scores
+# (JPEG files, phrases, picture numbers of each phrase) → one score per phrase
 Score = Callable[[Sequence[bytes], Sequence[str], Sequence[Sequence[int]]], list[float]]
-_PENDING_KEY = "pending"  # of clip.caption, while it waits
-_MAX_UNTRAINED_TEXT = 2000  # characters stored of what untrained weights write
+_PENDING_KEY = "pending"  # key in clip.caption while the clip waits for an answer
+_MAX_UNTRAINED_TEXT = 2000  # characters of an untrained answer that are stored
 
 
 @dataclass(frozen=True)
 class CaptionRequest:
-    """A clip, what was measured of it, and its next question ("" once there is none).
+    """A clip, what was measured of it, and its next question.
 
     Attributes:
-        picture: from `picture_statistics`. transcript: from `transcribe`. sound: from `levels`.
-        tags: those that may be told.
-        frames: the pictures that an engine is shown, times from the clip's start.
-        refused: why the answer before was refused, "" the first time.
-        seen: what is stored of the answers: see `Captioner`.
-        removed: what was taken out so far.
-        voice: mono sound at 16 kHz, for an engine that hears in this process; it does not travel.
+        clip: The clip as it came.
+        picture: From `picture_statistics`.
+        transcript: From `transcribe`.
+        sound: From `levels`.
+        tags: Sound events that a caption may mention.
+        frames: The pictures for an engine; times are from the clip's start.
+        question: The next question, "" once there is none.
+        refused: Why the previous answer was refused, "" for a first question.
+        seen: What is stored of the answers: see `Captioner`.
+        removed: The sentences and phrases removed so far.
+        voice: Mono (N,) float32 at 16 kHz, for an engine in this process that hears; not stored in a row.
     """
 
     clip: Clip
@@ -57,7 +61,7 @@ class CaptionRequest:
     voice: np.ndarray | None = None
 
     def next_prompt(self, settings: CaptionSettings) -> prompt.Prompt:
-        """The question as it is put to an engine."""
+        """Write the prompt of the next question."""
         if self.question == "look":
             times = [frame.time_s for frame in self.frames]
             return prompt.look(
@@ -68,10 +72,16 @@ class CaptionRequest:
     def answered(
         self, answer: str | NoAnswer, settings: CaptionSettings, score: Score | None, *, untrained: bool = False
     ) -> "CaptionRequest | Clip":
-        """What an answer leads to: the next question, no further question, or the clip with its verdict.
+        """Read the answer to the current question.
 
         Args:
-            untrained: the answer comes from random weights: it is stored as such, and nothing is told of it.
+            answer: The engine's text, or why there is none.
+            settings: Settings of the caption stage.
+            score: Scores visual phrases against pictures, or None.
+            untrained: The answer comes from random weights: store it, and state nothing of it.
+
+        Returns:
+            The request with its next question ("" if there is none), or the clip with its caption or its failure.
         """
         if untrained:
             text = "" if isinstance(answer, NoAnswer) else answer[:_MAX_UNTRAINED_TEXT]
@@ -88,7 +98,7 @@ class CaptionRequest:
             return replace(self, refused=str(error))
 
     def facts(self) -> Facts:
-        """All that is known of the clip."""
+        """Collect all that is known of the clip."""
         return Facts(
             seconds=self.sound["seconds"],
             picture=self.picture,
@@ -99,7 +109,7 @@ class CaptionRequest:
         )
 
     def captioned(self, settings: CaptionSettings) -> Clip:
-        """The clip with the caption that the rules compose of its facts, or failed where none of it stands."""
+        """Compose the caption by rules, and check it. Fail the clip if no sentence is supported."""
         facts = self.facts()
         kept, removed = ground(compose(facts, settings.max_sounds), facts)
         return self._with_caption(kept, removed)
@@ -129,7 +139,7 @@ class CaptionRequest:
         if removed and not self.refused:
             reasons = "; ".join(reason for one in removed for reason in one.reasons)
             return replace(self, refused=f"unsupported by the facts: {reasons[:1000]}")
-        # A sentence that several lengths share is one piece of evidence.
+        # A sentence that several variants share is one entry of the evidence.
         sentences: dict[str, Sentence] = {}
         for variant, text in texts.items():
             for one in split_sentences(text):
@@ -158,7 +168,7 @@ class CaptionRequest:
         return replace(self.clip, caption=caption | ({"seen": self.seen} if self.seen else {}))
 
     def to_clip(self) -> Clip:
-        """The clip with all of this in its `caption`, as plain data; `voice` is left behind."""
+        """Store this request in the clip's `caption` as plain data, without `voice`."""
         state = {
             name: getattr(self, name) for name in ("picture", "transcript", "sound", "question", "refused", "seen")
         }
@@ -169,7 +179,7 @@ class CaptionRequest:
 
     @classmethod
     def of_clip(cls, clip: Clip) -> "CaptionRequest | None":
-        """The inverse of `to_clip`; None for a clip that does not wait."""
+        """Restore the request that `to_clip` stored, or return None for a clip that does not wait."""
         if _PENDING_KEY not in clip.caption:
             return None
         state = dict(clip.caption[_PENDING_KEY])
@@ -180,6 +190,6 @@ class CaptionRequest:
 
 
 def _plain_facts(facts: Facts) -> dict[str, Any]:
-    """The facts as an engine is given them: as plain sentences, each of which the checker would let filter_phrases."""
+    """List the facts for an engine as plain sentences, each of which the checker accepts."""
     kept, _ = ground(compose(facts, max_sounds=8), facts)
     return {"seconds": facts.seconds, "facts": [sentence.text for sentence in kept if LONG in sentence.variants]}

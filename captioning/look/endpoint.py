@@ -1,7 +1,7 @@
 """Engine `openai`: any server that speaks OpenAI's chat completions (vLLM, SGLang, llama.cpp, hosted models).
 
-A server that fails is asked again with exponential back-off and jitter, or after its `Retry-After`; requests are paced,
-and each attempt has its time limit. What is answered in the end, `answers.py` reads.
+A failed request is retried with exponential back-off and jitter, or after the server's `Retry-After`. Requests are
+rate-limited, and each attempt has a time limit. `answers.py` reads the answers.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _MAX_REPLY_BYTES = 4 << 20  # bytes
 
 
 class Endpoint:
-    """A client of one server. Its model's weights are the server's, so they are never taken for untrained."""
+    """A client of one server. The server holds the weights, so they are never marked as untrained."""
 
     untrained = False
     hears = False
@@ -37,10 +37,10 @@ class Endpoint:
         self.settings = settings
 
     def ask(self, prompts: Sequence[Prompt]) -> list[str | NoAnswer]:
-        """See `VisionEngine`."""
+        """Ask all prompts at once, within the limits of the settings. See `VisionEngine`."""
         answers = asyncio.run(self._ask_all(prompts))
         if any(isinstance(answer, _Unreached) for answer in answers):
-            # A server that is gone must not cost every clip that is left its caption.
+            # If the server is gone, end the run: else every remaining clip would fail.
             try:
                 probe(self.settings)
             except ValueError as error:
@@ -73,7 +73,7 @@ class Endpoint:
     async def _attempt(self, client: httpx.AsyncClient, rate_limit: "_RateLimit", body: dict[str, Any]) -> str:
         await rate_limit.wait()
         try:
-            # httpx's own limit is per read: a server that drips would hold the clip for ever.
+            # Limit the whole attempt: httpx limits each read, so a slow stream could hold the clip for ever.
             async with asyncio.timeout(self.settings.time_limit_s):
                 status, headers, data = await _post(client, body)
         except TimeoutError:
@@ -91,11 +91,11 @@ class Endpoint:
 
 
 class _Unreached(NoAnswer):
-    """No answer although the request was sent as often as the settings say."""
+    """No answer after as many attempts as the settings allow."""
 
 
 class _RetryLater(Exception):
-    """The server asks for another try."""
+    """The server's status asks for another attempt."""
 
     def __init__(self, status: int, retry_after: str) -> None:
         super().__init__(f"status {status}")
@@ -106,7 +106,7 @@ _backoff = tenacity.wait_random_exponential(multiplier=0.5, max=_MAX_WAIT_S)
 
 
 def _retry_wait_s(state: tenacity.RetryCallState) -> float:
-    """What the server asks for, else full jitter under a doubling limit; a minute at most."""
+    """Return the wait that the server asks for, else full jitter under a doubling limit; at most a minute."""
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, _RetryLater) and error.wait_s is not None:
         return min(error.wait_s, _MAX_WAIT_S)
@@ -120,14 +120,14 @@ def _describe_failure(state: Any) -> str:
 
 
 class _RateLimit:
-    """Requests at even distances, so many a minute."""
+    """Space requests evenly, so many per minute."""
 
     def __init__(self, per_minute: float) -> None:
         self._interval_s = 60 / per_minute if per_minute else 0.0
         self._next = time.monotonic()
 
     async def wait(self) -> None:
-        """Waits until the next request may be sent."""
+        """Wait until the next request may be sent."""
         now = time.monotonic()
         at = max(now, self._next)
         self._next = at + self._interval_s
@@ -136,7 +136,7 @@ class _RateLimit:
 
 
 def _api_key(settings: SeenSettings) -> str:
-    """The API key of the endpoint, "" where its environment variable is not set."""
+    """Return the endpoint's API key, "" if its environment variable is not set."""
     return os.environ.get(settings.key_variable, "")
 
 
@@ -173,26 +173,26 @@ def _body(prompt: Prompt, settings: SeenSettings) -> dict[str, Any]:
 
 
 def messages(prompt: Prompt) -> list[dict[str, Any]]:
-    """A request as chat messages, its pictures as data addresses before the text."""
+    """Write a prompt as chat messages: its pictures as data URLs, then the text."""
     pictures = [f"data:image/jpeg;base64,{base64.b64encode(file).decode()}" for file in prompt.pictures]
     shown = [{"type": "image_url", "image_url": {"url": picture}} for picture in pictures]
     return [{"role": "user", "content": [*shown, {"type": "text", "text": prompt.text}]}]
 
 
 def _answer_text(reply: bytes) -> str:
-    """The answer's text in a reply; NoAnswer where the reply is none of the protocol's."""
+    """Return the answer's text in a reply; raise NoAnswer if the reply does not follow the protocol."""
     try:
         choice = httpx.Response(200, content=reply).json()["choices"][0]
         return choice["message"].get("refusal") or choice["message"]["content"] or ""
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise NoAnswer(f"a reply that is no chat completion: {reply[:100].decode(errors='replace')}") from None
+        raise NoAnswer(f"the reply is no chat completion: {reply[:100].decode(errors='replace')}") from None
 
 
 def probe(settings: SeenSettings) -> None:
-    """Ask the server once which models it has.
+    """Ask the server once which models it has, to check the settings.
 
     Raises:
-        ValueError: it cannot be reached, refuses, or does not have the model; names the setting.
+        ValueError: The server cannot be reached, refuses, or lacks the model. The message names the setting.
     """
     secret = _api_key(settings)
     address = settings.endpoint.rstrip("/") + "/models"
@@ -211,7 +211,8 @@ def probe(settings: SeenSettings) -> None:
         ) from None
     except (ValueError, KeyError, TypeError):
         raise ValueError(
-            f"caption.seen.endpoint {settings.endpoint}: /models is not as OpenAI's; give the base URL that ends in /v1"
+            f"caption.seen.endpoint {settings.endpoint}: /models does not answer as OpenAI's does; give the base URL "
+            "that ends in /v1"
         ) from None
     if settings.model not in names:
         known = ", ".join(names[:5]) or "none"

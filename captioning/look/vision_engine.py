@@ -10,40 +10,47 @@ from typing import Protocol
 
 from captioning.look.prompt import Prompt
 
-# In the metadata of a safetensors file: the weights are random (tests, trials), and what they write is no caption.
+# Metadata key of a safetensors file: the weights are random (tests, trials), and what they write is no caption.
 UNTRAINED = "untrained"
 
 
 class NoAnswer(Exception):
-    """A model gave none: the time was over, it broke on the clip, or its server kept failing. The text says why."""
+    """A model gave no answer: it ran out of time, failed on the clip, or its server kept failing; the text says why."""
 
 
 class EngineGone(Exception):
-    """The server is gone or refuses the key: no clip's fault. The run ends, and goes on when it is called again."""
+    """The server is gone or refuses the key; no clip is at fault.
+
+    The run ends, and resumes when the same command is called again.
+    """
 
 
 class VisionEngine(Protocol):
-    """A model that is asked.
+    """A model that answers questions about a clip.
 
     Attributes:
-        untrained: its weights are marked as random; what it writes is stored as such and never told.
-        hears: whether it takes a request's sound.
+        untrained: The weights are marked as random; its answers are stored as such and never used in a caption.
+        hears: Whether the model takes a prompt's sound.
     """
 
     untrained: bool
     hears: bool
 
     def ask(self, prompts: Sequence[Prompt]) -> list[str | NoAnswer]:
-        """The text of each answer, or why there is none.
+        """Ask each prompt, and return the text of each answer, or why there is none.
 
         Raises:
-            EngineGone: nothing can be asked any more.
+            EngineGone: The engine cannot be used any more.
         """
         ...
 
 
 def check_model(model: str) -> None:
-    """Raises ValueError where a folder holds no model, or a hub id cannot be found."""
+    """Refuse a model folder or hub id that cannot be loaded.
+
+    Raises:
+        ValueError: The folder holds no model, or the hub id cannot be found.
+    """
     folder = Path(model).expanduser()
     if folder.exists() or model.startswith((".", "/", "~")):
         if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
@@ -63,7 +70,7 @@ def check_model(model: str) -> None:
 
 
 def is_untrained(folder: str) -> bool:
-    """Whether the weights in a model folder are marked as random."""
+    """Return whether the weights in a model folder are marked as random."""
     from safetensors import safe_open
 
     for path in sorted(Path(folder).expanduser().glob("*.safetensors")):
