@@ -1,8 +1,8 @@
-"""Does a caption name only what is there? Every sentence is taken apart into claims, and each claim is tested.
+"""Check that a caption states only what was measured: parse each sentence into claims, and test each claim.
 
 A claim is a quote, a time, an order, a sound, a number of speakers, a colour, a language, a movement … It must follow
-from the clip's `Facts`. What is left of the sentence once its claims are taken out may only hold words that claim
-nothing. So an invented subject, an emotion or a guess is caught without being on a list; the lists only name the kind.
+from the clip's `Facts`. Once the claims are taken out of the sentence, only words that claim nothing may remain. So an
+invented subject, an emotion or a guess is caught even if it is on no list; the lists only give the reason a kind.
 """
 
 import re
@@ -17,16 +17,16 @@ from captioning.write.wording import NEUTRAL_WORDS, NUMBERS, canonical, stem, wa
 
 Spans = list[tuple[float, float]]
 
-_TOLERANCE_S = 0.3  # between a time in a caption and the time that was measured
-_MOMENTARY = -1.0  # stands for the end of a time that is a moment
+_TOLERANCE_S = 0.3  # largest difference between a time in a caption and the measured time
+_MOMENTARY = -1.0  # the end of a time that is a moment ("at 2.0 seconds")
 _QUOTE = re.compile(r"“([^“”]*)”|\"([^\"]*)\"")
 _WRITTEN = re.compile(r"\b[Tt]he (?:text|writing|words?) “([^“”]*)” (?:is|are) (?:shown|seen|visible)\b")
 _SPEECH_WORDS = ("speech", "voice", "says", "say", "said", "speaking", "spoken", "speaks", "talking", "utters", "reads")
 _HEARING = re.compile(rf"\ue000|\b(?:sounds?|heard?|hears|hearing|audible|music|{'|'.join(_SPEECH_WORDS)})\b")
-_FIRST_SEEN_MARK = 0xE100  # the first of the characters that stand for what was seen, in a sentence that is read
-_PRIVATE_USE = re.compile(
-    "[\ue000-\uf8ff]"
-)  # no letters of anybody's: here they stand for quotes and for what was seen
+# Two kinds of private-use characters replace parts of a sentence while it is parsed: U+E000 a quote, and from U+E100 on
+# one character for each seen phrase.
+_FIRST_SEEN_MARK = 0xE100
+_PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
 _NUMBER = r"(\d+(?:\.\d+)?)(?: seconds\b| ?s\b)?"
 _TIMES = re.compile(rf"(?:\bfrom |\bbetween |\b){_NUMBER} ?(?:to|and|until|till|–) {_NUMBER}")
 _MOMENT = re.compile(r"\bat (\d+(?:\.\d+)?) ?(?:seconds|s)\b")
@@ -41,7 +41,7 @@ _PIECE = re.compile(r"[^\W_]+")
 
 @dataclass(frozen=True)
 class Removed:
-    """A sentence that was taken out, and each reason as "kind: words"."""
+    """A sentence that was removed, and each reason as "kind: words"."""
 
     text: str
     reasons: tuple[str, ...]
@@ -49,7 +49,7 @@ class Removed:
 
 @dataclass
 class _Clause:
-    """Claims that share their times, and how they follow on the part before: "", "then", "after" or "while"."""
+    """Claims that share their times, and their link to the clause before: "", "then", "after" or "while"."""
 
     link: str = ""
     claims: list[Spans] = field(default_factory=list)
@@ -61,12 +61,16 @@ class _Clause:
         return bool(self.times) or self.throughout
 
     def when(self) -> list[Spans]:
-        """When each of its claims is said to be: at its own times, else wherever it was measured."""
+        """Return the spans of each claim: the times that the clause gives, else those that were measured."""
         return [[(s, max(s, e)) for s, e in self.times]] if self.times else self.claims
 
 
 def ground(sentences: list[Sentence], facts: Facts) -> tuple[list[Sentence], list[Removed]]:
-    """The sentences whose every claim follows from the facts, and those that were taken out."""
+    """Remove the sentences with unsupported claims.
+
+    Returns:
+        The sentences whose every claim follows from the facts, and the removed ones with their reasons.
+    """
     kept, removed = [], []
     before = ""
     for sentence in sentences:
@@ -80,7 +84,11 @@ def ground(sentences: list[Sentence], facts: Facts) -> tuple[list[Sentence], lis
 
 
 def ground_text(text: str, facts: Facts) -> tuple[str, list[Removed]]:
-    """As `ground`, for a caption as running text, whoever wrote it. "Then …" is checked against the sentence before."""
+    """Remove the sentences with unsupported claims from a text, whoever wrote it.
+
+    Returns:
+        The text of the supported sentences, and the removed ones with their reasons.
+    """
     kept, removed = [], []
     before = ""
     for sentence in split_sentences(text):
@@ -94,7 +102,7 @@ def ground_text(text: str, facts: Facts) -> tuple[str, list[Removed]]:
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences; what stands inside quotation marks ends none."""
+    """Split a text into sentences; a full stop inside quotation marks does not end one."""
     sentences, start, inside, straight = [], 0, False, False
     for index, character in enumerate(text):
         if character == "“":
@@ -111,36 +119,57 @@ def split_sentences(text: str) -> list[str]:
 
 
 def unsupported_claims(sentence: str, facts: Facts, before: str = "") -> list[str]:
-    """Why a sentence is not supported, as "kind: words"; empty when every claim in it follows from the facts.
+    """List the reasons why a sentence is not supported.
 
     Args:
-        before: the sentence before it, which a "Then …" at its start follows on.
+        sentence: The sentence to check.
+        facts: All that was measured of the clip.
+        before: The sentence before it, which a "Then …" at its start refers to.
+
+    Returns:
+        Reasons as "kind: words"; empty if every claim follows from the facts.
     """
     return _ParsedSentence(sentence, facts).reasons(before)
 
 
 def evidence_of(sentence: str, facts: Facts) -> list[list[float]]:
-    """Where in the clip the claims of a sentence were measured: [[start, end]] in seconds, ordered."""
+    """List where in the clip the claims of a sentence were measured: sorted [[start, end]] in seconds."""
     spans = {span for clause in _ParsedSentence(sentence, facts).clauses() for claim in clause.claims for span in claim}
     return [list(span) for span in sorted(spans)]
 
 
 class _ParsedSentence:
-    """One sentence: what it claims, where, and what of it no claim accounts for (`rest`, of unchanged length)."""
+    """One sentence, parsed into the claims that it makes and the words that no claim accounts for.
+
+    Each step recognises one kind of claim, and blanks its words in `rest`, so that no later step reads them again.
+    Blanks keep the length of `rest`: a position orders the elements, whichever step found them. The order of the steps
+    is part of the grammar; the comments in `__init__` give the reasons.
+
+    Attributes:
+        facts: What the claims must follow from.
+        rest: The sentence in its canonical wording, with the words of every recognised claim blanked.
+        elements: (position, kind, value) of each part found. A "claim" has the spans where it was measured (none if it
+            is false), a "time", "moment" or "throughout" its numbers, a "link" its word.
+        errors: Reasons found while parsing.
+        claim_count: How many claims were found; a sentence without any is refused.
+        utterance_of_quote: For the span of each quote, the span of the utterance that it is part of.
+        names_onset: The sentence says that something begins, so that "at 2.0 seconds" is the time of an onset.
+    """
 
     def __init__(self, sentence: str, facts: Facts):
         self.facts = facts
         self.errors: list[str] = []
-        self.elements: list[tuple[int, str, object]] = []  # where, what ("claim", "time", "throughout", "link"), value
+        self.elements: list[tuple[int, str, object]] = []
         self.claim_count = 0
-        self.utterance_of_quote: dict[
-            tuple[float, float], tuple[float, float]
-        ] = {}  # a quote's span → that of the talk it is in
+        self.utterance_of_quote: dict[tuple[float, float], tuple[float, float]] = {}
         seen = _seen_phrases(facts)
+        # The text may come from a model or from speech: it must not contain the marks that this parser inserts.
         sentence = _PRIVATE_USE.sub(" ", sentence)
+        # Writing and quotes first: whatever words they contain claim nothing themselves.
         sentence = self._take_written(sentence, facts)
         quotes = [curly or plain for curly, plain in _QUOTE.findall(sentence)]
         sentence = _QUOTE.sub(" \ue000 ", sentence).lower()
+        # Seen phrases before the canonical wording, which could change their words.
         for at, one in enumerate(seen):
             sentence = one.pattern.sub(chr(_FIRST_SEEN_MARK + at), sentence)
         self.rest = canonical(sentence)
@@ -148,7 +177,7 @@ class _ParsedSentence:
         if re.search('[“”"]', self.rest):
             self.errors.append("quote: a quotation mark without its pair")
         self._take_quotes(quotes)
-        self.onsets = re.search(r"\b(?:begin|start|come)s?\b", self.rest) is not None
+        self.names_onset = re.search(r"\b(?:begin|start|come)s?\b", self.rest) is not None
         for kind, pattern in (("time", _TIMES), ("moment", _MOMENT), ("throughout", _THROUGHOUT)):
             for match in self._take(pattern):
                 when = tuple(map(float, match.groups()))
@@ -157,25 +186,29 @@ class _ParsedSentence:
                     self.errors.append(f"time: {match.group(0).strip()}")
         links = list(_LINK.finditer(self.rest))
         self.elements += [(match.start(), "link", match.group(1)) for match in links]
+        # Speakers before sounds, since a voice is also a sound. Sounds before the other claims, since "white noise"
+        # names no colour.
         self._take_claims(PEOPLE)
         self._take_sounds(bool(quotes))
         self._take_claims(CLAIMS)
-        for _ in self._take(_LINK):
-            pass
+        # Links last: they separate the names of sounds.
+        self._take(_LINK)
 
     def reasons(self, before: str = "") -> list[str]:
-        """Why the sentence is not supported."""
+        """List the reasons why the sentence is not supported."""
         reasons = self.errors + self._time_and_order_errors(before) + self._unaccounted_words()
         if not self.claim_count and not reasons:
             reasons.append("empty: nothing measured is named")
         return reasons
 
     def clauses(self) -> list[_Clause]:
-        """The claims by the times that they share, in the order in which they are told."""
+        """Group the claims by the times that they share, in the order of the sentence."""
         clauses = [_Clause()]
         items = sorted(self.elements, key=lambda item: item[0])
-        leading = next((kind for _, kind, _ in items if kind != "link"), "") != "claim"  # times before their claims
-        turned = ""  # "After the music, a dog barks": the second part follows on the first
+        times_first = (
+            next((kind for _, kind, _ in items if kind != "link"), "") != "claim"
+        )  # "From 1.0 to 2.0 seconds a dog barks": times come before their claims
+        inverted_link = ""  # "After the music, a dog barks": the link applies to the second clause
         for at, kind, value in items:
             clause = clauses[-1]
             if kind == "link":
@@ -183,19 +216,19 @@ class _ParsedSentence:
                 if clause.claims or clause.timed:
                     clauses.append(_Clause({"before": "then"}.get(value, value)))
                 elif value in ("after", "before") and len(clauses) == 1:
-                    turned = {"after": "then", "before": "after"}[value]
+                    inverted_link = {"after": "then", "before": "after"}[value]
                 else:
                     clause.link = {"before": "then"}.get(value, value)
             elif kind == "claim":
                 assert isinstance(value, list)
-                if turned and clause.claims and "," in self.rest[:at]:
-                    clauses.append(_Clause(turned))
-                    turned = ""
-                elif clause.claims and clause.timed and not leading:
+                if inverted_link and clause.claims and "," in self.rest[:at]:
+                    clauses.append(_Clause(inverted_link))
+                    inverted_link = ""
+                elif clause.claims and clause.timed and not times_first:
                     clauses.append(_Clause())
                 clauses[-1].claims.append(value)
             else:
-                if leading and clause.claims and clause.timed:
+                if times_first and clause.claims and clause.timed:
                     clauses.append(_Clause())
                 if kind == "throughout":
                     clauses[-1].throughout = True
@@ -203,13 +236,15 @@ class _ParsedSentence:
                     assert isinstance(value, tuple)
                     clauses[-1].times.append((value[0], value[1] if kind == "time" else _MOMENTARY))
         for index in range(len(clauses) - 1, 0, -1):
-            if not clauses[index].claims and not clauses[index].link:  # "… and from 5.0 to 6.0 seconds"
+            if (
+                not clauses[index].claims and not clauses[index].link
+            ):  # more times of one claim: "… and from 5.0 to 6.0 seconds"
                 clauses[index - 1].times += clauses[index].times
                 del clauses[index]
         return clauses
 
     def _take(self, pattern: re.Pattern) -> list[re.Match]:
-        """All matches, which are taken out of the rest."""
+        """Blank all matches in `rest`, and return them."""
         found = list(pattern.finditer(self.rest))
         for match in found:
             self._blank(match.start(), match.end())
@@ -226,7 +261,7 @@ class _ParsedSentence:
                     self.errors.append(f"{kind}: {match.group(0).strip()}")
 
     def _take_written(self, sentence: str, facts: Facts) -> str:
-        """The sentence without its quotes of writing in the picture, each of which must be there."""
+        """Blank the quotes of writing in the picture, and test that each was read there."""
         there = [one for one in facts.seen if one["kind"] == "text"]
         for match in reversed(list(_WRITTEN.finditer(sentence))):
             found = [one for one in there if normalise(one["text"]) == normalise(match.group(1))]
@@ -238,7 +273,11 @@ class _ParsedSentence:
         return sentence
 
     def _take_seen(self, seen: list["_SeenPhrase"]) -> None:
-        """Takes out what was seen. It is no evidence of a sound or of who speaks, and one's looks are no other's."""
+        """Take the seen phrases.
+
+        A seen phrase is no evidence of a sound or of a speaker, so it may not stand in a sentence about hearing. An
+        appearance must follow the subject that it belongs to.
+        """
         marks = re.compile(f"[{chr(_FIRST_SEEN_MARK)}-{chr(_FIRST_SEEN_MARK + len(seen))}]")
         heard = _HEARING.search(self.rest)
         last: set[int] = set()
@@ -248,12 +287,12 @@ class _ParsedSentence:
             self.elements.append((match.start(), "claim", one.spans))
             if heard:
                 self.errors.append(f"sound: {one.words} was seen, not heard")
-            elif one.looks_of and not one.looks_of & last:
+            elif one.appearance_of and not one.appearance_of & last:
                 self.errors.append(f"appearance: {one.words}")
             last = one.subjects or last
 
     def _take_quotes(self, quotes: list[str]) -> None:
-        """Each quote was said, and by whom the sentence says."""
+        """Take quotes and speakers, and test that each quote was said by the speaker that the sentence names."""
         places = [match.start() for match in self._take(re.compile("\ue000"))]
         who = [(match.start(), int(match.group(1) or _ORDINALS.get(match.group(2), 0))) for match in self._take(_WHO)]
         for at, said in zip(places, quotes, strict=False):
@@ -275,8 +314,11 @@ class _ParsedSentence:
                 self.elements.append((at, "claim", [tuple(span) for span in known.get(speaker, [])]))
 
     def _take_sounds(self, quoted: bool) -> None:
-        """Takes out what names a sound that was measured. A phrase names one sound: of "a dog meowing", where a dog
-        barks and a cat meows, one word is left over."""
+        """Take the words that name measured sounds.
+
+        The words between two breaks may name one sound only, and music beside it. So "a dog meowing" leaves a word
+        over if a dog barks and a cat meows.
+        """
         named = _audible_names(self.facts)
         ends = [match.start() for match in _BREAK.finditer(self.rest)]
         ends = sorted({0, *ends, *(at for at, kind, _ in self.elements if kind != "link"), len(self.rest)})
@@ -321,7 +363,7 @@ class _ParsedSentence:
                 reasons += [
                     f"time: from {s} to {e} seconds"
                     for s, e in clause.times
-                    if not _time_fits(there, s, e, self.onsets)
+                    if not _time_fits(there, s, e, self.names_onset)
                 ]
                 if clause.throughout and sum(e - s for s, e in measured) < 0.85 * self.facts.seconds:
                     reasons.append("time: throughout")
@@ -337,7 +379,7 @@ class _ParsedSentence:
         return reasons
 
     def _unaccounted_words(self) -> list[str]:
-        """Words that no fact stands behind, with the kind of thing that they claim where it is known."""
+        """List the words that no claim accounts for, with the kind of claim where it is known."""
         about_sound = re.search(r"\b(sound of|hear|heard|hears|sounds)\b", self.rest) is not None
         reasons = []
         for match in _WORD.finditer(self.rest):
@@ -357,7 +399,7 @@ class _ParsedSentence:
 
 
 def _time_fits(measured: Spans, start: float, end: float, onset: bool) -> bool:
-    """Whether something is there from start to end; for a moment, whether it begins or is there then."""
+    """Return whether something was measured from start to end, or, for a moment, began or was present then."""
     if end == _MOMENTARY and onset:
         return any(abs(start - s) <= _TOLERANCE_S for s, _ in measured)
     if end == _MOMENTARY:
@@ -366,7 +408,7 @@ def _time_fits(measured: Spans, start: float, end: float, onset: bool) -> bool:
 
 
 def _in_order(first: _Clause, second: _Clause) -> bool:
-    """Whether what the second part tells stands to the first as its link says; of what has no time, it does not."""
+    """Return whether the times of two clauses agree with the second's link; never if a claim has no time."""
     one, other = first.when(), second.when()
     if not one or not other or not all(one) or not all(other):
         return False
@@ -378,10 +420,10 @@ def _in_order(first: _Clause, second: _Clause) -> bool:
 
 
 def _quote_spans(quoted: str, facts: Facts, speaker: int | None = None) -> Spans:
-    """When exactly these words were said (by that speaker), in this order and without a gap; every place."""
+    """Find every span in which exactly these words were said in a row (by that speaker, if one is given)."""
     words = facts.transcript.get("words", [])
     spoken = [
-        (token if word.get("quotable", True) else "", index)  # no quote goes across a word that is not sure
+        (token if word.get("quotable", True) else "", index)  # no quote may include a word of low confidence
         for index, word in enumerate(words)
         for token in normalise(word["word"])
     ]
@@ -397,7 +439,7 @@ def _quote_spans(quoted: str, facts: Facts, speaker: int | None = None) -> Spans
 
 
 def _utterance_span(start_s: float, end_s: float, facts: Facts) -> tuple[float, float]:
-    """When the talk that holds these words is heard; some of its words may be too unsure to be quoted."""
+    """Return the span of the utterance around a quote, which may also have words too uncertain to be quoted."""
     words = facts.transcript["words"]
     spans = [(words[first]["start"], words[last - 1]["end"]) for first, last in find_utterances(words)]
     starts = [s for s, e in spans if s <= start_s <= e]
@@ -407,12 +449,12 @@ def _utterance_span(start_s: float, end_s: float, facts: Facts) -> tuple[float, 
 
 @dataclass
 class _SeenPhrase:
-    """A phrase that may be named as seen: when, the subjects that it names, and those whose looks it tells."""
+    """Words of a seen phrase, its spans, and the subjects that it names or whose appearance it describes."""
 
     words: str
     spans: Spans = field(default_factory=list)
     subjects: set[int] = field(default_factory=set)
-    looks_of: set[int] = field(default_factory=set)
+    appearance_of: set[int] = field(default_factory=set)
 
     @property
     def pattern(self) -> re.Pattern:
@@ -420,7 +462,7 @@ class _SeenPhrase:
 
 
 def _seen_phrases(facts: Facts) -> list[_SeenPhrase]:
-    """What may be named as seen, in these words; the longest first. Another article names the same thing."""
+    """List what may be named as seen, longest first; the article is dropped, so that any article may be used."""
     found: dict[str, _SeenPhrase] = {}
     for one in facts.seen:
         if one["kind"] != "text":
@@ -428,12 +470,12 @@ def _seen_phrases(facts: Facts) -> list[_SeenPhrase]:
             named = found.setdefault(words, _SeenPhrase(words))
             named.spans += [tuple(span) for span in one["spans"]]
             if one["subject"] is not None:
-                (named.subjects if one["kind"] == "subject" else named.looks_of).add(one["subject"])
+                (named.subjects if one["kind"] == "subject" else named.appearance_of).add(one["subject"])
     return sorted(found.values(), key=lambda one: (-len(one.words), one.words))
 
 
 def _audible_names(facts: Facts) -> dict[str, tuple[frozenset[frozenset[str]], Spans]]:
-    """What may be named as heard: the ways_to_name to name it, and its spans."""
+    """Return for each sound that may be named the sets of stems that name it, and its spans."""
     heard = {name: (ways_to_name(name), spans(tags)) for name, tags in nameable_sounds(facts.tags).items()}
     if music := [tag for tag in facts.tags if tag.label in MUSIC]:
         heard["music"] = (ways_to_name("music"), spans(music))

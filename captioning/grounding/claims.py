@@ -1,7 +1,8 @@
-"""What a caption may claim of a picture, a sound's level and its speakers, and what must hold for it.
+"""The claims that a caption may make about picture, sound level and speakers, and the test of each.
 
-Each claim is a pattern over the usual wording (`wording.canonical`), its kind, and a test against the clip's facts. Longer
-forms come before the shorter ones that they hold. A claim about what was never measured does not hold.
+Each claim is a pattern over the canonical wording (`wording.canonical`), its kind, and a test against the clip's facts.
+A pattern comes before the shorter patterns that its matches contain. A claim about something that was not measured does
+not hold.
 """
 
 import re
@@ -24,7 +25,7 @@ Holds = Callable[[re.Match, Facts], bool]
 
 
 def holds(test: Holds, match: re.Match, facts: Facts) -> bool:
-    """Whether a claim holds; one about what was never measured does not."""
+    """Return whether a claim holds; a claim about something that was not measured does not."""
     try:
         return bool(test(match, facts))
     except (KeyError, TypeError):
@@ -32,7 +33,7 @@ def holds(test: Holds, match: re.Match, facts: Facts) -> bool:
 
 
 def speakers(facts: Facts) -> int:
-    """How many people speak, 0 where nobody was told from anybody."""
+    """Return how many speakers were distinguished; 0 if fewer than two were."""
     return len(facts.transcript.get("speakers", []))
 
 
@@ -79,7 +80,7 @@ def _level_trend(match: re.Match, facts: Facts) -> bool:
     return facts.sound["course_db"] * (1 if match.group(1) == "louder" else -1) >= 10
 
 
-# How many speak; read before the sounds, of which a voice is one.
+# How many people speak. Parsed before sounds, since a voice is also a sound.
 PEOPLE: list[tuple[re.Pattern, str, Holds]] = [
     (re.compile(pattern), kind, test)
     for pattern, kind, test in (

@@ -8,8 +8,10 @@ _UNSPACED_SCRIPT = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u
 
 
 def normalise(text: str) -> list[str]:
-    """Words in lower case without punctuation, by which two transcripts are compared; in scripts without spaces, the
-    characters."""
+    """Split a text into lower-case words without punctuation, so that two transcripts can be compared.
+
+    In scripts without spaces, each character counts as a word.
+    """
     kept = "".join(
         f" {c} " if c >= "\u0e00" and _UNSPACED_SCRIPT.match(c) else c if c.isalnum() or c in "'’" else " "
         for c in text.casefold()

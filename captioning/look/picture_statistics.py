@@ -29,9 +29,9 @@ def describe(frames: np.ndarray, times_s: np.ndarray) -> dict:
     Returns:
         Plain data. colours: {name: share of the picture}, shares of at least 5 %, the largest first; regions: {"upper"
         | "lower" | "left" | "right" | "middle": the colour that fills at least half of it}; black_and_white;
-        brightness: mean luma, 0 to 1; camera: "static", "pans left" …, "tilts up" …, or "" if it is not clear; movement: share of
-        the picture that changes; where: "left", "centre" or "right" of the picture, or ""; path: "left to right" … or
-        ""; cuts: times in seconds.
+        brightness: mean luma, 0 to 1; camera: "static", "pans left" …, "tilts up" …, or "" if it is not clear;
+        movement: share of the picture that changes; where: "left", "centre" or "right" of the picture, or ""; path:
+        "left to right" … or ""; cuts: times in seconds.
 
     Raises:
         ValueError: There is no frame.

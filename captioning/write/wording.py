@@ -1,8 +1,7 @@
-"""How one thing may be said in several ways_to_name: spellings and turns of phrase that a caption's claims are read through.
+"""Reduce different wordings of one claim to a canonical form that the checker's patterns match.
 
-The checker knows a caption by claims, not by sentences. Here a writer's words are brought to the few forms that the
-claims have, and a sound's name to the sets of words that name it: "a dog barking" is also "barking" or "a dog", while
-"a car alarm" is "an alarm" and no car.
+A writer's phrases become the few forms in which claims are written. A sound's name becomes the sets of words that may
+name it: "a dog barking" is also "barking" or "a dog", but "a car alarm" is "an alarm" and not "a car".
 """
 
 import re
@@ -10,7 +9,7 @@ from functools import cache
 
 from captioning.write.vocabulary import words as split_words
 
-# Words that claim nothing: they only join claims.
+# Words that claim nothing, but only join claims.
 NEUTRAL_WORDS = frozenset(
     split_words(
         """
@@ -30,7 +29,7 @@ NUMBERS = {
     "once": 1,
 }
 
-# (pattern, the form that the claims know), in this order. Patterns are of lower case, quotes and times taken out.
+# (pattern, canonical form), applied in this order to lower-case text without quotes.
 _FORMS = [
     (re.compile(pattern), form)
     for pattern, form in (
@@ -64,14 +63,14 @@ _FORMS = [
 
 
 def canonical(text: str) -> str:
-    """A sentence in lower case with each turn of phrase in its canonical form."""
+    """Replace each phrase of a lower-case sentence by its canonical form."""
     for pattern, form in _FORMS:
         text = pattern.sub(form, text)
     return text
 
 
 def stem(word: str) -> str:
-    """A word without the endings of number and time: barks, barked, barking → bark."""
+    """Strip the endings of number and tense from a word: barks, barked, barking → bark."""
     for ending, instead in (("ies", "y"), ("ing", ""), ("ed", ""), ("es", ""), ("s", ""), ("e", "")):
         short = word.removesuffix(ending) + instead
         if word.endswith(ending) and len(short) >= 3 and re.search("[aeiouy]", short) and not word.endswith("ss"):
@@ -82,7 +81,7 @@ def stem(word: str) -> str:
 
 @cache
 def ways_to_name(name: str) -> frozenset[frozenset[str]]:
-    """The sets of stems by which a sound's phrase may be named: all its words; its head; who makes it, or what they do.
+    """Return the sets of stems that may name a sound: all its words, its head, and who makes it or what they do.
 
     "a dog barking" → {dog, bark}, {bark}, {dog}; "a car alarm" → {car, alarm}, {alarm}; "rain on a surface" → … {rain}.
     """
