@@ -287,9 +287,9 @@ def _check(chosen: Mapping[str, Settings]) -> None:
     """Refuse weights and endpoints that are missing, before any stage starts."""
     for settings in chosen.values():
         if isinstance(settings, CaptionSettings):
-            from captioning.captioner import check
+            from captioning.captioner import check_settings
 
-            check(settings)
+            check_settings(settings)
 
 
 def _funnel(summary: Mapping[str, Any]) -> dict[str, float]:
