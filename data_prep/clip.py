@@ -100,7 +100,8 @@ class Segment:
 
     def through(self, curate: "Callable[[Segment], Segment | list[Segment]]") -> "Segment":
         """This segment curated; where `curate` gives the spans to be curated instead, with the clips of those, and
-        with the times that they found."""
+        with the times that they found.
+        """
         done = curate(self)
         if isinstance(done, Segment):
             return done
@@ -125,37 +126,33 @@ def describe(error: BaseException | str) -> str:
     return " ".join(text.split())[:300]
 
 
-_CLIP_SCHEMA = pa.struct(
+TAG = pa.struct([(f.name, pa.string() if f.type is str else pa.float64()) for f in fields(Tag)])
+# A clip's span, verdict and scores, as both the rows of a dataflow and the manifest hold them.
+VERDICT_COLUMNS = [
+    *((name, pa.float64()) for name in ("start_s", "end_s")),
+    *((name, pa.string()) for name in ("verdict", "reason", "error", "sound_class")),
+    ("scores", pa.map_(pa.string(), pa.float64())),
+    ("tags", pa.list_(TAG)),
+]
+_CLIP = pa.struct(
     [
         ("clip_id", pa.string()),
-        ("start_s", pa.float64()),
-        ("end_s", pa.float64()),
-        ("verdict", pa.string()),
-        ("reason", pa.string()),
-        ("error", pa.string()),
-        ("sound_class", pa.string()),
-        ("scores", pa.map_(pa.string(), pa.float64())),
-        ("tags", pa.list_(pa.struct([(f.name, pa.string() if f.type is str else pa.float64()) for f in fields(Tag)]))),
+        *VERDICT_COLUMNS,
         ("media", pa.large_binary()),
-        ("media_suffix", pa.string()),
-        ("caption", pa.string()),
+        *((name, pa.string()) for name in ("media_suffix", "caption")),
         ("sample", pa.large_binary()),
         ("info", pa.string()),
     ]
 )
-
 SEGMENT_SCHEMA = pa.schema(
     [
-        ("segment_id", pa.string()),
-        ("uri", pa.string()),
-        ("start_s", pa.float64()),
-        ("end_s", pa.float64()),
+        *((name, pa.string()) for name in ("segment_id", "uri")),
+        *((name, pa.float64()) for name in ("start_s", "end_s")),
         ("size", pa.int64()),
         ("content_key", pa.string()),
-        ("part", pa.int64()),
-        ("parts", pa.int64()),
+        *((name, pa.int64()) for name in ("part", "parts")),
         ("caption", pa.string()),
-        ("clips", pa.large_list(_CLIP_SCHEMA)),
+        ("clips", pa.large_list(_CLIP)),
     ]
 )
 

@@ -1,4 +1,4 @@
-"""ONNX networks, opened once per process and run on one thread: a worker has one core, and many workers run."""
+"""Open ONNX networks once per process, to run on one thread: each of many workers has one core."""
 
 from functools import cache
 
@@ -7,12 +7,12 @@ import onnxruntime
 
 @cache
 def session(path: str) -> onnxruntime.InferenceSession:
-    """The network at `path`, on the CPU."""
+    """Open the network at `path` on the CPU, once per process."""
     return opened(path)
 
 
 def opened(network: str | bytes) -> onnxruntime.InferenceSession:
-    """The network in a file, or in a file's bytes, on the CPU."""
+    """Open a network on the CPU, from a path or from the bytes of a file."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3

@@ -1,7 +1,7 @@
-"""Weights named in settings: a path, a hub id, or `package:NAME`, small real weights that a Python package carries.
+"""Find weights named in settings: a path, a hub id, or `package:NAME` for small real weights in a Python package.
 
-`package:` names work without a network once the package is installed (`kinotone[demo]`). Some packages carry a file
-in parts; the whole is put together once, in the user's cache, and checked against its known SHA-256.
+`package:` names need no network once the package is installed (`kinotone[demo]`). Some packages hold a file in parts:
+these are joined once, in the user's cache, and checked against the known SHA-256.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ CACHE = Path(os.environ.get("KINOTONE_CACHE", Path.home() / ".cache" / "kinotone
 
 
 def resolve(name: str) -> str:
-    """The local path behind `package:NAME`; any other name is returned as it is.
+    """Return the local path of `package:NAME`; return any other name unchanged.
 
     Raises:
-        ValueError: unknown package name, or the package is not installed; says which and how to install it.
+        ValueError: the package name is unknown, or the package is not installed; says how to install it.
     """
     if not name.startswith("package:"):
         return name
@@ -110,7 +110,7 @@ def _join(parts: list[Path], target: Path, sha256: str | None) -> None:
 
 
 def _write(target: Path, fill: Callable) -> None:
-    """Fill `target` unless it stands; whole or not at all, also when several processes do it at once."""
+    """Write `target` atomically unless it exists. Several processes may do so at once."""
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)

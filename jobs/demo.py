@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import model
-from data_prep.dataset.index import read_manifest
+from data_prep.dataset.index import read_manifest, round_robin
 from data_prep.synthetic import generate as synthesise
 from jobs.progress import Display
 from jobs.settings import Recipe
@@ -105,12 +105,7 @@ def _text_conditioner(recipe: Recipe, folder: Path) -> None:
 def _prompts(encoded: Path) -> list[str]:
     """Pick captions of the corpus, one of each sound class in turn: a tiny model has seen nothing else."""
     rows = read_manifest(encoded).select(["clip_id", "verdict", "sound_class", "caption"]).to_pylist()
-    by_class: dict[str, list[str]] = {}
-    for row in sorted(rows, key=lambda row: row["clip_id"]):
-        if row["verdict"] == "kept":
-            by_class.setdefault(row["sound_class"], []).append(json.loads(row["caption"])["text"])
-    queues = [by_class[name] for name in sorted(by_class)]
-    turns = [queue[turn] for turn in range(PROMPTS) for queue in queues if turn < len(queue)]
-    if not turns:
+    kept = sorted((row for row in rows if row["verdict"] == "kept"), key=lambda row: row["clip_id"])
+    if not kept:
         raise ValueError(f"{encoded} holds no kept clip; its report says why each was dropped")
-    return turns[:PROMPTS]
+    return [json.loads(row["caption"])["text"] for row in round_robin(kept, PROMPTS)]

@@ -89,7 +89,7 @@ def generate(
                 write_mp4(path, frames, settings.shape.fps, waveform, model.vocoder.sample_rate)
                 path.with_suffix(".png").write_bytes(contact_sheet(frames))
                 path.with_suffix(".spectrogram.png").write_bytes(spectrogram(waveform, model.vocoder.sample_rate))
-                with storage.whole(path.with_suffix(".json")) as out:
+                with storage.atomic_write(path.with_suffix(".json")) as out:
                     out.write(
                         json.dumps({"made_with": [key, prompt], "prompt": prompt, "seed": settings.seed + n}).encode()
                     )

@@ -26,10 +26,9 @@ import pyarrow.parquet as pq
 from scipy.fft import dctn, next_fast_len, rfft, rfftfreq
 
 from data_prep.clip import Segment
-from data_prep.dataset import storage
+from data_prep.dataset import layout, storage
 from data_prep.media.thumbnails import Thumbnails
 
-NAME = "duplicates.parquet"
 REASON = "near_duplicate"
 SCHEMA = pa.schema(
     [
@@ -127,7 +126,7 @@ def write(root: str | Path, manifest: Iterable[pa.Table]) -> set[str]:
                 }
             )
     found = find(rows)
-    with storage.whole(storage.at(root, NAME)) as out:
+    with storage.atomic_write(storage.at(root, layout.DUPLICATES)) as out:
         pq.write_table(pa.Table.from_pylist(found, schema=SCHEMA), out, compression="zstd")
     return {row["clip_id"] for row in found}
 
@@ -135,7 +134,7 @@ def write(root: str | Path, manifest: Iterable[pa.Table]) -> set[str]:
 def read(root: str | Path) -> dict[str, str]:
     """Double → the clip that it is a double of; empty for a set that has no such table."""
     try:
-        data = storage.read(storage.at(root, NAME))
+        data = storage.read(storage.at(root, layout.DUPLICATES))
     except FileNotFoundError:
         return {}
     table = pq.ParquetFile(io.BytesIO(data)).read(columns=["clip_id", "duplicate_of"])
@@ -187,7 +186,8 @@ def _block_keys(value: int) -> list[tuple[int, int]]:
 
 class _Cells:
     """Embeddings in k-means cells, as many as the root of their number; only those of a cell are compared (SemDeDup,
-    Abbas et al. 2023)."""
+    Abbas et al. 2023).
+    """
 
     def __init__(self, embeddings: Sequence[np.ndarray | None]) -> None:
         known = {number: vector for number, vector in enumerate(embeddings) if vector is not None}

@@ -1,7 +1,8 @@
 """The set as two tables: the manifest (a row per clip considered) and the index (a row per encoded sample).
 
-Both are read from the manifests of committed segments only, gathered (`data_prep.dataset.compaction`) or one by one; a
-manifest without a ledger entry is a leftover of a killed run.
+Both hold committed segments only: a manifest file without a ledger entry is a leftover of a killed run. Manifest rows
+are read from the compacted files (`data_prep.dataset.compaction`), and those that are missing there from the manifest
+file of their segment.
 """
 
 import fcntl
@@ -9,7 +10,9 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Container, Iterator
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,22 +20,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.dataset import storage
+from data_prep.dataset import layout, storage
 from data_prep.dataset.compaction import SEGMENTS_PER_FILE, CompactedTable
 from data_prep.dataset.ledger import Ledger
 from data_prep.dataset.shards import MANIFEST_SCHEMA, read_segment_manifests
 from data_prep.packaged_weights import CACHE
 
-MANIFEST_PARTS = "manifest_parts"
-_NAMES = ["shard", "bucket"]  # columns of few values
-# An index file up to this size (half a million rows) is read by each process for itself.
+_NAMES = ["shard", "bucket"]  # columns with few distinct values, stored as dictionaries
+# Up to this size (half a million rows) each process reads the index file by itself.
 _HELD_BYTES = 8 << 20
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
-_CACHED_S = 30 * 24 * 3600
+_CACHED_S = 30 * 24 * 3600  # a cached index that was not used for so long is deleted
 INDEX_SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
-        ("shard", pa.string()),  # path inside the set
+        ("shard", pa.string()),  # path relative to the set
         ("offset", pa.int64()),  # of the .safetensors member's data, bytes
         ("size", pa.int64()),  # bytes
         ("bucket", pa.string()),  # "f49_h128_w192_a51": frames, height, width, audio latents
@@ -44,15 +46,15 @@ INDEX_SCHEMA = pa.schema(
 
 
 def compacted_manifest(root: str | Path) -> CompactedTable:
-    """The manifest gathered into large files, which the driver of a run keeps."""
-    return CompactedTable(root, MANIFEST_PARTS, MANIFEST_SCHEMA)
+    """The manifest as few large files; only the driver of a run writes them."""
+    return CompactedTable(root, layout.MANIFEST_PARTS, MANIFEST_SCHEMA)
 
 
 def each_manifest(root: str | Path) -> Iterator[pa.Table]:
-    """Every clip considered in the set's committed segments, thousands at a time and in no order.
+    """Yield the rows of every committed segment, thousands at a time and in no particular order.
 
     Raises:
-        ValueError: a segment's part is missing.
+        ValueError: a segment's manifest file is missing.
     """
     left = Ledger(root).done()
     yield from compacted_manifest(root).take(left)
@@ -63,7 +65,10 @@ def each_manifest(root: str | Path) -> Iterator[pa.Table]:
 
 
 def tidy_manifest(root: str | Path) -> None:
-    """Make the gathered manifest hold each committed segment once; for the driver, while nothing is being committed."""
+    """Make the compacted manifest hold each committed segment once.
+
+    Call it from the driver, while no segment is being committed.
+    """
     left, compacted = Ledger(root).done(), compacted_manifest(root)
     compacted.tidy(left)
     rest = sorted(left)
@@ -73,10 +78,10 @@ def tidy_manifest(root: str | Path) -> None:
 
 
 def read_manifest(root: str | Path) -> pa.Table:
-    """Every clip considered in the set's committed segments (`MANIFEST_SCHEMA`), ordered by segment id, then time.
+    """Read the rows of every committed segment (`MANIFEST_SCHEMA`), ordered by segment id, then time.
 
     Raises:
-        ValueError: `root` holds no committed segment, or a part is missing.
+        ValueError: `root` holds no committed segment, or a segment's manifest file is missing.
     """
     tables = list(each_manifest(root))
     if not tables:
@@ -85,14 +90,27 @@ def read_manifest(root: str | Path) -> pa.Table:
     return pa.concat_tables(tables).sort_by([(name, "ascending") for name in names]).combine_chunks()
 
 
-def build_index(root: str | Path, without: Container[str] = ()) -> str:
-    """Write `<root>/index.parquet`: one row per encoded sample, in the order of the shards' bytes. Gives its path.
+def round_robin(rows: Iterable[dict], limit: int) -> list[dict]:
+    """Take up to `limit` rows of a manifest, one of each sound class in turn."""
+    by_class: dict[str, list[dict]] = defaultdict(list)
+    for row in rows:
+        by_class[row["sound_class"]].append(row)
+    turns = zip_longest(*(by_class[name] for name in sorted(by_class)))
+    return [row for turn in turns for row in turn if row is not None][:limit]
 
-    Bucket and token counts are read from the clip's info (`bucket`, `video_tokens`, `audio_tokens`, `text_tokens`),
-    where `encode` put them. A set without samples gets an index without rows.
+
+def build_index(root: str | Path, without: Container[str] = ()) -> str:
+    """Write `<root>/index.parquet`: one row per encoded sample, ordered by shard, then offset.
+
+    Bucket and token counts come from the clip's info (`bucket`, `video_tokens`, `audio_tokens`, `text_tokens`), where
+    `encode` put them. A set without samples gets an index without rows.
 
     Args:
-        without: clips that are left out: near duplicates.
+        root: the set.
+        without: ids of the clips to leave out (near duplicates).
+
+    Returns:
+        The path of the index.
     """
     tables = [INDEX_SCHEMA.empty_table()]
     for manifest in each_manifest(root):
@@ -109,35 +127,36 @@ def build_index(root: str | Path, without: Container[str] = ()) -> str:
             columns[name] = pa.array([info[name] for info in infos], INDEX_SCHEMA.field(name).type)
         tables.append(pa.table(columns, schema=INDEX_SCHEMA))
     table = pa.concat_tables(tables).sort_by([("shard", "ascending"), ("offset", "ascending")])
-    path = storage.at(root, "index.parquet")
-    with storage.whole(path) as out:
+    path = storage.at(root, layout.INDEX)
+    with storage.atomic_write(path) as out:
         pq.write_table(table, out, compression="zstd")
     return path
 
 
 def read_index(root: str | Path) -> pa.Table:
-    """The index of an encoded set: `INDEX_SCHEMA`, `shard` and `bucket` as dictionaries.
+    """Read the index of an encoded set: `INDEX_SCHEMA`, with `shard` and `bucket` as dictionaries.
 
-    A large one is laid out once per machine in the user's cache (`KINOTONE_CACHE`) and mapped into memory, so that all
-    ranks of a node share one copy.
+    A large index is converted once per machine to an Arrow file in the user's cache (`KINOTONE_CACHE`) and mapped into
+    memory, so that all ranks of a node share one copy.
 
     Raises:
         ValueError: the set has no index.
     """
-    path = storage.at(root, "index.parquet")
+    path = storage.at(root, layout.INDEX)
     try:
         if storage.size(path) <= _HELD_BYTES:
             return pq.ParquetFile(io.BytesIO(storage.read(path)), read_dictionary=_NAMES).read()
-        return pa.ipc.open_file(pa.memory_map(str(_laid_out(path)))).read_all()
+        return pa.ipc.open_file(pa.memory_map(str(_cached(path)))).read_all()
     except FileNotFoundError:
         raise ValueError(
             f"{path} is missing: give the output folder of `kinotone encode` or `kinotone prepare`"
         ) from None
 
 
-def _laid_out(path: str) -> Path:
-    """The index at `path` as an Arrow file in the cache; processes that ask at once wait for the first one's."""
-    # Not flushed to the disk, which takes longer than all the rest; what a crash cut off is not found after the boot.
+def _cached(path: str) -> Path:
+    """Convert the index at `path` to an Arrow file in the cache; concurrent callers wait for the first one."""
+    # Do not flush the file to the disk: that takes longer than everything else. The boot id in the key makes sure that
+    # a file which a crash cut off is not found after the next boot.
     boot = _BOOT.read_text().strip() if _BOOT.exists() else ""
     key = hashlib.sha256(f"{path} {storage.version(path)} {boot}".encode()).hexdigest()[:32]
     target = CACHE / "indexes" / f"{key}.arrow"
@@ -145,20 +164,23 @@ def _laid_out(path: str) -> Path:
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
-            for old in target.parent.iterdir():  # an index that is mapped stays readable when its name goes
+            for old in target.parent.iterdir():  # a mapped index stays readable after its file is deleted
                 if time.time() - old.stat().st_mtime > _CACHED_S:
                     old.unlink()
             source = io.BytesIO(storage.read(path)) if storage.is_remote(path) else pa.memory_map(path)
             half = target.with_suffix(".half")
             with half.open("wb") as out:
-                _lay_out(pq.ParquetFile(source, read_dictionary=_NAMES), out)
+                _write_arrow(pq.ParquetFile(source, read_dictionary=_NAMES), out)
             half.replace(target)
         target.touch()
     return target
 
 
-def _lay_out(parquet: pq.ParquetFile, out: BinaryIO) -> None:
-    """Row groups one after the other, so that no process ever holds a whole index; an Arrow file has one dictionary."""
+def _write_arrow(parquet: pq.ParquetFile, out: BinaryIO) -> None:
+    """Convert row group by row group, so that no process holds a complete index in memory.
+
+    Each row group has its own dictionary; an Arrow file has one per column, so collect the values first.
+    """
     found: dict[str, list[pa.Array]] = {name: [] for name in _NAMES}
     for group in range(parquet.num_row_groups):
         for name, column in zip(_NAMES, parquet.read_row_group(group, _NAMES).columns, strict=True):

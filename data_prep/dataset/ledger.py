@@ -1,10 +1,10 @@
-"""Which segments of a set are committed. A segment's entry is the last file written for it.
+"""The ledger: which segments of a set are committed. A segment's entry is the last file written for it.
 
-`ledger/{segment_id}.json` says that the segment's shard and manifest part are whole. Resume is "segments without an
-entry"; readers of a set follow the entries and never list the other folders.
+`ledger/{segment_id}.json` means that the segment's shard and manifest file are complete. A resumed run does the
+segments without an entry. Readers of a set follow the entries and never list the other folders.
 
-A name alone says that a segment is done, so a resume lists one folder and opens nothing. What the entries say is also
-gathered in `ledger_parts/*.parquet` (`data_prep.dataset.compaction`).
+The file's name is enough to know that a segment is done, so a resume lists one folder and opens no file. The contents
+of the entries are also compacted into `ledger_parts/*.parquet` (`data_prep.dataset.compaction`).
 """
 
 import json
@@ -16,10 +16,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_prep.dataset import storage
+from data_prep.dataset import layout, storage
 from data_prep.dataset.compaction import SEGMENTS_PER_FILE, CompactedTable
-
-LEDGER_PARTS = "ledger_parts"
 
 _COUNTS = pa.map_(pa.string(), pa.int64())
 _PART_SCHEMA = pa.schema(
@@ -41,10 +39,10 @@ class Entry:
 
     Attributes:
         segment_id, uri, content_key, start_s, end_s, size: as in `data_prep.clip.Segment` (`end_s` None for inf).
-        shard: the tar's path inside the set, "" when no clip was kept.
+        shard: path of the tar relative to the set, "" when no clip was kept.
         shard_size: bytes of the tar.
-        considered, kept: clips.
-        dropped, failed: clips by reason (for `failed`, the stage).
+        considered, kept: number of clips.
+        dropped, failed: number of clips by reason (for `failed`, by stage).
         kept_s: seconds of the kept clips.
         considered_s: seconds of all clips.
     """
@@ -65,14 +63,14 @@ class Entry:
     kept_s: float = 0.0
 
     def check(self) -> None:
-        """The conservation law: clips considered = kept + dropped + failed, and there is at least one."""
+        """Assert the conservation law: clips considered = kept + dropped + failed, and at least one clip."""
         total = self.kept + sum(self.dropped.values()) + sum(self.failed.values())
         where = f"segment {self.segment_id} ({self.uri})"
         assert self.considered == total, f"{where}: {self.considered} clips considered, {total} with a verdict"
         assert total > 0, f"{where}: no clip"
 
     def to_json(self) -> bytes:
-        """As it stands in the ledger."""
+        """The content of the entry's file."""
         return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1).encode()
 
 
@@ -81,12 +79,12 @@ class Ledger:
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
-        self._compacted = CompactedTable(root, LEDGER_PARTS, _PART_SCHEMA)
+        self._compacted = CompactedTable(root, layout.LEDGER_PARTS, _PART_SCHEMA)
 
     def done(self) -> set[str]:
-        """Ids of the committed segments; no entry is opened."""
-        folder = storage.at(self.root, "ledger")
-        if storage.is_remote(folder):  # a listing gives a thousand names a request; ids are hexadecimal
+        """Ids of the committed segments. Opens no entry."""
+        folder = storage.at(self.root, layout.LEDGER)
+        if storage.is_remote(folder):  # a request lists a thousand names, so list by first hexadecimal digit at once
             with ThreadPoolExecutor(16) as threads:
                 names = [n for found in threads.map(storage.names, [folder] * 16, "0123456789abcdef") for n in found]
         else:
@@ -94,16 +92,16 @@ class Ledger:
         return {name[:-5] for name in names if name.endswith(".json")}
 
     def commit(self, entry: Entry) -> None:
-        """Write a segment's entry. Its shard and manifest part must stand before.
+        """Write a segment's entry. Its shard and manifest file must be written before.
 
         Raises:
-            FileExistsError: the segment was committed before, and not alike.
+            FileExistsError: the segment was committed before with a different entry.
         """
         entry.check()
         storage.put_once(self._path(entry.segment_id), entry.to_json())
 
     def entry(self, segment_id: str) -> Entry:
-        """The entry of a committed segment.
+        """Read the entry of a committed segment.
 
         Raises:
             ValueError: the segment is not committed.
@@ -114,18 +112,21 @@ class Ledger:
             raise ValueError(f"segment {segment_id} is not committed in {self.root}") from None
 
     def entries(self) -> Iterator[Entry]:
-        """Every committed segment, ordered by id."""
+        """Yield the entry of every committed segment, ordered by id."""
         table = self._table()
         for batch in table.to_batches(max_chunksize=SEGMENTS_PER_FILE):
             for row in batch.to_pylist():
                 yield Entry(**{**row, "dropped": dict(row["dropped"]), "failed": dict(row["failed"])})
 
     def compact(self, entries: Iterable[Entry]) -> None:
-        """Write a part of entries that were committed just now."""
+        """Write entries that were just committed to a compacted file."""
         self._compacted.add(_as_table(entries))
 
     def tidy(self) -> None:
-        """Make the parts hold each committed entry once; for the driver, while nothing is being committed."""
+        """Make the compacted files hold each committed entry once.
+
+        Call it from the driver, while no segment is being committed.
+        """
         left = self.done()
         self._compacted.tidy(left)
         rest = sorted(left)
@@ -133,7 +134,7 @@ class Ledger:
             self.compact(self._read_entries(rest[start : start + SEGMENTS_PER_FILE]))
 
     def _table(self) -> pa.Table:
-        """Every committed segment's entry as a table ordered by id."""
+        """The entries of all committed segments, ordered by id."""
         left = self.done()
         tables = list(self._compacted.take(left))
         return pa.concat_tables([*tables, _as_table(self._read_entries(sorted(left)))]).sort_by("segment_id")
@@ -143,7 +144,7 @@ class Ledger:
             yield Entry(**json.loads(data))
 
     def _path(self, segment_id: str) -> str:
-        return storage.at(self.root, "ledger", f"{segment_id}.json")
+        return storage.at(self.root, layout.ledger_entry(segment_id))
 
 
 def _as_table(entries: Iterable[Entry]) -> pa.Table:
@@ -154,9 +155,11 @@ def _as_table(entries: Iterable[Entry]) -> pa.Table:
 
 
 def totals(entries: Iterable[Entry]) -> dict:
-    """The set's clip funnel, of which the conservation law holds by each entry's own check.
+    """Sum the entries of a set, and check the conservation law of each.
 
-    Gives `segments`, `considered`, `kept`, `considered_s`, `kept_s`, and `dropped` and `failed` by reason.
+    Returns:
+        `segments`, `considered`, `kept` (numbers), `considered_s`, `kept_s` (seconds), and `dropped` and `failed` as
+        number of clips by reason.
     """
     dropped, failed = Counter[str](), Counter[str]()
     segments = considered = kept = 0

@@ -1,9 +1,9 @@
-"""A segment on disk: one WebDataset tar, one manifest part, one ledger entry, written in this order.
+"""A segment on disk: one WebDataset tar, one manifest file, one ledger entry, written in this order.
 
-The tar holds, for each kept clip, `{clip_id}.mp4` (or `.mkv`) and/or `{clip_id}.safetensors`, `{clip_id}.json` and,
-once captioned, `{clip_id}.caption.json`; sorted by name, with fixed headers, so that its bytes are a function of the
-clips alone. The manifest part has one row per clip considered, with the byte ranges of its members in the tar: a
-reader fetches one clip without reading its neighbours.
+For each kept clip the tar holds `{clip_id}.json`, `{clip_id}.mp4` (or `.mkv`) or `{clip_id}.safetensors` or both, and,
+once captioned, `{clip_id}.caption.json`. Members are sorted by name and have fixed headers, so the tar's bytes are a
+function of the clips alone. The manifest has one row per clip considered, with the byte ranges of its members in the
+tar: a reader fetches one clip without reading the clips beside it.
 """
 
 import io
@@ -19,51 +19,26 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.clip import Clip, Segment, Tag
-from data_prep.dataset import storage
+from data_prep.clip import VERDICT_COLUMNS, Clip, Segment, Tag
+from data_prep.dataset import layout, storage
 from data_prep.dataset.ledger import Entry, Ledger
 
 MANIFEST_SCHEMA = pa.schema(
     [
-        ("segment_id", pa.string()),
-        ("clip_id", pa.string()),
-        ("uri", pa.string()),
-        ("content_key", pa.string()),
-        ("start_s", pa.float64()),
-        ("end_s", pa.float64()),
-        ("verdict", pa.string()),
-        ("reason", pa.string()),
-        ("error", pa.string()),
-        ("sound_class", pa.string()),
-        ("scores", pa.map_(pa.string(), pa.float64())),
-        (
-            "tags",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("label", pa.string()),
-                        ("start_s", pa.float64()),
-                        ("end_s", pa.float64()),
-                        ("score", pa.float64()),
-                    ]
-                )
-            ),
-        ),
+        *((name, pa.string()) for name in ("segment_id", "clip_id", "uri", "content_key")),
+        *VERDICT_COLUMNS,
         ("caption", pa.string()),  # JSON; "{}" before captioning
         ("info", pa.string()),  # JSON
-        ("shard", pa.string()),  # path inside the set; "" when the clip is in no tar
+        ("shard", pa.string()),  # path relative to the set; "" for a clip that is in no tar
         ("media_suffix", pa.string()),
-        ("media_offset", pa.int64()),
-        ("media_size", pa.int64()),
-        ("sample_offset", pa.int64()),
-        ("sample_size", pa.int64()),
+        *((name, pa.int64()) for name in ("media_offset", "media_size", "sample_offset", "sample_size")),  # bytes
     ]
 )
 
 
 @dataclass(frozen=True)
 class Committed:
-    """A segment as it was committed: its ledger entry, and its rows of the manifest."""
+    """A committed segment: its ledger entry and its rows of the manifest."""
 
     entry: Entry
     manifest: pa.Table
@@ -75,24 +50,24 @@ def write_segment(root: str | Path, segment: Segment) -> Entry:
 
 
 def commit_segment(root: str | Path, segment: Segment) -> Committed:
-    """Commit a judged segment: tar, manifest part, and its ledger entry last.
+    """Write a judged segment to the set: its tar, its manifest file, and its ledger entry last.
 
-    Writing the same segment again writes the same bytes. Every clip must have its verdict, every kept clip its media
-    or sample (asserted).
+    Writing the same segment again writes the same bytes. Every clip must have its verdict, and every kept clip its
+    media or its sample (asserted).
     """
     clips = sorted(segment.clips, key=lambda clip: (clip.start_s, clip.end_s, clip.clip_id))
-    _check(segment, clips)
-    shard = f"shards/{segment.segment_id}.tar" if any(clip.kept for clip in clips) else ""
+    _assert_complete(segment, clips)
+    shard = layout.shard(segment.segment_id) if any(clip.kept for clip in clips) else ""
     ranges: dict[str, tuple[int, int]] = {}
     shard_size = 0
     if shard:
-        with storage.whole(storage.at(root, shard)) as out:
+        with storage.atomic_write(storage.at(root, shard)) as out:
             ranges = write_tar(out, [member for clip in clips if clip.kept for member in members(clip)])
             shard_size = out.tell()
     rows = [_row(segment, clip, shard, ranges) for clip in clips]
     table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
-    with storage.whole(storage.at(root, "manifest", f"{segment.segment_id}.parquet")) as out:
-        # Of a few rows: what speeds up the reading of many is a third of the bytes and of the time to write them.
+    with storage.atomic_write(storage.at(root, layout.manifest(segment.segment_id))) as out:
+        # These few rows need neither dictionaries nor statistics, which are a third of the bytes and of the time.
         pq.write_table(table, out, compression="snappy", use_dictionary=False, write_statistics=False)
     seconds = [clip.end_s - clip.start_s if math.isfinite(clip.end_s) else 0.0 for clip in clips]
     entry = Entry(
@@ -105,7 +80,7 @@ def commit_segment(root: str | Path, segment: Segment) -> Committed:
         shard=shard,
         shard_size=shard_size,
         considered=len(rows),
-        # Counted from what stands in the tar, so that the conservation law says something about the output.
+        # Count members of the tar, so that the conservation law checks the output and not only the input.
         kept=sum(1 for name in ranges if name.endswith(".json") and not name.endswith(".caption.json")),
         dropped=dict(Counter(clip.reason for clip in clips if clip.verdict == "dropped")),
         failed=dict(Counter(clip.reason for clip in clips if clip.verdict == "failed")),
@@ -117,7 +92,7 @@ def commit_segment(root: str | Path, segment: Segment) -> Committed:
 
 
 def read_committed(root: str | Path, segment_id: str) -> Committed:
-    """What `commit_segment` gave.
+    """Read what `commit_segment` returned for a segment.
 
     Raises:
         ValueError: the segment is not committed.
@@ -128,10 +103,12 @@ def read_committed(root: str | Path, segment_id: str) -> Committed:
 
 
 def read_segment(root: str | Path, segment_id: str, *, media: bool = True) -> Segment:
-    """A committed segment with all its clips, in the order of time; kept clips bring their media and sample bytes.
+    """Read a committed segment with all its clips, ordered by time.
 
     Args:
-        media: False leaves `media` and `sample` empty.
+        root: the set.
+        segment_id: the segment.
+        media: read the media and sample bytes of kept clips; False leaves them empty.
 
     Raises:
         ValueError: the segment is not committed, or a file of it is missing.
@@ -165,12 +142,12 @@ def read_segment(root: str | Path, segment_id: str, *, media: bool = True) -> Se
 
 
 def read_segment_manifests(root: str | Path, segment_ids: list[str]) -> Iterator[pa.Table]:
-    """The manifest parts of committed segments, in the order asked for.
+    """Yield the manifest rows of committed segments, one table per segment, in the given order.
 
     Raises:
-        ValueError: a part is missing.
+        ValueError: a segment's manifest file is missing.
     """
-    paths = [storage.at(root, "manifest", f"{segment_id}.parquet") for segment_id in segment_ids]
+    paths = [storage.at(root, layout.manifest(segment_id)) for segment_id in segment_ids]
     try:
         for data in storage.read_many(paths):
             yield pq.ParquetFile(io.BytesIO(data)).read()
@@ -181,16 +158,16 @@ def read_segment_manifests(root: str | Path, segment_ids: list[str]) -> Iterator
 
 
 def read_member(root: str | Path, shard: str, offset: int, size: int) -> bytes:
-    """The bytes of one tar member; b"" for size 0 (the member is absent).
+    """Read the bytes of one tar member; b"" for size 0, which means that there is no such member.
 
     Raises:
-        ValueError: the shard is missing or shorter than that.
+        ValueError: the shard is missing, or ends before `offset + size`.
     """
     return storage.read_range(root, shard, offset, size) if size else b""
 
 
 def members(clip: Clip) -> list[tuple[str, bytes]]:
-    """A kept clip's tar members as (name, bytes)."""
+    """The tar members of a kept clip, as (name, bytes)."""
     about = {
         "clip_id": clip.clip_id,
         "start_s": clip.start_s,
@@ -211,9 +188,16 @@ def members(clip: Clip) -> list[tuple[str, bytes]]:
 
 
 def write_tar(out: BinaryIO, named: list[tuple[str, bytes]]) -> dict[str, tuple[int, int]]:
-    """Write a tar, sorted by name; gives name → (offset of the member's data, its size), in bytes.
+    """Write a tar with its members sorted by name.
 
-    POSIX ustar headers with mode 0644 and every owner and time 0.
+    Headers are POSIX ustar, with mode 0644 and every owner and time 0.
+
+    Args:
+        out: the file to write to.
+        named: (name, bytes) of each member.
+
+    Returns:
+        name → (offset of the member's data, its size), bytes.
     """
     ranges: dict[str, tuple[int, int]] = {}
     position = 0
@@ -232,7 +216,7 @@ def write_tar(out: BinaryIO, named: list[tuple[str, bytes]]) -> dict[str, tuple[
     return ranges
 
 
-def _check(segment: Segment, clips: list[Clip]) -> None:
+def _assert_complete(segment: Segment, clips: list[Clip]) -> None:
     where = f"segment {segment.segment_id} ({segment.uri})"
     assert clips, f"{where} has no clip: a source always ends in at least one verdict"
     assert len({clip.clip_id for clip in clips}) == len(clips), f"{where} has two clips of one id"

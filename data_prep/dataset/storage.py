@@ -1,17 +1,17 @@
-"""Files of a set, written whole or not at all. The one place that knows where a set lives: a folder or an object store.
+"""Atomic files in a folder or an object store. Only this module knows in which of the two a set is stored.
 
-- A local file is written beside its final name under a name that starts with a dot, flushed to the disk and renamed,
-  so that a reader, or a run that comes after a crash, sees either the whole file or none. Files that start with a dot
-  are leftovers of a killed run: never read, and swept away when a set is finished.
-- An object (`s3://`, `gs://`, whatever fsspec knows) appears by one put, or by the completion of one multipart upload
-  from 100 MB on; both are atomic, and a read after it sees it. A killed multipart upload leaves parts that no reader
-  sees: let the bucket's lifecycle rule delete them.
-- What may be written twice, by a worker that was thought dead, has equal bytes, and overwriting is harmless. Where
-  equal bytes are to be proven rather than believed (a ledger entry), `put_once` writes under the condition that
-  nothing is there, and else compares.
+- A local file is written in its final folder under a name that starts with a dot, flushed to the disk, and renamed. A
+  reader, or a run after a crash, therefore sees either the complete file or none. Files whose names start with a dot
+  are leftovers of a killed run: they are never read, and are deleted when a set is finished.
+- An object (`s3://`, `gs://`, whatever fsspec supports) is written by one put, or from 100 MB on by one multipart
+  upload. Both are atomic, and later reads see the object. A killed multipart upload leaves parts that no reader sees:
+  let the bucket's lifecycle rule delete them.
+- A file may be written twice, when a worker that was believed dead is still running. Both copies have equal bytes, so
+  overwriting is harmless. Where the bytes must be proven equal (a ledger entry), use `put_once`: it writes only if the
+  file does not exist, and otherwise compares.
 
-Requests that fail (500s, throttling, timeouts, connections that break or stand still) are tried again with growing
-pauses, for minutes; the address and keys of an S3 server are taken from the environment (`AWS_ENDPOINT_URL`, …).
+Failed requests (status 500, throttling, timeouts, broken or stalled connections) are retried with growing pauses, for
+minutes. The address and keys of an S3 server come from the environment (`AWS_ENDPOINT_URL`, …).
 """
 
 import io
@@ -26,21 +26,21 @@ from typing import Any, BinaryIO
 
 from data_prep.dataset import tar_members
 
-# Requests at once where many small files are read: an object store answers each after tens of milliseconds.
+# Concurrent requests for many small files: an object store answers each after tens of milliseconds.
 AT_ONCE = 32
-HELD_BYTES = 64 << 20
-ReadInto = Callable[[int, Sequence[memoryview]], None]  # (place in a range, what to fill one after the other)
+HELD_BYTES = 64 << 20  # largest object that `open_read` keeps in memory
+ReadInto = Callable[[int, Sequence[memoryview]], None]  # (offset in a range, buffers to fill one after the other)
 _CONNECT_S, _READ_S = 10, 20
 _ATTEMPTS = 10
 
 
 def is_remote(root: str | Path) -> bool:
-    """Whether it is a URI of an object store, and no local path."""
+    """Whether `root` is a URI of an object store and not a local path."""
     return "://" in str(root) and not str(root).startswith("file://")
 
 
 def local(root: str | Path) -> Path:
-    """The folder behind a local root.
+    """The folder of a local root.
 
     Raises:
         ValueError: the root is on an object store.
@@ -51,33 +51,33 @@ def local(root: str | Path) -> Path:
 
 
 def absolute(root: str | Path) -> str:
-    """A root that means the same in every process, wherever it runs."""
+    """Make a root absolute, so that it means the same in every process on every machine."""
     return str(root).rstrip("/") if is_remote(root) else str(local(root).expanduser().absolute())
 
 
 def check(root: str | Path) -> None:
-    """Ask for a root's bucket, so that a mistake is told before anything starts.
+    """Check that the bucket of a root can be reached, to report a mistake before any work starts.
 
     Raises:
-        ValueError: there is no such bucket, or these keys do not open it.
+        ValueError: the bucket does not exist, or the keys give no access to it.
     """
     if is_remote(root):
         bucket = "/".join(str(root).split("/")[:3])
         try:
             _system(root).info(bucket)
-        except Exception as error:  # each store and each way of signing in has errors of its own
+        except Exception as error:  # each store and each way to sign in raises different errors
             cause = f"{type(error).__name__}: {error}"
             raise ValueError(f"{bucket} cannot be reached ({cause}); check the bucket, keys and address") from error
 
 
 def at(root: str | Path, *names: str) -> str:
-    """The path or URI of a file of a set."""
+    """Join a root and names to the path or URI of a file."""
     return "/".join([str(root).removeprefix("file://").rstrip("/"), *names])
 
 
 @contextmanager
-def whole(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write; it takes its name when the block ends well, and leaves nothing when it does not."""
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for writing. It appears when the block ends without an error; after an error there is no file."""
     if is_remote(path):
         held = io.BytesIO()
         yield held
@@ -86,7 +86,7 @@ def whole(path: str | Path) -> Iterator[BinaryIO]:
     folder, name = os.path.split(str(local(path)))
     half = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
     try:
-        file = open(half, "xb")  # noqa: SIM115 (closed below; the folder nearly always stands)
+        file = open(half, "xb")  # noqa: SIM115 (closed below; the folder nearly always exists)
     except FileNotFoundError:
         os.makedirs(folder, exist_ok=True)
         file = open(half, "xb")  # noqa: SIM115
@@ -102,53 +102,61 @@ def whole(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def put(path: str | Path, data: bytes) -> None:
-    """Write a whole file; what is there is replaced."""
+    """Write a file, replacing any that exists."""
     if is_remote(path):
         _system(path).pipe_file(str(path), data)
         return
-    with whole(path) as out:
+    with atomic_write(path) as out:
         out.write(data)
 
 
 def put_once(path: str | Path, data: bytes) -> None:
-    """Write a whole file that nobody writes with other bytes.
+    """Write a file that must never be written with other bytes.
 
     Raises:
-        FileExistsError: it is there and differs.
+        FileExistsError: the file exists and differs.
     """
     if is_remote(path):
         try:
             _system(path).pipe_file(str(path), data, mode="create")
             return
         except FileExistsError:
-            pass  # also where our own first request was done and its answer was lost
+            pass  # perhaps our own earlier request succeeded and its response was lost, so compare
     elif not exists(path):
         put(path, data)
         return
     if read(path) != data:
-        raise FileExistsError(f"{path} was written before with other bytes; the first stands")
+        raise FileExistsError(f"{path} was written before with other bytes; the first version is kept")
 
 
 def read(path: str | Path) -> bytes:
-    """A whole file. Raises FileNotFoundError."""
+    """Read a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
     return _system(path).cat_file(str(path)) if is_remote(path) else local(path).read_bytes()
 
 
 def read_many(paths: list[str]) -> Iterator[bytes]:
-    """Whole files, in order; from an object store many at once. Raises FileNotFoundError."""
+    """Read files in order, from an object store many at once.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+    """
     if not paths or not is_remote(paths[0]):
         yield from map(read, paths)
         return
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        for start in range(0, len(paths), 16 * AT_ONCE):  # so that what waits to be taken is bounded
+        for start in range(0, len(paths), 16 * AT_ONCE):  # bounds the memory of files not yet consumed
             yield from threads.map(read, paths[start : start + 16 * AT_ONCE])
 
 
 def read_range(root: str | Path, relative: str, offset: int, size: int) -> bytes:
-    """`size` bytes at `offset` of one file of a set.
+    """Read `size` bytes at `offset` of one file of a set.
 
     Raises:
-        ValueError: the file is missing or shorter than that.
+        ValueError: the file is missing, or ends before `offset + size`.
     """
     path = at(root, relative)
     try:
@@ -167,12 +175,19 @@ def read_range(root: str | Path, relative: str, offset: int, size: int) -> bytes
 
 @contextmanager
 def open_ranges(root: str | Path, places: Sequence[tuple[str, int, int]]) -> Iterator[list[ReadInto]]:
-    """For each (file of a set, offset, size) what fills buffers, one after the other, with its bytes from a place on.
+    """Open byte ranges of files of a set, to read them into buffers.
 
-    Local bytes go straight into the buffers; an object store's are all fetched at the beginning, many at once.
+    Local bytes are read straight into the buffers. Ranges in an object store are all fetched first, many at once.
+
+    Args:
+        root: the set.
+        places: (path relative to the set, offset, size) of each range, bytes.
+
+    Yields:
+        For each range a function of (offset in the range, buffers) that fills the buffers one after the other.
 
     Raises:
-        ValueError: a file is missing or shorter than that.
+        ValueError: a file is missing, or too short.
     """
     if is_remote(root):
         with ThreadPoolExecutor(min(AT_ONCE, max(1, len(places)))) as threads:
@@ -220,7 +235,7 @@ def _damaged(path: str, end: int) -> ValueError:
 
 
 def exists(path: str | Path) -> bool:
-    """Whether a file is there."""
+    """Whether a file exists."""
     if not is_remote(path):
         return local(path).exists()
     try:
@@ -231,7 +246,7 @@ def exists(path: str | Path) -> bool:
 
 
 def names(folder: str | Path, prefix: str = "") -> list[str]:
-    """The names in a folder that begin with `prefix`, without those that begin with a dot; [] where there is none."""
+    """List the names in a folder that start with `prefix` and not with a dot; [] if the folder does not exist."""
     if is_remote(folder):
         try:
             found = _system(folder).find(str(folder), maxdepth=1, prefix=prefix)
@@ -248,21 +263,29 @@ def names(folder: str | Path, prefix: str = "") -> list[str]:
 
 
 def sweep(folder: str | Path) -> None:
-    """Remove what killed writers left in a folder; while nobody writes there."""
+    """Delete the leftovers of killed writers in a folder. Call it only while nobody writes there."""
     if not is_remote(folder):
         for half in local(folder).glob(".*"):
             half.unlink(missing_ok=True)
 
 
 def size(path: str) -> int:
-    """Bytes of a file. Raises FileNotFoundError."""
+    """Size of a file, bytes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
     if path.startswith(tar_members.PREFIX):
         return tar_members.parse(path)[2]
     return int(_system(path).info(path)["size"]) if is_remote(path) else local(path).stat().st_size
 
 
 def version(path: str) -> str:
-    """What differs once a file is written anew: its size, and its time or the store's own tag. FileNotFoundError."""
+    """A text that changes when the file is rewritten: its size with its time of change or the store's tag.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
     if not is_remote(path):
         found = local(path).stat()
         return f"{found.st_size} {found.st_mtime_ns}"
@@ -272,7 +295,7 @@ def version(path: str) -> str:
 
 
 def remove(path: str | Path) -> None:
-    """Delete a file, if it is there."""
+    """Delete a file if it exists."""
     if is_remote(path):
         _system(path).rm_file(str(path))
     else:
@@ -280,10 +303,10 @@ def remove(path: str | Path) -> None:
 
 
 def open_read(uri: str) -> BinaryIO:
-    """A source to read, which may be a member of a tar.
+    """Open a source for reading; it may be a member of a tar.
 
-    A source is opened once for each look at it. An object of at most `HELD_BYTES` is therefore fetched whole and held
-    until another one is opened; of a larger one the byte ranges that are asked for are fetched.
+    Curation opens a source several times. So an object of at most `HELD_BYTES` is fetched completely and kept until
+    another one is opened; of a larger object only the requested byte ranges are fetched.
     """
     if not is_remote(uri):
         return local(uri).open("rb")
@@ -297,7 +320,7 @@ def open_read(uri: str) -> BinaryIO:
 
 @lru_cache(maxsize=1)
 def _held(uri: str) -> bytes | None:
-    """The bytes of a small object, or of a small member of a tar on an object store; None for others."""
+    """The bytes of a small object, or of a small member of a tar in an object store; None for any other file."""
     file, start, count = tar_members.parse(uri) if uri.startswith(tar_members.PREFIX) else (uri, 0, size(uri))
     if count > HELD_BYTES or not is_remote(file):
         return None
@@ -310,7 +333,7 @@ def _in_range(fetch: Callable[[], bytes]) -> bytes:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        if "range" in str(error).lower():  # the object ends before it begins
+        if "range" in str(error).lower():  # the object ends before the range begins
             return b""
         raise
 
@@ -321,15 +344,15 @@ def _system(path: str | Path) -> Any:
 
 @cache
 def file_system(protocol: str) -> Any:
-    """fsspec's file system of a protocol, set to be patient and to remember no listing.
+    """Make fsspec's file system of a protocol, with many retries and no cache of listings.
 
     Raises:
-        ValueError: fsspec does not know it.
+        ValueError: the package that fsspec needs for the protocol is not installed.
     """
-    import fsspec  # slow to import, and no local set needs it
+    import fsspec  # slow to import, and a local set does not need it
 
     if protocol not in ("s3", "s3a"):
-        # Asking what kind of bucket it is takes a permission that reading and writing do not.
+        # Querying the kind of bucket needs a permission that reading and writing do not need.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         try:
             return fsspec.filesystem(protocol, use_listings_cache=False)

@@ -1,6 +1,6 @@
-"""Members of a tar as sources of their own, addressed by byte range: nothing is unpacked and no neighbour is read.
+"""Members of a tar as sources, addressed by byte range: nothing is unpacked, and no other member is read.
 
-`tar://{offset}+{size}/{member}::{tar}` names the bytes of one member of a tar on a disk or an object store.
+`tar://{offset}+{size}/{member}::{tar}` names the bytes of one member of a tar on a disk or in an object store.
 """
 
 import io
@@ -12,33 +12,37 @@ PREFIX = "tar://"
 
 
 def address(tar: str, member: str, offset: int, size: int) -> str:
-    """The URI of `size` bytes at `offset` of `tar`."""
+    """Make the URI of a member, which is `size` bytes at `offset` of `tar`."""
     return f"{PREFIX}{offset}+{size}/{member}::{tar}"
 
 
 def parse(uri: str) -> tuple[str, int, int]:
-    """(the tar, offset, size) of a member's URI.
+    """Split the URI of a member into (path of the tar, offset, size), bytes.
 
     Raises:
-        ValueError: it is no such URI.
+        ValueError: not the URI of a member.
     """
     place, _, tar = uri.removeprefix(PREFIX).rpartition("::")
     offset, plus, size = place.partition("/")[0].partition("+")
     if not (uri.startswith(PREFIX) and plus and offset.isdigit() and size.isdigit()):
-        raise ValueError(f"{uri!r} names no member of a tar: {PREFIX}offset+size/member::tar")
+        raise ValueError(f"{uri!r} is not the URI of a tar member; write {PREFIX}offset+size/member::tar")
     return tar, int(offset), int(size)
 
 
 def members(tar: str, opened: BinaryIO) -> Iterator[tuple[str, str, int]]:
-    """(name, URI, bytes) of the files of a tar, read header by header; a damaged tar ends where it breaks.
+    """Yield (name, URI, size in bytes) of each file of a tar; a damaged tar ends at the damage.
+
+    Args:
+        tar: path or URI of the tar.
+        opened: the same tar, open for reading; only its headers are read.
 
     Raises:
-        ValueError: it is no tar, or a compressed one, in which no member can be addressed.
+        ValueError: not a tar, or a compressed one, whose members have no byte range.
     """
     try:
         archive = tarfile.open(fileobj=opened, mode="r:")  # noqa: SIM115
     except tarfile.TarError as error:
-        raise ValueError(f"{tar!r} is no plain tar ({error}); unpack it, or write it without compression") from None
+        raise ValueError(f"{tar!r} is not a plain tar ({error}); unpack it, or write it without compression") from None
     with archive:
         while True:
             try:
@@ -47,20 +51,25 @@ def members(tar: str, opened: BinaryIO) -> Iterator[tuple[str, str, int]]:
                 return
             if member is None:
                 return
-            # Else every member of a large tar stays in memory.
+            # Keep no list of the members: of a large tar it would fill the memory.
             archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
             if member.isreg():
                 yield member.name, address(tar, member.name, member.offset_data, member.size), member.size
 
 
 def open_member(uri: str, open_file: Callable[[str], BinaryIO]) -> BinaryIO:
-    """A member as a file to read; `open_file` opens the tar."""
+    """Open a member for reading.
+
+    Args:
+        uri: of the member.
+        open_file: opens the tar by its path or URI.
+    """
     tar, offset, size = parse(uri)
     return io.BufferedReader(_Window(open_file(tar), offset, size), 1 << 16)
 
 
 class _Window(io.RawIOBase):
-    """Bytes `offset` … `offset + size` of a file as a file, which is closed with it."""
+    """Bytes `offset` … `offset + size` of a file, as a file. Closing it closes the other."""
 
     def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
         self._file, self._offset, self._size, self._at = file, offset, size, 0

@@ -1,17 +1,17 @@
 """The batch plan: a pure function from (index, seed, epoch, world) to the samples of every step on every rank.
 
-One *step* of the optimizer takes a fixed number of *micro-batches*, whatever the number of ranks; each rank takes its
-equal share of them, one after another. So the samples of a step do not depend on the world size, and nothing but the
-step's number is needed to resume, at any world size that divides the micro-batches.
+An optimizer *step* takes a fixed number of *micro-batches*, whatever the number of ranks. Each rank takes an equal
+share of them, one after another. So the samples of a step do not depend on the world size, and the step's number is all
+that a resume needs, at any world size that divides the number of micro-batches.
 
 All micro-batches of a step come from one bucket and hold the same number of samples, as many as the token budget
-allows: every rank runs the same shapes. What does not fill the last step of a bucket is filled up with repeats of
-weight 0; nothing is left out, and the repeats are counted. The number of steps of an epoch is the same in every epoch.
+allows, so every rank runs the same shapes. The last step of a bucket is filled with repeats of weight 0: no sample is
+left out, and the repeats are counted. Every epoch has the same number of steps.
 
-Samples are shuffled in windows, so that reads stay local: each epoch lays a bucket's rows out in blocks of `BLOCK`
-neighbours, which lie side by side in a shard, takes the blocks in random order, and shuffles the rows of every
-`window` of them. While one window of a bucket is read, no shard outside its blocks is touched. A window is shuffled
-when it is first asked for: nothing that grows with the index is kept but each bucket's rows and the order of the steps.
+Samples are shuffled in windows, so that reads stay local. Each epoch divides a bucket's rows into blocks of `BLOCK`
+adjacent rows, which lie side by side in a shard, takes the blocks in random order, and shuffles the rows inside every
+window of `window` rows. While a window is read, no shard outside its blocks is touched. A window is shuffled at its
+first use. Memory that grows with the index holds only each bucket's rows and the order of the steps.
 """
 
 from collections import defaultdict
@@ -27,8 +27,10 @@ from data_prep.settings import BLOCK, BatchSettings
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of the index and their loss weights: 0 for a repeat; the mean of weight · loss over all slots of the
-    step is the mean loss of its real samples."""
+    """Rows of the index and their loss weights, 0 for a repeat.
+
+    The mean of weight · loss over all slots of a step is the mean loss of its real samples.
+    """
 
     rows: tuple[int, ...]
     weights: tuple[float, ...]
@@ -36,7 +38,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step takes: one bucket, and for each rank its micro-batches in order."""
+    """One optimizer step: its bucket, and for each rank its micro-batches in order."""
 
     bucket: str
     ranks: tuple[tuple[MicroBatch, ...], ...]
@@ -44,12 +46,16 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """All epochs' steps; `step(n)` counts on through the epochs.
+    """The steps of all epochs; `step(n)` counts through the epochs.
 
     Attributes:
+        seed: of the shuffle.
+        world: number of ranks.
+        micro_batches: number per step, over all ranks.
+        window: number of rows that are shuffled together.
         steps_per_epoch: the same in every epoch.
-        samples: rows of the index, each taken once in an epoch.
-        repeats: slots of weight 0 in an epoch.
+        samples: number of rows of the index; an epoch takes each once.
+        repeats: number of slots of weight 0 in an epoch.
     """
 
     seed: int
@@ -64,17 +70,17 @@ class Plan:
     _batch: tuple[int, ...]
 
     def step(self, number: int) -> Step:
-        """The `number`-th step of the run, from 0."""
+        """The step with this number, counted from 0 at the start of the run."""
         epoch, position = divmod(number, self.steps_per_epoch)
         order, turns = _step_order(self, epoch)
         bucket, turn = int(order[position]), int(turns[position])
         slots = self._batch[bucket] * self.micro_batches
         count = len(self._rows[bucket])
         real = min(slots, count - turn * slots)
-        # Repeats come from the front of the bucket's own order: other samples than the step's, where there are any.
+        # Repeats come from the start of the bucket's order, so they differ from the step's samples if any others exist.
         taken = self._taken(epoch, bucket, (turn * slots + np.arange(slots)) % count)
         weights = np.where(np.arange(slots) < real, slots / real, 0.0)
-        # Dealt round, so that the repeats are shared by the micro-batches as evenly as can be.
+        # Deal the slots in turn, so that repeats spread over the micro-batches as evenly as possible.
         micro = [
             MicroBatch(tuple(taken[n :: self.micro_batches].tolist()), tuple(weights[n :: self.micro_batches].tolist()))
             for n in range(self.micro_batches)
@@ -84,7 +90,7 @@ class Plan:
         return Step(self._buckets[bucket], ranks)
 
     def _taken(self, epoch: int, bucket: int, positions: np.ndarray) -> np.ndarray:
-        """The rows at some positions of a bucket's order in an epoch."""
+        """The rows at the given positions of a bucket's order in an epoch."""
         _, ends = _blocks(self, epoch, bucket)
         windows = np.searchsorted(ends, positions, side="right")
         rows = np.empty_like(positions)
@@ -95,13 +101,13 @@ class Plan:
         return rows
 
 
-# Draws of an epoch, told apart by their last number.
+# Last number of each seed, so that the three kinds of random draws of an epoch differ.
 _STEPS, _BLOCKS, _WINDOWS = 0, 1, 2
 
 
 @lru_cache(maxsize=2)
 def _step_order(plan: Plan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of every step of an epoch: its bucket, and how many steps of that bucket come before it."""
+    """For every step of an epoch: its bucket, and the number of steps of that bucket before it."""
     counts = [_steps(len(r), size * plan.micro_batches) for r, size in zip(plan._rows, plan._batch, strict=True)]
     order = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     np.random.default_rng([plan.seed, epoch, _STEPS]).shuffle(order)
@@ -113,7 +119,7 @@ def _step_order(plan: Plan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=64)
 def _blocks(plan: Plan, epoch: int, bucket: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of a bucket in an epoch: its blocks in their order, and after how many rows each window ends."""
+    """For a bucket in an epoch: its blocks in shuffled order, and the number of rows after which each window ends."""
     count = len(plan._rows[bucket])
     order = np.random.default_rng([plan.seed, epoch, bucket, _BLOCKS]).permutation(-(-count // BLOCK))
     sizes = np.minimum(BLOCK, count - order * BLOCK)  # the bucket's last block may be short
@@ -123,7 +129,7 @@ def _blocks(plan: Plan, epoch: int, bucket: int) -> tuple[np.ndarray, np.ndarray
 
 @lru_cache(maxsize=64)
 def _window(plan: Plan, epoch: int, bucket: int, window: int) -> np.ndarray:
-    """The rows of a window, in their order."""
+    """The rows of a window, in shuffled order."""
     order, _ = _blocks(plan, epoch, bucket)
     each, rows = plan.window // BLOCK, plan._rows[bucket]
     taken = np.concatenate([rows[b * BLOCK : (b + 1) * BLOCK] for b in order[window * each : (window + 1) * each]])
@@ -132,15 +138,15 @@ def _window(plan: Plan, epoch: int, bucket: int, window: int) -> np.ndarray:
 
 
 def _members(buckets: list[str] | pa.Array | pa.ChunkedArray) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Piece by piece of the index: its first row, and the rows after that one of each bucket."""
+    """Yield for each chunk of the index its first row, and for each bucket its rows counted from that one."""
     pieces = [pa.array(buckets, pa.string())] if isinstance(buckets, list) else pa.chunked_array(buckets).chunks
     first = 0
     for piece in pieces:
-        # Arrow's dictionary: a hash table over 10 million names is 20 times as fast as numpy's sort of them.
+        # Arrow's dictionary is a hash table: over 10 million names 20 times as fast as numpy's sort.
         encoded = piece if isinstance(piece, pa.DictionaryArray) else piece.dictionary_encode()
         assert isinstance(encoded, pa.DictionaryArray)
         names, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
-        # numpy sorts 16-bit numbers in linear time.
+        # numpy sorts 16-bit integers in linear time.
         order = np.argsort(codes.astype(np.int16) if len(names) < 1 << 15 else codes, kind="stable")
         ends = np.cumsum(np.bincount(codes, minlength=len(names)))
         yield first, dict(zip(names, np.split(order, ends[:-1]), strict=True))
@@ -148,7 +154,7 @@ def _members(buckets: list[str] | pa.Array | pa.ChunkedArray) -> Iterator[tuple[
 
 
 def _counted(number: int) -> str:
-    """The numbers that divide it, in words."""
+    """The divisors of `number`, as words."""
     *few, most = (str(n) for n in range(1, number + 1) if number % n == 0)
     return f"{', '.join(few)} or {most}" if few else most
 
@@ -165,17 +171,18 @@ def plan(
     seed: int,
     world: int,
 ) -> Plan:
-    """The plan of a run.
+    """Make the plan of a run.
 
     Args:
-        buckets: of every row of the index.
-        tokens: of one sample of each bucket.
-        settings: the token budget and the micro-batches of a step.
-        seed: of the shuffle, which differs from epoch to epoch.
+        buckets: the bucket of every row of the index.
+        tokens: number of tokens of one sample, for each bucket.
+        settings: the token budget and the number of micro-batches of a step.
+        seed: of the shuffle; each epoch is shuffled differently.
         world: number of ranks.
 
     Raises:
-        ValueError: no rows; a sample above the token budget; ranks that do not divide the micro-batches.
+        ValueError: the index has no rows, a sample exceeds the token budget, or the number of ranks does not divide
+            the number of micro-batches.
     """
     if not len(buckets):
         raise ValueError("the index has no samples; see the report of the encode run for what was dropped, and why")
@@ -199,7 +206,7 @@ def plan(
             )
         batch.append(min(settings.max_samples, settings.tokens // tokens[name]))
     rows = tuple(np.concatenate(parts.pop(name)) for name in names)
-    # A bucket of few samples does not need the full batch: no slot is worth a repeat that a smaller batch avoids.
+    # A bucket with few samples takes a smaller batch, so that fewer slots are filled with repeats.
     batch = [min(size, -(-len(row) // settings.micro_batches)) for size, row in zip(batch, rows, strict=True)]
     slots = [size * settings.micro_batches for size in batch]
     steps = [_steps(len(row), slot) for row, slot in zip(rows, slots, strict=True)]

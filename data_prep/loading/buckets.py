@@ -1,11 +1,11 @@
-"""Buckets: the few shapes that clips are brought to, so that every batch of a step is homogeneous.
+"""Buckets: the few shapes that clips are brought to, so that all samples of a batch have one shape.
 
-A bucket is a number of frames (1 + 8k, the video VAE's causal stride), a height and a width (multiples of 32) and a
-frame rate. The sound is as long as the picture: 25 audio latents per second. One video token is one latent pixel
-(8 × 32 × 32 of the picture), one audio token one audio latent.
+A bucket is a number of frames (1 + 8k, for the video VAE's causal stride), a height and a width (multiples of 32), and
+a frame rate. The sound lasts as long as the picture, at 25 audio latents per second. A video token is one latent pixel
+(8 × 32 × 32 pixels of the picture); an audio token is one audio latent.
 
-A clip goes to the bucket whose aspect is nearest to its own, of those that it can fill without being upscaled, slowed
-or repeated; among equal aspects the longest, then the largest. A clip that fills none gets a reason instead.
+`choose` takes the buckets that a clip can fill without being upscaled, slowed or repeated, and of these the one with
+the nearest aspect ratio; among equal ratios the longest, then the largest. A clip that fills no bucket gets a reason.
 """
 
 import math
@@ -20,12 +20,51 @@ from data_prep.settings import Settings
 AUDIO_LATENTS_PER_S = 25
 MEL_FRAMES_PER_LATENT = 4
 
-# A clip of 23.976 fps fills a bucket of 24 fps; one of 15 fps does not.
+# Lets a clip of 23.976 fps fill a bucket of 24 fps; one of 15 fps does not.
 _FPS_TOLERANCE = 0.97
 
 
+class BucketShape(NamedTuple):
+    """The size of a bucket's clips: frames, height and width in pixels, audio latents. The index stores its key."""
+
+    frames: int
+    height: int
+    width: int
+    audio_tokens: int
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(latent frames, latent height, latent width) of the video VAE."""
+        return 1 + (self.frames - 1) // 8, self.height // 32, self.width // 32
+
+    @property
+    def video_tokens(self) -> int:
+        """Latent pixels of the video."""
+        return math.prod(self.latent_shape)
+
+    @property
+    def key(self) -> str:
+        """The bucket's name in the index, such as f49_h128_w192_a51."""
+        return f"f{self.frames}_h{self.height}_w{self.width}_a{self.audio_tokens}"
+
+
+_KEY = re.compile(r"f(\d+)_h(\d+)_w(\d+)_a(\d+)")
+
+
+def parse_key(key: str) -> BucketShape:
+    """Read a bucket's key, the inverse of `BucketShape.key`.
+
+    Raises:
+        ValueError: not a bucket key.
+    """
+    match = _KEY.fullmatch(key)
+    if match is None:
+        raise ValueError(f"{key!r} is not a bucket key (such as f49_h128_w192_a51); write the index anew with encode")
+    return BucketShape(*map(int, match.groups()))
+
+
 class Crop(NamedTuple):
-    """Scale to `width` × `height` pixels (never larger than the source), then cut the bucket at (`left`, `top`)."""
+    """Scale to `width` × `height` pixels (never larger than the source), then crop the bucket at (`left`, `top`)."""
 
     width: int
     height: int
@@ -58,13 +97,19 @@ class Bucket(Settings):
         return self.frames / self.fps
 
     @property
+    def shape(self) -> BucketShape:
+        """The bucket's size, without its frame rate."""
+        return BucketShape(self.frames, self.height, self.width, self.audio_tokens)
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(latent frames, latent height, latent width) of the video VAE."""
-        return 1 + (self.frames - 1) // 8, self.height // 32, self.width // 32
+        return self.shape.latent_shape
 
     @property
     def video_tokens(self) -> int:
-        return math.prod(self.latent_shape)
+        """Latent pixels of the video."""
+        return self.shape.video_tokens
 
     @property
     def audio_tokens(self) -> int:
@@ -73,23 +118,30 @@ class Bucket(Settings):
 
     @property
     def mel_frames(self) -> int:
-        """Mel frames that the audio VAE codes as exactly `audio_tokens` latents, and gives back: 4a − 3."""
+        """Mel frames that the audio VAE encodes to exactly `audio_tokens` = a latents and decodes to again: 4a − 3."""
         return MEL_FRAMES_PER_LATENT * self.audio_tokens - (MEL_FRAMES_PER_LATENT - 1)
 
     @property
     def key(self) -> str:
-        """The bucket's name in the index: f49_h128_w192_a51."""
-        return f"f{self.frames}_h{self.height}_w{self.width}_a{self.audio_tokens}"
+        """The bucket's name in the index, such as f49_h128_w192_a51."""
+        return self.shape.key
 
     def crop(self, width: int, height: int) -> Crop:
-        """How a picture of `width` × `height` pixels becomes this bucket's: scaled to cover it, cut in the middle."""
+        """Scale a picture of `width` × `height` pixels to cover the bucket, and crop its middle."""
         scale = max(self.width / width, self.height / height)
         scaled_width = max(self.width, round(width * scale))
         scaled_height = max(self.height, round(height * scale))
         return Crop(scaled_width, scaled_height, (scaled_width - self.width) // 2, (scaled_height - self.height) // 2)
 
     def misfit(self, width: int, height: int, fps: float, duration_s: float) -> str:
-        """Why a clip cannot fill this bucket, or ""."""
+        """Return why a clip cannot fill this bucket, or "" if it can.
+
+        Args:
+            width: of the picture, pixels.
+            height: of the picture, pixels.
+            fps: frames per second.
+            duration_s: length of the clip, seconds.
+        """
         if width < self.width or height < self.height:
             return "too small"
         if fps < self.fps * _FPS_TOLERANCE:
@@ -100,48 +152,16 @@ class Bucket(Settings):
         return ""
 
 
-class BucketShape(NamedTuple):
-    """What a bucket's key says: frames, height and width in pixels, audio latents."""
-
-    frames: int
-    height: int
-    width: int
-    audio_tokens: int
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return 1 + (self.frames - 1) // 8, self.height // 32, self.width // 32
-
-    @property
-    def video_tokens(self) -> int:
-        return math.prod(self.latent_shape)
-
-
-_KEY = re.compile(r"f(\d+)_h(\d+)_w(\d+)_a(\d+)")
-
-
-def parse_key(key: str) -> BucketShape:
-    """The shape behind "f49_h128_w192_a51".
-
-    Raises:
-        ValueError: not a bucket key.
-    """
-    match = _KEY.fullmatch(key)
-    if match is None:
-        raise ValueError(f"{key!r} is not a bucket key (such as f49_h128_w192_a51); write the index anew with encode")
-    return BucketShape(*map(int, match.groups()))
-
-
 def choose(info: Mapping[str, Any], buckets: Sequence[Bucket]) -> tuple[Bucket | None, str]:
-    """The bucket of a clip, or the reason why it has none.
+    """Choose the bucket of a clip.
 
     Args:
-        info: of the clip: `width`, `height` in pixels, `fps`, and `duration_s` or else `frames`.
-        buckets: at least one.
+        info: the clip's `width` and `height` in pixels, `fps`, and `duration_s` or else `frames`.
+        buckets: the buckets to choose from, at least one.
 
     Returns:
-        (bucket, "") or (None, reason): "too small", "frame rate too low" or "too short". Where the buckets give
-        different reasons, the one of the bucket with the nearest aspect.
+        (bucket, "") or (None, reason). The reason is "too small", "frame rate too low" or "too short", for the bucket
+        with the nearest aspect ratio.
     """
     assert buckets
     width, height, fps = int(info["width"]), int(info["height"]), float(info["fps"])
@@ -149,7 +169,7 @@ def choose(info: Mapping[str, Any], buckets: Sequence[Bucket]) -> tuple[Bucket |
     aspect = math.log(width / height)
 
     def preference(bucket: Bucket) -> tuple[float, float, int]:
-        # Rounded, so that buckets of one aspect at two sizes compare equal.
+        # Round, so that buckets of one aspect ratio at two sizes compare equal.
         distance = round(abs(math.log(bucket.width / bucket.height) - aspect), 6)
         return distance, -bucket.duration_s, -bucket.width * bucket.height
 

@@ -1,9 +1,9 @@
-"""Encoded samples into batches: byte ranges out of tar shards, read ahead by one thread.
+"""Batches of encoded samples: byte ranges of tar shards, read ahead by one thread.
 
-A sample is one safetensors file inside a shard. Its latents have the shape of its bucket, so a batch's stack without
-padding; its text features have as many tokens as its caption and are padded on the left, as the text encoder pads, to
-a multiple of the connectors' registers. What is stored is bfloat16 and goes as it is, byte by byte, into the batch, in
-page-locked memory where there is CUDA; it becomes float32 on the device.
+A sample is one safetensors file inside a shard. Its latents have the shape of its bucket, so they stack without
+padding. Its text features have as many tokens as its caption; they are padded on the left, as the text encoder pads, to
+a multiple of the connectors' registers. The stored bfloat16 bytes are read straight into the batch (in page-locked
+memory if there is CUDA) and become float32 on the device.
 """
 
 import json
@@ -26,10 +26,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batch:
-    """A homogeneous batch of B samples; what kinds of tensors it holds, its subclasses say.
+    """A batch of B samples of one shape. Subclasses add the tensors.
 
     Attributes:
-        ids: the clips' ids.
+        ids: ids of the clips.
         weights: (B,) loss weights, 0 for a repeat.
     """
 
@@ -37,15 +37,15 @@ class Batch:
     weights: torch.Tensor
 
     def to(self, device: torch.device | str) -> Self:
-        """On a device; a copy from pinned memory does not wait."""
+        """Copy the batch to a device; a copy from page-locked memory does not wait."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """In page-locked memory, from which a GPU copies without waiting."""
+        """Copy the batch to page-locked memory, from which a GPU copies without waiting."""
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
-        """With every tensor changed; one that stands in two fields stays one."""
+        """Apply `change` to every tensor, once for a tensor that two fields share."""
         tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)}
         changed = {id(tensor): change(tensor) for tensor in tensors.values()}
         return replace(self, **{name: changed[id(tensor)] for name, tensor in tensors.items()})
@@ -53,7 +53,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class LatentBatch(Batch):
-    """Latents of both streams, as they are stored; `to` makes them float32.
+    """Latents of both streams in their stored type; `to` converts them to float32.
 
     Attributes:
         video_latent: (B, C, f, h, w), normalised.
@@ -66,13 +66,13 @@ class LatentBatch(Batch):
     fps: torch.Tensor
 
     def to(self, device: torch.device | str) -> Self:
-        """On a device, in float32; a copy from pinned memory does not wait."""
+        """Copy the batch to a device in float32; a copy from page-locked memory does not wait."""
         return super().to(device)._each(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
 
 @dataclass(frozen=True)
 class CaptionedBatch(LatentBatch):
-    """Latents and the captions themselves."""
+    """Latents and the text of the captions."""
 
     captions: tuple[str, ...]
 
@@ -83,8 +83,8 @@ class EncodedBatch(LatentBatch):
 
     Attributes:
         video_features: (B, S, D) projected text features, zero where padded.
-        audio_features: (B, S, E), the same tensor unless the samples hold a second one.
-        text_mask: (B, S) bool, True at the caption's tokens, which are last.
+        audio_features: (B, S, E); the same tensor as `video_features` unless the samples hold a second one.
+        text_mask: (B, S) bool, True at the caption's tokens, which come last.
     """
 
     video_features: torch.Tensor
@@ -93,7 +93,7 @@ class EncodedBatch(LatentBatch):
 
 
 class EncodedSamples:
-    """The samples of an encoded set, by row of its index.
+    """The samples of an encoded set, addressed by row of its index.
 
     Raises:
         ValueError: the set has no index, or an index without samples.
@@ -108,14 +108,23 @@ class EncodedSamples:
             raise ValueError(f"the index of {root} has no samples; its report says which clips were dropped, and why")
 
     def read(self, row: int) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        """One sample's tensors and its metadata (fps, caption, fingerprints of the VAEs and of the text projection)."""
+        """Read one sample.
+
+        Returns:
+            Its tensors by name, and its metadata: fps, caption, fingerprints of the VAEs and of the text projection.
+        """
         with self._open([row]) as (sample,):
             tensors = {name: torch.empty(e.shape, dtype=e.dtype) for name, e in sample.entries.items()}
             sample.fill({name: _bytes(tensor) for name, tensor in tensors.items()})
         return tensors, sample.metadata
 
     def batch(self, rows: Sequence[int], weights: Sequence[float], registers: int) -> EncodedBatch:
-        """The samples of `rows`, which are of one bucket; text padded to a multiple of `registers`.
+        """Read samples of one bucket with their text features.
+
+        Args:
+            rows: rows of the index.
+            weights: loss weight of each.
+            registers: the text is padded to a multiple of this number of tokens.
 
         Raises:
             ValueError: a shard is missing or damaged.
@@ -132,7 +141,7 @@ class EncodedSamples:
             )
 
     def captioned_batch(self, rows: Sequence[int], weights: Sequence[float]) -> CaptionedBatch:
-        """The samples of `rows`, which are of one bucket, with their captions instead of the stored features.
+        """Read samples of one bucket with their captions instead of the stored text features.
 
         Raises:
             ValueError: a shard is missing or damaged, or a sample holds no caption.
@@ -142,7 +151,11 @@ class EncodedSamples:
             return CaptionedBatch(*self._latents(weights, samples, self._stacked(samples, {})), captions=captions)
 
     def caption(self, row: int, about: dict[str, str]) -> str:
-        """The caption in a sample's metadata; ValueError for a set that was encoded without."""
+        """The caption in a sample's metadata.
+
+        Raises:
+            ValueError: the set was encoded before samples held captions.
+        """
         if "caption" not in about:
             name = self.index["clip_id"][row].as_py()
             raise ValueError(
@@ -158,7 +171,10 @@ class EncodedSamples:
             yield [_Stored(place[0], place[3], read) for place, read in zip(places, ranges, strict=True)]
 
     def _stacked(self, samples: Sequence["_Stored"], padded: Mapping[str, int]) -> dict[str, torch.Tensor]:
-        """The latents (B, …) and what is `padded` to a length (B, length, D), zeros first; as they are stored."""
+        """Stack the latents (B, …), and the tensors in `padded` as (B, length, D) with zeros in front.
+
+        The tensors keep their stored type.
+        """
         first = samples[0].entries
         made, places = {}, {}
         for name in ("video_latent", "audio_latent", *(name for name in padded if name in first)):
@@ -178,7 +194,7 @@ class EncodedSamples:
     def _latents(
         self, weights: Sequence[float], samples: Sequence["_Stored"], made: Mapping[str, torch.Tensor]
     ) -> tuple[tuple[str, ...], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The fields of a `LatentBatch` in their order."""
+        """The fields of a `LatentBatch`, in order."""
         return (
             tuple(sample.clip_id for sample in samples),
             torch.tensor(weights, dtype=torch.float32),
@@ -189,12 +205,12 @@ class EncodedSamples:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    """A contiguous tensor's memory."""
+    """The memory of a contiguous tensor."""
     return tensor.flatten().view(torch.uint8).numpy().data
 
 
 class _Entry(NamedTuple):
-    """A tensor in a safetensors file, and the bytes where it begins and ends."""
+    """A tensor in a safetensors file: its type, its shape, and the bytes where it begins and ends."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -203,13 +219,13 @@ class _Entry(NamedTuple):
 
 
 class _Stored:
-    """A sample's safetensors file: its header, and tensors that are read straight into their place in a batch.
+    """A sample's safetensors file, whose tensors are read straight into their place in a batch.
 
-    The library reads whole files by name, and copies each tensor twice where it is given bytes. The format: 8 bytes
-    give the length of a JSON header, which gives each tensor's type, shape and place in what follows.
+    The safetensors library would read complete files by name, or copy each tensor twice when given bytes. The format:
+    8 bytes with the length of a JSON header, the header with type, shape and byte range of each tensor, the tensors.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: not a safetensors file of latents.
     """
 
     def __init__(self, clip_id: str, size: int, read_into: storage.ReadInto) -> None:
@@ -229,10 +245,10 @@ class _Stored:
             }
             assert all(begin <= e.start <= e.end <= size for e in self.entries.values())
         except (ValueError, KeyError, TypeError, AssertionError) as error:
-            raise ValueError(f"sample {clip_id} is no safetensors file of latents; encode the set again") from error
+            raise ValueError(f"sample {clip_id} is not a safetensors file of latents; encode the set again") from error
 
     def expect(self, name: str, like: _Entry, free: bool) -> _Entry:
-        """The tensor's place; ValueError unless its type and shape are another's (`free`: but for the length)."""
+        """Find a tensor and check that its type and shape equal those of `like`; with `free`, except for the length."""
         entry = self.entries.get(name)
         if entry is None or entry.dtype != like.dtype or entry.shape[free:] != like.shape[free:]:
             found = "no such tensor" if entry is None else f"{list(entry.shape)} {entry.dtype}"
@@ -243,7 +259,7 @@ class _Stored:
         return entry
 
     def fill(self, places: Mapping[str, memoryview]) -> None:
-        """Read tensors into their places; those that lie side by side in the file in one go."""
+        """Read tensors into the given memory; tensors that are adjacent in the file by one read."""
         run: list[memoryview] = []
         begin = end = 0
         for entry, place in sorted(((self.entries[name], place) for name, place in places.items()), key=_start):
@@ -264,12 +280,12 @@ _TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 class Prefetch(Generic[T]):
-    """`make(n)` for n = start, start + 1, …, computed ahead by one thread; an iterator that never ends.
+    """An endless iterator over `make(n)` for n = start, start + 1, …, computed ahead by one thread.
 
-    An error in `make` is raised where its item is taken. Use as a context manager: leaving it ends the thread.
+    An error in `make` is raised when its item is taken. Use it as a context manager: leaving the block ends the thread.
 
     Attributes:
-        waited_s: seconds that taking has waited, since the start.
+        waited_s: seconds that the consumer has waited for items, in total.
     """
 
     def __init__(self, make: Callable[[int], T], start: int, depth: int = 2) -> None:

@@ -1,7 +1,7 @@
-"""A container opened, its streams chosen, its packets read from any time on, with PyAV.
+"""Open a container with PyAV, choose its streams, and read packets from any time on.
 
-Packets are believed, headers are not: durations, frame counts and rates in headers may be anything. A container that
-breaks half-way ends there, and says so.
+Trust packets, not headers: durations, frame counts and rates in headers may be wrong. A container that is damaged
+half-way ends there, and `Packets.error` says why.
 """
 
 import io
@@ -22,28 +22,33 @@ from av.video.stream import VideoStream
 from data_prep.curation.sandbox import beat
 from data_prep.dataset import storage
 
-SEEK_BACK_S = (0.0, 2.0, 10.0)  # how much earlier to try when a seek lands too late
-BEFORE_ALL_S = 10  # earlier than any stream begins before the container says it does
+SEEK_BACK_S = (0.0, 2.0, 10.0)  # seek this much earlier, one after the other, while a seek lands too late
+BEFORE_ALL_S = 10  # no stream begins this long before the container's start time
 
-# PyAV raises IndexError when damage makes a stream appear in the middle of a file.
+# PyAV raises IndexError when a new stream appears in the middle of a damaged file.
 _BROKEN = (FFmpegError, OSError, IndexError)
 
 Media = str | Path | bytes | InputContainer
 
-# Finding out what a file holds decodes pictures, up to 20 of H.264: without deblocking. It binds no later decoder.
+# Probing a file decodes pictures, up to 20 of H.264. Skip deblocking there; decoders opened later are not affected.
 _OPTIONS = {"skip_loop_filter": "all"}
 
-# Looking at packets and sound alone decodes no picture, where the headers tell what the streams are.
+# To read only packets and sound, probe without decoding pictures, if the headers describe the streams.
 _GLANCE = {"skip_frame": "all", "probesize": str(64 << 10)}
-_MATROSKA, _MP4 = b"\x1a\x45\xdf\xa3", b"ftyp"  # the latter after four bytes
+_MATROSKA, _MP4 = b"\x1a\x45\xdf\xa3", b"ftyp"  # first bytes of a file; mp4's follow four other bytes
 
-# The ids of open containers of which something was read: they no longer stand at their start.
+# The ids of open containers from which something was read, so that they are no longer at their start.
 _READ: set[int] = set()
 
 
 @dataclass(frozen=True)
 class Streams:
-    """The streams of a container that Kinotone reads, and how many there were to choose from."""
+    """The streams of a container that Kinotone reads.
+
+    Attributes:
+        video, audio: the chosen streams, None where there is none.
+        record: number of streams of each kind, and the index of the chosen ones, for the clip's info.
+    """
 
     video: VideoStream | None
     audio: AudioStream | None
@@ -52,11 +57,12 @@ class Streams:
 
 @contextmanager
 def open_media(media: Media) -> Iterator[InputContainer]:
-    """Open a path, a URI of fsspec, or the bytes of a file. What is open already is given as it is, and stays open:
-    finding out what a file holds costs as much as decoding a second of it.
+    """Open a path, an fsspec URI, or the bytes of a file.
+
+    An open container is passed through and stays open, because probing a file costs as much as decoding a second of it.
 
     Raises:
-        FFmpegError, OSError: it cannot be opened.
+        FFmpegError, OSError: the file cannot be opened.
     """
     if isinstance(media, InputContainer):
         yield media
@@ -68,9 +74,10 @@ def open_media(media: Media) -> Iterator[InputContainer]:
 
 @contextmanager
 def open_for_sound(uri: str) -> Iterator[InputContainer]:
-    """As `open_media`, for who reads packets and decodes sound: no picture can be decoded from it.
+    """Open a source to read packets and decode sound. Its pictures cannot be decoded.
 
-    A kind of file whose headers describe its streams is opened without a look at its pictures, in a fifth of the time.
+    A file whose headers describe its streams (Matroska, mp4) is opened without probing its pictures, in a fifth of the
+    time that `open_media` takes.
     """
     with storage.open_read(uri.removeprefix("file://")) as file:
         begins = file.read(8)
@@ -98,10 +105,10 @@ def _opened(media: str | Path | bytes, options: dict[str, str] = _OPTIONS) -> It
 
 
 def choose_streams(container: InputContainer) -> Streams:
-    """The video and the audio stream to read: the default disposition first, then the best.
+    """Choose the video and the audio stream to read: first by default disposition, then the best one.
 
-    Best is the largest picture (cover art excluded) or the highest sample rate with the most channels; then the
-    longest; then the first.
+    The best video has the largest picture (cover art excluded); the best audio has the highest sample rate, then the
+    most channels. Among equal ones take the longest, then the first.
     """
 
     def seconds(stream) -> float:
@@ -127,12 +134,14 @@ def choose_streams(container: InputContainer) -> Streams:
 
 
 class Packets:
-    """Packets of one stream from a time on; a broken container ends the stream instead of raising.
+    """Packets of one stream from a time on. Damage in the container ends the iteration instead of raising.
 
     A container may be read several times, one after the other.
 
     Attributes:
-        error: what ended the stream early, "" if nothing did.
+        container, stream: what is read.
+        start_s: seconds on the source's time line.
+        error: the error that ended the stream early, "" if there was none.
     """
 
     def __init__(self, container: InputContainer, stream: VideoStream | AudioStream, start_s: float) -> None:
@@ -141,21 +150,24 @@ class Packets:
 
     def __iter__(self) -> Iterator[av.Packet]:
         for other in self.container.streams:
-            # What is discarded a demuxer with an index does not even read.
+            # A demuxer with an index does not even read the discarded streams.
             other.discard = Discard.default if other.index == self.stream.index else Discard.all
-        # Close to the start, reading on is cheaper than seeking and needs no index.
+        # Close to the start, reading from the start is cheaper than seeking and needs no index.
         begin = max(0.0, (self.container.start_time or 0) / av.time_base)
         if self.start_s <= begin + 1.0 or not any(self._seek(self.start_s - back) for back in SEEK_BACK_S):
             self._seek(None)
         packets = self._read()
         if isinstance(self.stream, VideoStream):
-            # Without an index a seek lands anywhere; nothing before the first key frame can be decoded.
+            # Without an index a seek lands anywhere. Frames before the first key frame cannot be decoded.
             return dropwhile(lambda packet: not packet.is_keyframe, packets)
         return packets
 
     def _seek(self, time_s: float | None) -> bool:
-        """Seek to `time_s`, or for None to the start if anything was read; whether decoding can begin from there in
-        time: a key frame follows that is shown at `start_s` or before."""
+        """Seek to `time_s`, or to the start for None (unless nothing was read yet).
+
+        Returns:
+            Whether decoding from there reaches `start_s`: the next key frame is shown at `start_s` or before.
+        """
         if time_s is None and id(self.container) not in _READ:
             return True
         try:
@@ -175,7 +187,7 @@ class Packets:
                     self.container.seek(offset, stream=self.stream, backward=True)
                     return True
         except _BROKEN:
-            pass  # an unseekable place: the caller tries an earlier one, at last the start
+            pass  # cannot seek there: the caller tries an earlier time, and finally the start
         return False
 
     def _rewind(self) -> None:
@@ -198,13 +210,13 @@ class Packets:
 
 
 def timestamp(packet: av.Packet) -> float | None:
-    """A packet's presentation time, seconds (its decoding time where the container has no other)."""
+    """A packet's presentation time, seconds (its decoding time if the container stores no other)."""
     stamp = packet.pts if packet.pts is not None else packet.dts
     return None if stamp is None else seconds_of(stamp, packet.time_base)
 
 
 def clock(stream: VideoStream | AudioStream) -> Callable[[av.Packet], float | None]:
-    """`timestamp` for the packets of one stream; asking each packet for its time base takes twice as long."""
+    """Make a `timestamp` for packets of one stream, twice as fast: it does not ask each packet for its time base."""
     if stream.time_base is None:
         return timestamp
     ticks, second = stream.time_base.numerator, stream.time_base.denominator
@@ -217,7 +229,7 @@ def clock(stream: VideoStream | AudioStream) -> Callable[[av.Packet], float | No
 
 
 def seconds_of(stamp: int, base: Fraction) -> float:
-    """A timestamp in seconds; as `float(stamp * base)` and, for there are millions, without making a fraction."""
+    """A timestamp in seconds. Equals `float(stamp * base)`, but makes no fraction: there are millions of calls."""
     return stamp * base.numerator / base.denominator
 
 

@@ -1,10 +1,10 @@
-"""A clip as a file: the source's packets, copied, with exact in and out points. Nothing is encoded again.
+"""Cut a clip: copy the source's packets into a file with exact in and out points. Nothing is encoded again.
 
-A picture can only be decoded from a key frame on, and a piece of sound needs the packets before it, so the file holds
-a little more than the clip. In mp4 an *edit list* (ISO 14496-12 §8.6.6) tells every player where the clip begins and
-how long it lasts. The muxer writes the in point from negative timestamps; the out point, which it does not know, is
-written into `elst`, `tkhd` and `mvhd` afterwards. A codec that mp4 cannot hold goes into Matroska, which has no edit
-list: the in and out points are then given to the caller (`Cut.in_s`, `Cut.out_s`).
+Pictures can only be decoded from a key frame on, and sound needs the packets before it, so the file holds a little more
+than the clip. In mp4 an *edit list* (ISO 14496-12 §8.6.6) tells every player where the clip begins and how long it is.
+The muxer derives the in point from negative timestamps. It does not know the out point, so that is written into `elst`,
+`tkhd` and `mvhd` afterwards. A codec that mp4 cannot hold goes into Matroska, which has no edit list: `Cut.in_s` and
+`Cut.out_s` tell the caller where the clip is.
 
 The bytes are a function of the source and the span: no creation time, no muxer version, packets in a fixed order.
 """
@@ -24,20 +24,21 @@ from data_prep.media.container import Media, Packets, choose_streams, clock, ope
 from data_prep.media.mp4_boxes import index_first, set_out_point
 from data_prep.media.timestamps import LEAP_S, runs
 
-PREROLL_S = 0.25  # sound before the in point, so that its decoder has settled there
-REORDER = 64  # more packets than any codec reorders: so many after the out point end the reading
+PREROLL_S = 0.25  # sound kept before the in point, so that its decoder has settled there
+REORDER = 64  # packets after the out point that end the reading: more than any codec reorders
 MP4_VIDEO = frozenset(["h264", "hevc", "av1", "vp9", "mpeg4"])
 MP4_AUDIO = frozenset(["aac", "mp3", "opus", "flac", "ac3", "eac3", "alac"])
-MOVIE_TIMESCALE = 90_000  # ticks per second at least, in which mp4 says how long an edit lasts
+MOVIE_TIMESCALE = 90_000  # lowest resolution of the length of an edit in mp4, ticks per second
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A clip's file, and the clip's place inside it.
+    """A clip's file, and where the clip is in it.
 
     Attributes:
-        data: the file. suffix: "mp4" or "mkv".
-        in_s, out_s: the clip's in and out point on the file's own time line; (0, duration) for mp4.
+        data: the bytes of the file.
+        suffix: "mp4" or "mkv".
+        in_s, out_s: the clip's in and out point on the file's time line, seconds; (0, duration) for mp4.
     """
 
     data: bytes
@@ -47,9 +48,14 @@ class Cut:
 
 
 def cut(media: Media, start_s: float, end_s: float) -> Cut:
-    """Copy the packets of [start_s, end_s) into a file of its own.
+    """Copy the packets of a span into a new file.
 
-    The first frame is the first with a timestamp ≥ start_s; sound starts at start_s to the sample.
+    The first frame is the first one with a timestamp ≥ start_s. Sound starts at start_s, exact to the sample.
+
+    Args:
+        media: the source.
+        start_s: in point, seconds on the source's time line.
+        end_s: out point (exclusive), seconds on the source's time line.
 
     Raises:
         FFmpegError, OSError: the source cannot be opened, or no container can hold its codecs.
@@ -57,14 +63,14 @@ def cut(media: Media, start_s: float, end_s: float) -> Cut:
     """
     with open_media(media) as container:
         streams = choose_streams(container)
-        # One stream after the other: packets of one time may lie far apart in a badly laid file.
+        # Read one stream after the other: in a badly interleaved file packets of one time may lie far apart.
         tracks = [_Track(container, s, start_s, end_s) for s in (streams.video, streams.audio) if s is not None]
         tracks = [track for track in tracks if track.packets]
         if not tracks:
             raise ValueError(f"no packet between {start_s:.3f} s and {end_s:.3f} s")
         if {track.stream.codec_context.codec.canonical_name for track in tracks} <= MP4_VIDEO | MP4_AUDIO:
             return Cut(_mp4(tracks, start_s, end_s), "mp4", 0.0, end_s - start_s)
-        # Whole milliseconds, the unit of Matroska's timestamps, so that shifting does not round.
+        # Round down to a millisecond, the unit of Matroska's timestamps, so that shifting does not round.
         origin = int(min(timestamp(packet) or 0.0 for track in tracks for packet in track.packets) * 1000 // 1) / 1000
         return Cut(_mux(tracks, "matroska", {}, origin), "mkv", start_s - origin, end_s - origin)
 
@@ -83,7 +89,7 @@ class _Track:
         self.packets = self._video() if isinstance(self.stream, VideoStream) else self._audio()
 
     def _video(self) -> list[av.Packet]:
-        """From the last key frame that is shown at or before the in point to the last packet shown before the end."""
+        """Packets from the last key frame shown at or before the in point to the last packet shown before the end."""
         half = float(self.stream.time_base or 0) / 2
         packets, needed, late, time_of = [], 0, 0, clock(self.stream)
         for packet in Packets(self.container, self.stream, self.start_s):
@@ -110,14 +116,14 @@ class _Track:
                 continue
             if time_s >= self.end_s:
                 break
-            # A player drops sound before the in point by counting samples, which a hole in between would mislead.
+            # A player counts samples to drop the sound before the in point, so a gap there would shift the sound.
             if expected is not None and time_s > expected + LEAP_S and expected <= self.start_s:
                 packets.clear()
             if time_s >= self.start_s - PREROLL_S:
                 packets.append(packet)
             length = self._samples(packet)
             expected = time_s + length / self._rate if length else None
-        # Sound that ends before the in point is none of the clip's.
+        # Sound that ends before the in point is not part of the clip.
         return packets if packets and (expected or timestamp(packets[-1]) or 0.0) > self.start_s else []
 
     @property
@@ -126,24 +132,27 @@ class _Track:
         return self.stream.sample_rate
 
     def _samples(self, packet: av.Packet) -> int:
-        """How many samples a packet of sound decodes to; 0 when that cannot be told without decoding."""
+        """Number of samples that a packet of sound decodes to; 0 if only decoding would show it."""
         assert isinstance(self.stream, AudioStream)
         if size := self.stream.codec_context.frame_size:
             return size
-        # Opus packets last whole milliseconds; of others, durations in a coarse time base are rounded.
+        # Opus packets last a whole number of milliseconds; durations of other codecs are rounded in a coarse time base.
         if packet.time_base.denominator <= 1000 and self.stream.codec_context.codec.canonical_name != "opus":
             return 0
         return round(float((packet.duration or 0) * packet.time_base) * self._rate)
 
     def shifted(self, origin_s: float) -> Iterator[tuple[float, av.Packet]]:
-        """The packets with `origin_s` moved to time 0, the picture to a tick, the sound to a sample; and before each
-        the time at which it is to be decoded, seconds."""
+        """Shift the packets so that `origin_s` is time 0: pictures exact to a tick, sound to a sample.
+
+        Yields:
+            (decoding time in seconds, packet).
+        """
         timed = self._sound_times() if isinstance(self.stream, AudioStream) else self._picture_times()
         last_dts = origin_base = None
         origin = 0
         for packet, base, pts, dts, duration in timed:
             if last_dts is not None and dts <= last_dts:
-                dts = last_dts + 1  # a muxer refuses time that stands still
+                dts = last_dts + 1  # the muxer refuses equal decoding times
             last_dts = dts
             if base is not origin_base:
                 origin, origin_base = round(Fraction(origin_s) / base), base
@@ -158,13 +167,13 @@ class _Track:
         usual = steps[len(steps) // 2] if steps else 0
         decoding = [packet.dts for packet in self.packets]
         if not _decodable(decoding, stamps):
-            # Matroska stores no decoding times. The frames' own times in order, moved early enough, serve.
+            # Matroska stores no decoding times. Use the sorted presentation times, shifted early enough.
             early = max(time - stamp for time, stamp in zip(shown, stamps, strict=True))
             decoding = [time - early for time in shown]
         base = self.packets[0].time_base
         for packet, pts, dts in zip(self.packets, stamps, decoding, strict=True):
             assert dts is not None, "checked by _decodable"
-            # WebM says no duration: the last frame would last no time and fall outside the edit.
+            # WebM stores no durations: the last frame would have length 0 and fall outside the edit.
             yield packet, base, pts, dts, packet.duration or usual
 
     def _sound_times(self) -> Iterator[tuple[av.Packet, Fraction, int, int, int]]:
@@ -184,7 +193,7 @@ class _Track:
 
 
 def _decodable(decoding: list[int | None], shown: list[int]) -> bool:
-    """Whether decoding times are known, increase, and come no later than the frames are shown."""
+    """Whether decoding times are known, increase, and are not later than the presentation times."""
     known = [time for time in decoding if time is not None]
     increasing = all(after > before for before, after in pairwise(known))
     return len(known) == len(shown) and increasing and all(d <= s for d, s in zip(known, shown, strict=True))
@@ -197,7 +206,7 @@ def _pts(packet: av.Packet) -> int:
 
 
 def _mp4(tracks: list[_Track], start_s: float, end_s: float) -> bytes:
-    # A multiple of the picture's time base makes the edit's length exact for whole frames.
+    # With a multiple of the picture's time base the length of the edit is exact for a whole number of frames.
     base = tracks[0].stream.time_base or Fraction(1, MOVIE_TIMESCALE)
     scale = base.denominator * max(1, -(-MOVIE_TIMESCALE // base.denominator))
     made = _mux(tracks, "mp4", {"movie_timescale": str(scale)}, start_s)

@@ -1,12 +1,11 @@
-"""Sound and frames of a span, decoded at exact times.
+"""Decode the sound and the frames of a span at exact times.
 
-Facts this file stands on:
-- Times are seconds on the source's own time line: timestamp × time base, as the packets carry them. A transport
-  stream starts at 1.5 s; a track may start 60 ms after the other. Nothing is ever aligned by counting samples or
-  frames from a stream's start.
-- Reading sound from the middle needs packets from before (AAC overlaps its neighbours, Opus settles in 80 ms, MP3
-  borrows bits), so decoding starts `PREROLL_S` early and what came before is thrown away.
-- A packet that cannot be decoded is counted and skipped: sound is silent there, a picture is missing.
+- Times are seconds on the source's time line: timestamp × time base, as the packets store them. A transport stream
+  starts at 1.5 s; one stream may start 60 ms after the other. So samples or frames are never counted from the start of
+  a stream to align them.
+- To decode sound from the middle, a decoder needs earlier packets (AAC frames overlap, Opus settles in 80 ms, MP3 uses
+  bits of earlier frames). So decoding starts `PREROLL_S` early, and the sound before the span is discarded.
+- A packet that cannot be decoded is counted and skipped: the sound is silent there, or the picture is missing.
 """
 
 from collections.abc import Iterator
@@ -25,32 +24,34 @@ from data_prep.media.container import Media, Packets, choose_streams, clock, ope
 from data_prep.media.timestamps import runs
 
 PREROLL_S = 0.25
-RESAMPLE_BLOCK = 1 << 16  # samples that stay in the processor's cache: the same result in less than half the time
-ROOM = 1 << 21  # samples that a track is given room for at first
-FULLEST = 4.0  # no sound is louder, of full scale
-FILTER_S = 0.05  # further than the rate converter's filter reaches
+RESAMPLE_BLOCK = 1 << 16  # samples that fit in the processor's cache: the same result in less than half the time
+ROOM = 1 << 21  # capacity of a stream's first buffer, samples
+FULLEST = 4.0  # limit of a sample's magnitude, of full scale: no sound is louder
+FILTER_S = 0.05  # longer than the rate converter's filter
 INF = float("inf")
 
 
 def span(clip: Clip) -> tuple[float, float]:
-    """In and out point of a kept clip inside its own media, seconds: give them to `decode_audio`, `decode_video`.
+    """In and out point of a kept clip in its own file, seconds: the span to decode.
 
-    An mp4 clip starts at 0 by its edit list. An mkv clip starts at its first key frame, and its in point lies later.
+    An mp4 clip starts at 0, by its edit list. An mkv file starts at a key frame, and the clip's in point comes later.
     """
     return clip.info["in_s"], clip.info["out_s"]
 
 
 @dataclass
 class Sound:
-    """Samples on a time line: sample k of `samples` (rows, N) float32 is at `start_s + k / sample_rate`.
+    """Samples on a time line: sample k is at `start_s + k / sample_rate` seconds.
 
     Attributes:
-        samples: a row per channel; one row where all are the same to the bit (a mono or a silent track).
-        channels: that were asked for.
-        first_s, last_s: where the track's own sound begins and ends inside the span; outside it is padding.
-        errors: packets that could not be decoded.
-        packets: packets read.
-        native_rate, native_channels: what the track held.
+        samples: (rows, N) float32, a row per channel; one row if all channels are equal to the bit (mono or silence).
+        channels: the requested number of channels.
+        sample_rate: Hz.
+        start_s: time of the first sample, seconds.
+        first_s, last_s: where the stream's sound begins and ends inside the span; outside is padding.
+        errors: number of packets that could not be decoded.
+        packets: number of packets read.
+        native_rate, native_channels: sample rate and channels of the stream.
     """
 
     samples: np.ndarray
@@ -65,9 +66,11 @@ class Sound:
     native_channels: int = 0
 
     def between(self, start_s: float, end_s: float) -> np.ndarray:
-        """(channels, round((end_s − start_s) · sample_rate)) samples, silence where there is none.
+        """Samples of a span, with silence where the stream has no sound.
 
-        Not to be written to: channels that are the same are one place in memory.
+        Returns:
+            (channels, round((end_s − start_s) · sample_rate)) float32. Do not write to it: equal channels may share
+            their memory.
         """
         offset = round((start_s - self.start_s) * self.sample_rate)
         count = round((end_s - start_s) * self.sample_rate)
@@ -76,12 +79,12 @@ class Sound:
 
 
 def distinct(samples: np.ndarray) -> np.ndarray:
-    """(channels, N) → the channels that differ: one, where all are one place in memory."""
+    """Reduce (channels, N) to (1, N) if the channels share their memory; else return it as it is."""
     return samples if samples.strides[0] else samples[:1]
 
 
 def padded(samples: np.ndarray, offset: int, count: int) -> np.ndarray:
-    """`samples[:, offset : offset + count]` with zeros where that reaches outside; a view where it does not."""
+    """Take `samples[:, offset : offset + count]`, with zeros outside of the array; a view if nothing is outside."""
     if offset >= 0 and offset + count <= samples.shape[1]:
         return samples[:, offset : offset + count]
     out = np.zeros((samples.shape[0], count), np.float32)
@@ -92,16 +95,18 @@ def padded(samples: np.ndarray, offset: int, count: int) -> np.ndarray:
 
 
 def decode_audio(media: Media, start_s: float, end_s: float, sample_rate: int, channels: int) -> np.ndarray:
-    """Sound of a span, aligned on timestamps.
+    """Decode the sound of a span, aligned by timestamps.
 
     Args:
         media: path, URI or bytes.
-        start_s, end_s: the span, seconds on the source's time line; `end_s` may be inf.
-        sample_rate: Hz. channels: 1 or 2; more are mixed down.
+        start_s: start of the span, seconds on the source's time line.
+        end_s: end of the span, seconds; may be inf.
+        sample_rate: of the result, Hz.
+        channels: of the result, 1 or 2; more channels are mixed down.
 
     Returns:
-        (channels, N) float32, N = round((end_s − start_s) · sample_rate), silence-padded where the track starts late,
-        has a hole or ends early; without an audio stream, silence (N = 0 if `end_s` is inf).
+        (channels, N) float32 with N = round((end_s − start_s) · sample_rate), padded with silence where the stream
+        starts late, has a gap or ends early. Without an audio stream, silence (N = 0 if `end_s` is inf).
 
     Raises:
         FFmpegError, OSError: the file cannot be opened.
@@ -109,17 +114,17 @@ def decode_audio(media: Media, start_s: float, end_s: float, sample_rate: int, c
     sound = read_sound(media, start_s, end_s, sample_rate, channels)
     if sound is None:
         return np.zeros((channels, 0 if end_s == INF else round((end_s - start_s) * sample_rate)), np.float32)
-    # A copy where channels are one place in memory: what is decoded for others is theirs to write to.
+    # Copy if channels share their memory: callers may write to the result.
     return np.require(sound.between(start_s, sound.last_s if end_s == INF else end_s), requirements="W")
 
 
 def read_sound(media: Media, start_s: float, end_s: float, sample_rate: int, channels: int) -> Sound | None:
-    """As `decode_audio`, with what was found out on the way; None without an audio stream."""
+    """Like `decode_audio`, with the errors, times and format found in the stream; None without an audio stream."""
     with open_media(media) as container:
         stream = choose_streams(container).audio
         if stream is None:
             return None
-        _begin(stream)
+        _prepare_decoder(stream)
         layout = "mono" if channels == 1 else "stereo"
         buffer = _SoundBuffer(layout, stream.time_base)
         packets, time_of = Packets(container, stream, start_s - PREROLL_S), clock(stream)
@@ -137,8 +142,8 @@ def read_sound(media: Media, start_s: float, end_s: float, sample_rate: int, cha
     return buffer.sound(start_s, end_s, sample_rate)
 
 
-def _begin(stream: AudioStream | VideoStream) -> None:
-    """Make a stream's decoder ready: one thread, and nothing left of what it decoded before."""
+def _prepare_decoder(stream: AudioStream | VideoStream) -> None:
+    """Prepare a stream's decoder: one thread, and no state from earlier decoding."""
     if stream.codec_context.is_open:
         stream.codec_context.flush_buffers()
     else:
@@ -146,15 +151,15 @@ def _begin(stream: AudioStream | VideoStream) -> None:
 
 
 class _SoundBuffer:
-    """Decoded frames with their times, mixed to mono or stereo many at a time: each by itself costs twice as much."""
+    """Decoded frames with their times, mixed to mono or stereo in large blocks: frame by frame costs twice as much."""
 
     def __init__(self, layout: str, base: Fraction | None) -> None:
         self.layout, self.base = layout, base
         self.rate = self.channels = 0
         self.times: list[float] = []
-        self.ends = [0]  # samples after each frame, at `rate`
-        self.blocks: list[np.ndarray] = []  # (channels, samples) of each form before; one row for all alike
-        self.block, self.count = np.empty((1, 0), np.float32), 0  # of the running form, with room for more
+        self.ends = [0]  # number of samples up to the end of each frame, at `rate`
+        self.blocks: list[np.ndarray] = []  # (channels, samples) of each earlier format; one row if channels are equal
+        self.block, self.count = np.empty((1, 0), np.float32), 0  # of the current format, with spare capacity
         self.form = ("", "", 0)
         self.waiting, self.before = av.AudioFifo(), 0
         self.mixer: av.AudioResampler | None = None
@@ -163,25 +168,25 @@ class _SoundBuffer:
     def add(self, frame: av.AudioFrame) -> None:
         form = frame.format.name, frame.layout.name, frame.sample_rate
         if form != self.form:
-            self._begin(*form, frame.layout.nb_channels)
+            self._start_block(*form, frame.layout.nb_channels)
         if frame.pts is not None and self.base is not None:
             time_s = seconds_of(frame.pts, self.base)
         else:
             time_s = self.times[-1] + (self.ends[-1] - self.ends[-2]) / self.rate if self.times else 0.0
-        frame.pts = None  # the queue is not to keep time; this does
+        frame.pts = None  # `times` keeps the time; the queue must not
         self.waiting.write(frame)
         self.times.append(time_s)
         self.ends.append(self.before + round(self.waiting.samples_written * self.rate / frame.sample_rate))
         if self.waiting.samples >= RESAMPLE_BLOCK:
             self._mix()
 
-    def _begin(self, name: str, layout: str, rate: int, channels: int) -> None:
-        """Frames of another form follow, or the first ones."""
+    def _start_block(self, name: str, layout: str, rate: int, channels: int) -> None:
+        """Start a new block for frames of another format, or for the first frames."""
         self._finish()
         if not self.rate:
             self.rate, self.channels = rate, channels
         self.form, self.waiting, self.before = (name, layout, rate), av.AudioFifo(), self.ends[-1]
-        # In the common case nothing is to be mixed. Mono is doubled at the end: a mixer would change its level.
+        # In the common case nothing needs mixing. Mono is doubled at the end: a mixer would change its level.
         self.mixer = None
         if name != "fltp" or rate != self.rate or layout not in (self.layout, "mono"):
             target = "mono" if layout == "mono" else self.layout
@@ -195,7 +200,7 @@ class _SoundBuffer:
                 self._append(mixed)
 
     def _finish(self) -> None:
-        """Mix what waits; what the mixer rounded at another rate is made good."""
+        """Mix the frames in the queue, and correct the number of samples that the mixer rounded at another rate."""
         self._mix()
         if self.mixer is not None:
             for mixed in self.mixer.resample(None):
@@ -207,7 +212,7 @@ class _SoundBuffer:
 
     def _append(self, frame: av.AudioFrame) -> None:
         if self.count + frame.samples > self.block.shape[1]:
-            # Room that is never filled costs nothing: the system gives memory when it is written to.
+            # Unused capacity costs nothing: the system provides memory when it is written to.
             more = np.empty((len(frame.planes), max(ROOM, 2 * (self.count + frame.samples))), np.float32)
             more[:, : self.count] = self.block[:, : self.count]
             self.block = more
@@ -228,19 +233,19 @@ class _SoundBuffer:
         pieces = [(run.begin_s, self.ends[run.first], self.ends[run.last]) for run in found]
         begin = min(begin_s for begin_s, _, _ in pieces)
         end = max(begin_s + (last - first) / self.rate for begin_s, first, last in pieces)
-        # What lies more than the rate filter's reach outside the span is dropped before the filter.
+        # Drop samples that are further outside the span than the rate converter's filter reaches.
         low_s, high_s = max(begin, start_s - FILTER_S), min(end, end_s + FILTER_S)
         count = max(0, round((high_s - low_s) * self.rate))
         if len(pieces) == 1:
             native = padded(whole, round((low_s - begin) * self.rate), count)
         else:
             native = np.zeros((rows, count), np.float32)
-            for begin_s, first, last in pieces:  # where two say the same time, the later one is heard
+            for begin_s, first, last in pieces:  # where two overlap in time, the later one wins
                 position = round((begin_s - low_s) * self.rate)
                 low, high = max(0, position), min(count, position + last - first)
                 if high > low:
                     native[:, low:high] = whole[:, first + low - position : first + high - position]
-        # A broken decoder's NaN or 1e30 would poison every measure after it.
+        # A NaN or 1e30 from a damaged stream would spoil every later measurement.
         if not -FULLEST <= native.min(initial=0.0) <= native.max(initial=0.0) <= FULLEST:
             native = np.clip(np.nan_to_num(native, nan=0.0, posinf=0.0, neginf=0.0), -FULLEST, FULLEST)
         if len(native) > 1 and np.array_equal(native[0], native[1]):
@@ -253,10 +258,19 @@ class _SoundBuffer:
 
 
 def resample(samples: np.ndarray, rate: int, target: int) -> np.ndarray:
-    """(channels, N) float32 at `rate` Hz → (channels, ≈ N · target / rate) at `target` Hz; sample 0 stays at time 0."""
+    """Convert the sample rate; sample 0 stays at time 0.
+
+    Args:
+        samples: (channels, N) float32, 1 or 2 channels.
+        rate: of the samples, Hz.
+        target: of the result, Hz.
+
+    Returns:
+        (channels, ≈ N · target / rate) float32.
+    """
     if rate == target or not samples.shape[1]:
         return samples
-    if not samples.any():  # a silent track is found out before it costs anything
+    if not samples.any():  # silence needs no filter
         return np.zeros((samples.shape[0], round(samples.shape[1] * target / rate)), np.float32)
     layout = "mono" if samples.shape[0] == 1 else "stereo"
     resampler = av.AudioResampler(format="fltp", layout=layout, rate=target)
@@ -274,7 +288,7 @@ def resample(samples: np.ndarray, rate: int, target: int) -> np.ndarray:
 
 
 def _put(frame: av.AudioFrame, out: np.ndarray, first: int) -> int:
-    """Copy a planar float frame into `out` (channels, N) from column `first`; where it ends there."""
+    """Copy a planar float frame into `out` (channels, N) from column `first` on. Returns the column after it."""
     last = first + frame.samples
     for row, plane in zip(out, frame.planes, strict=True):
         row[first:last] = np.frombuffer(memoryview(plane), np.float32, frame.samples)
@@ -283,7 +297,12 @@ def _put(frame: av.AudioFrame, out: np.ndarray, first: int) -> int:
 
 @dataclass(frozen=True)
 class Picture:
-    """What a video stream shows: display size (rotation and pixel shape applied), degrees to turn counter-clockwise."""
+    """How a video stream is shown.
+
+    Attributes:
+        width, height: display size, pixels, after rotation and with square pixels.
+        rotation: degrees to turn the frame counter-clockwise.
+    """
 
     width: int
     height: int
@@ -291,7 +310,7 @@ class Picture:
 
 
 def picture(frame: av.VideoFrame, stream: VideoStream) -> Picture:
-    """How `frame` is to be shown."""
+    """Display size and rotation of a frame."""
     turn = round(frame.rotation / 90) * 90 % 360
     shape = stream.sample_aspect_ratio
     width, height = frame.width, frame.height
@@ -309,15 +328,24 @@ def iterate_video(
     size: tuple[int, int] | None = None,
     only: set[float] | None = None,
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """Frames of a span, one at a time: (time in seconds on the source's time line, (H, W, 3) uint8 RGB).
+    """Decode the frames of a span one at a time, upright and with square pixels.
 
-    Args as `decode_video`; `only` picks frames by their times, without `fps`. Gives nothing without a video stream.
+    Args:
+        media: path, URI or bytes.
+        start_s: start of the span, seconds on the source's time line.
+        end_s: end of the span, seconds; may be inf.
+        fps: constant rate, or None for the frames as they are.
+        size: (height, width) to scale to.
+        only: without `fps`, times of the frames to return.
+
+    Yields:
+        (time in seconds on the source's time line, (H, W, 3) uint8 RGB); nothing without a video stream.
     """
     with open_media(media) as container:
         stream = choose_streams(container).video
         if stream is None:
             return
-        _begin(stream)
+        _prepare_decoder(stream)
         shown = _shown(Packets(container, stream, start_s), stream, start_s, end_s, display=fps is not None)
         if fps is None:
             for time_s, frame in shown:
@@ -336,18 +364,19 @@ def decode_video(
     max_frames: int | None = None,
     size: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frames of a span, upright and with square pixels.
+    """Decode the frames of a span, upright and with square pixels.
 
     Args:
         media: path, URI or bytes.
-        start_s, end_s: the span, seconds on the source's time line; `end_s` may be inf.
-        fps: None for the frames as they are, those with a timestamp in [start_s, end_s). A number for a constant
-            rate: frame k is what is on display at start_s + k / fps, for round((end_s − start_s) · fps) frames.
-        max_frames: at most this many frames, spread evenly over the span. With `fps`, the first ones.
+        start_s: start of the span, seconds on the source's time line.
+        end_s: end of the span, seconds; may be inf.
+        fps: None for the frames as they are, with timestamps in [start_s, end_s). A number for a constant rate: frame k
+            is the one on display at start_s + k / fps, for round((end_s − start_s) · fps) frames.
+        max_frames: at most this many frames, spread evenly over the span; with `fps`, the first ones.
         size: (height, width) to scale to.
 
     Returns:
-        frames (F, H, W, 3) uint8 RGB and their times (F,) float64 in seconds; F = 0 when there is no picture.
+        frames (F, H, W, 3) uint8 RGB and their times (F,) float64 in seconds; F = 0 if there is no picture.
 
     Raises:
         FFmpegError, OSError: the file cannot be opened.
@@ -361,7 +390,7 @@ def decode_video(
     for time_s, pixels in iterate_video(media, start_s, end_s, fps=fps, size=size, only=only):
         if len(frames) == max_frames:
             break
-        # A stream that changes its size inside the span is brought to the size it had first.
+        # If the stream changes its size inside the span, scale later frames to the first size.
         if frames and pixels.shape != frames[0].shape:
             reshaped = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             height, width = frames[0].shape[:2]
@@ -374,7 +403,7 @@ def decode_video(
 
 
 def frame_times(media: Media, start_s: float, end_s: float) -> list[float]:
-    """Presentation times in [start_s, end_s) of the chosen video stream's packets, ordered; nothing is decoded."""
+    """Read the presentation times in [start_s, end_s) of the video stream's packets, in order. Decodes nothing."""
     with open_media(media) as container:
         stream = choose_streams(container).video
         if stream is None:
@@ -386,7 +415,7 @@ def frame_times(media: Media, start_s: float, end_s: float) -> list[float]:
             time_s = time_of(packet)
             if time_s is None or packet.is_discard or not packet.size:
                 continue
-            # Packets come in decoding order: some that are shown before the end follow ones shown after it.
+            # Packets come in decoding order: some shown before the end follow others shown after it.
             late = late + 1 if time_s >= end_s else 0
             if late > 64:
                 break
@@ -396,10 +425,10 @@ def frame_times(media: Media, start_s: float, end_s: float) -> list[float]:
 
 
 def _shown(packets: Packets, stream: VideoStream, start_s: float, end_s: float, *, display: bool):
-    """(time, frame) in order of presentation for the frames with a time in [start_s, end_s).
+    """Yield (time, frame) in order of presentation for the frames with a time in [start_s, end_s).
 
-    With `display`, also the last frame before `start_s` when the span does not begin with one of its own: it is what
-    is on display there.
+    With `display`, and if the first of these comes after `start_s`, also yield the last frame before `start_s`, which
+    is on display at that time.
     """
     half = float(stream.time_base or 0) / 2
     before = None
@@ -421,7 +450,7 @@ def _shown(packets: Packets, stream: VideoStream, start_s: float, end_s: float, 
 
 
 def decoded(packets: Packets) -> Iterator[av.VideoFrame]:
-    """Every frame that can be decoded; packets that cannot are skipped."""
+    """Decode every frame; skip packets that cannot be decoded."""
     for packet in packets:
         try:
             yield from packet.decode()
@@ -430,9 +459,9 @@ def decoded(packets: Packets) -> Iterator[av.VideoFrame]:
 
 
 def _resampled(shown, stream: VideoStream, start_s: float, end_s: float, fps: float, size: tuple[int, int] | None):
-    """The frame on display at each start_s + k / fps; before the first frame, that one."""
-    # Timestamps in whole milliseconds put a frame up to 1 ms away from where its rate wants it. A clip cut from
-    # Matroska keeps them, though mp4 counts more finely.
+    """Yield the frame on display at each start_s + k / fps; before the first frame, the first frame."""
+    # A timestamp rounded to a millisecond is up to 1 ms off. A clip cut from Matroska keeps such timestamps, although
+    # the time base of mp4 is finer.
     slack = min(max(float(stream.time_base or 0), 0.001) + 1e-6, 0.25 / fps)
     count = None if end_s == INF else round((end_s - start_s) * fps)
     index = 0

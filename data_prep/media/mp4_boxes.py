@@ -1,4 +1,4 @@
-"""Boxes of an mp4 file (ISO 14496-12): where its edits end, and the index before the media."""
+"""Edit the boxes of an mp4 file (ISO 14496-12): set where its edits end, and move the index before the media."""
 
 import struct
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def _boxes(data: bytes | bytearray, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """(type, first byte of the content, end) of each box in a range."""
+    """Yield (type, first byte of the content, end) of each box in a range."""
     while start + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, start)
         head = 8
@@ -26,7 +26,7 @@ def _find(data: bytes | bytearray, start: int, end: int, kind: bytes) -> tuple[i
 
 
 def set_out_point(file: bytes, duration_s: float) -> bytes:
-    """The file with every track's edit, and the movie, ending after `duration_s` at the latest."""
+    """End every track's edit, and the movie, after `duration_s` seconds at the latest. Returns the new file."""
     data = bytearray(file)
     moov = _find(data, 0, len(data), b"moov")
     assert moov is not None, "the muxer wrote an mp4 without moov"
@@ -50,7 +50,7 @@ def set_out_point(file: bytes, duration_s: float) -> bytes:
 
 
 def index_first(data: bytes) -> bytes:
-    """The file with `moov` before `mdat`, so that a player can begin before it has read all of it."""
+    """Move `moov` before `mdat`, so that a player can start before it has read the complete file."""
     tops = {kind: (low - 8, high) for kind, low, high in _boxes(data, 0, len(data))}
     (low, high), begin = tops[b"moov"], tops[b"ftyp"][1]
     moov = bytearray(data[low:high])
@@ -62,12 +62,12 @@ def index_first(data: bytes) -> bytes:
             if kind in (b"stco", b"co64"):
                 (count,) = struct.unpack_from(">I", moov, at + 4)
                 places = np.frombuffer(moov, ">u4" if kind == b"stco" else ">u8", count, at + 8)
-                places += len(moov)  # in the file's own bytes
+                places += len(moov)  # a view of `moov`: this changes its bytes
     return data[:begin] + moov + data[begin:low] + data[high:]
 
 
 def _limit_edits(data: bytearray, at: int, limit: int) -> int:
-    """Shorten the edits of an `elst` to `limit` ticks in all; gives what is left of them."""
+    """Shorten the edits of an `elst` to `limit` ticks in total. Returns their total length afterwards."""
     wide = data[at] == 1
     (count,) = struct.unpack_from(">I", data, at + 4)
     total = 0

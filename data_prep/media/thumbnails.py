@@ -1,9 +1,10 @@
-"""Frames decoded small and cheaply, to see whether the picture has changed.
+"""Thumbnails: small frames, decoded cheaply, to detect whether the picture changes.
 
-What is not to be seen at 32 × 18 pixels is not decoded: deblocking is left out, and frames that no other frame refers
-to are skipped where only a coarse look is wanted. All frames that are given are exact; none stands on a skipped one.
-Key frames cost the most, 9 ms each at 1080p, and are asked for by scene cuts, fingerprints and the clip's record alike:
-what all of them need is taken when one is first decoded, and kept.
+Work that cannot be seen at 32 × 18 pixels is left out: deblocking always, and frames that no other frame refers to
+where a coarse sequence is enough. The frames that are returned are exact, because none depends on a skipped frame.
+
+Key frames cost most, 9 ms each at 1080p. Scene cuts, fingerprints and the clip's record all use them, so everything
+that any of these needs is computed when a key frame is first decoded, and kept.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,35 +22,36 @@ from data_prep.media.decode import Picture, picture
 
 SMALL = (18, 32)  # height, width
 MEANS = 32  # blocks of a key picture, across and down
-APART_S = 0.4  # key frames closer together, as where every frame is one, are kept only when they are asked for
-SHADES = 8  # per component, of the colours that are counted
+APART_S = 0.4  # key frames closer together (in some files every frame is one) are kept only when requested
+SHADES = 8  # levels per colour component in the histogram
 _PLANAR = frozenset(["yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"])
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A frame, small.
+    """A small frame.
 
     Attributes:
-        time_s: on the source's time line. light: brightness (18, 32) float32 in [0, 1].
+        time_s: seconds on the source's time line.
+        light: brightness, (18, 32) float32 in [0, 1].
     """
 
     time_s: float
     light: np.ndarray
 
     def difference(self, other: "Thumbnail") -> float:
-        """Mean absolute difference of the brightness, of the full range."""
+        """Mean absolute difference of the brightness, 0 to 1."""
         return float(np.abs(self.light - other.light).mean())
 
 
 @dataclass(frozen=True)
 class KeyThumbnail(Thumbnail):
-    """A key frame, small.
+    """A small key frame.
 
     Attributes:
-        colours: share of the pixels per colour, (512,).
-        means: brightness (32, 32) from 0 to 255, for its hash.
-        shown: how the picture is to be shown.
+        colours: share of the pixels with each colour, (512,).
+        means: brightness (32, 32), 0 to 255, for the perceptual hash.
+        shown: display size and rotation of the picture.
     """
 
     colours: np.ndarray
@@ -57,12 +59,12 @@ class KeyThumbnail(Thumbnail):
     shown: Picture
 
     def recoloured(self, other: "KeyThumbnail") -> float:
-        """The share of the pixels whose colour the other picture does not have as often, wherever they are."""
+        """Distance of the colour histograms, 0 to 1: the share of the pixels that would need another colour."""
         return float(np.abs(self.colours - other.colours).sum() / 2)
 
 
 class Thumbnails:
-    """Thumbnails of one video stream; holds its decoder, and its key frames once they are decoded."""
+    """Thumbnails of one video stream. Holds its decoder, and the key frames that were decoded."""
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self.container, self.stream = container, stream
@@ -72,8 +74,15 @@ class Thumbnails:
             stream.codec_context.options = {"skip_loop_filter": "all"}
 
     def keys(self, times_s: Sequence[float], within_s: float) -> dict[float, KeyThumbnail]:
-        """Thumbnails of the key frames at these times (ordered), by their time; those that cannot be decoded are
-        missing."""
+        """Decode the key frames at the given times.
+
+        Args:
+            times_s: in ascending order, seconds.
+            within_s: a key frame may differ from the given time by less than this, seconds.
+
+        Returns:
+            Thumbnails by time; key frames that cannot be decoded are missing.
+        """
         new = np.array([time_s for time_s in times_s if time_s not in self._keys])
         self.stream.codec_context.skip_frame = "NONKEY"
         for time_s, frame in self._decoded(self._only(new, within_s)):
@@ -83,7 +92,7 @@ class Thumbnails:
         return {time_s: self._keys[time_s] for time_s in times_s if time_s in self._keys}
 
     def before(self, start_s: float) -> KeyThumbnail | None:
-        """The key frame that a frame at `start_s` stands on; None where it cannot be decoded."""
+        """Decode the key frame that a frame at `start_s` depends on; None if that fails."""
         self.stream.codec_context.skip_frame = "NONKEY"
         packets = (packet for packet in Packets(self.container, self.stream, start_s) if packet.is_keyframe)
         return next((self._key(*found) for found in self._decoded(islice(packets, 1))), None)
@@ -108,8 +117,14 @@ class Thumbnails:
     def between(
         self, start_s: float, end_s: float, whole: Sequence[tuple[float, float]] | None = None
     ) -> list[Thumbnail]:
-        """Thumbnails of [start_s, end_s), of the frames that others refer to; with `whole`, of every frame in these
-        spans and of no other."""
+        """Decode thumbnails of [start_s, end_s).
+
+        Args:
+            start_s: seconds.
+            end_s: seconds.
+            whole: spans (first, last) in seconds. If given, decode every frame inside them and no other; else decode
+                only frames that other frames refer to.
+        """
         codec = self.stream.codec_context
         half = float(self.stream.time_base or 0) / 2
 
@@ -154,22 +169,31 @@ class Thumbnails:
 
     def _timed(self, frames: Sequence[av.VideoFrame]) -> Iterator[tuple[float, av.VideoFrame]]:
         for frame in frames:
-            # What the decoder held back to its end carries no time base of its own.
+            # Frames that the decoder returns at its end carry no time base.
             time_base = frame.time_base or self.stream.time_base
             if frame.pts is not None and time_base is not None:
                 yield seconds_of(frame.pts, time_base), frame
 
 
 def brightness(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
-    """(≥ 2 · height, ≥ 2 · width) uint8; about 8 pixels for each of height and width when the frame is large."""
+    """The brightness of a frame, reduced by leaving out pixels.
+
+    Args:
+        frame: of any pixel format.
+        height: smallest useful height of the result is twice this; of a large frame it is about 8 times this.
+        width: likewise.
+
+    Returns:
+        (≥ 2 · height, ≥ 2 · width) uint8.
+    """
     if frame.format.name in _PLANAR and frame.height >= 2 * height and frame.width >= 2 * width:
         step = max(1, min(frame.height // height, frame.width // width) // 8)
-        return _plane(frame, 0)[::step, ::step]  # read in place: scaling in full costs as much as decoding
+        return _plane(frame, 0)[::step, ::step]  # pick pixels: true scaling costs as much as decoding
     return frame.reformat(width=4 * width, height=4 * height, format="gray").to_ndarray()
 
 
 def _light(frame: av.VideoFrame) -> np.ndarray:
-    """(18, 32) float32 in [0, 1]; the means of blocks."""
+    """Mean brightness of 18 × 32 blocks: (18, 32) float32 in [0, 1]."""
     height, width = SMALL
     pixels = brightness(frame, height, width)
     tall, wide = pixels.shape[0] // height, pixels.shape[1] // width
@@ -178,18 +202,18 @@ def _light(frame: av.VideoFrame) -> np.ndarray:
 
 
 def _means(pixels: np.ndarray, side: int) -> np.ndarray:
-    """(H, W), at least (side, side) → the means of its blocks, (side, side)."""
+    """Means of side × side blocks: (H, W), at least (side, side) → (side, side)."""
     tall, wide = (np.linspace(0, length, side + 1).astype(int) for length in pixels.shape)
     sums = np.add.reduceat(np.add.reduceat(pixels.astype(np.float64), tall[:-1], axis=0), wide[:-1], axis=1)
     return sums / np.outer(np.diff(tall), np.diff(wide))
 
 
 def _colours(frame: av.VideoFrame) -> np.ndarray:
-    """Shares of the pixels in 8 × 8 × 8 shades of brightness and both colour differences, (512,)."""
+    """Histogram over 8 × 8 × 8 levels of brightness and both colour differences, as shares of the pixels: (512,)."""
     if frame.format.name not in _PLANAR:
         frame = frame.reformat(width=128, height=72, format="yuv444p")
     planes = [_plane(frame, index) for index in range(3)]
-    # The same places of each plane, wherever its resolution puts them.
+    # Sample each plane at the same positions in the picture, whatever its resolution.
     rows, columns = (np.arange(count) / count for count in (72, 128))
     shades = [
         plane[np.ix_((rows * plane.shape[0]).astype(int), (columns * plane.shape[1]).astype(int))] // (256 // SHADES)

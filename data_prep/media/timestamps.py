@@ -1,8 +1,8 @@
-"""Where pieces of sound lie in time, told by all their timestamps together.
+"""Place pieces of sound in time by all their timestamps together.
 
-A container may round each timestamp to a millisecond, and some decoders put a single block 10 ms off; the sound itself
-runs on by the sample. So pieces that follow each other form a *run*, which begins at the median of what its pieces
-say; a new run begins only where timestamps leap and stay there.
+A container may round each timestamp to a millisecond, and some decoders put a single block 10 ms off, while the samples
+themselves are continuous. So consecutive pieces form a *run*, which begins at the median of the starts that its pieces
+imply. A new run begins only where the timestamps jump and the next piece confirms the jump.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from statistics import median
 
 import numpy as np
 
-LEAP_S = 0.0025
+LEAP_S = 0.0025  # a larger difference between timestamp and sample count is a jump, seconds
 
 
 @dataclass(frozen=True)
 class Run:
-    """Pieces [first, last) without a hole between them; `begin_s` is the time of the first one's first sample."""
+    """Pieces [first, last) without a gap between them; `begin_s` is the time of the first sample."""
 
     begin_s: float
     first: int
@@ -25,21 +25,21 @@ class Run:
 
 
 def runs(times_s: Sequence[float] | np.ndarray, lengths: Sequence[int], rate: int) -> list[Run]:
-    """Group consecutive pieces of sound.
+    """Group consecutive pieces of sound into runs.
 
     Args:
-        times_s: what each piece's timestamp says, seconds.
-        lengths: samples of each piece.
+        times_s: timestamp of each piece, seconds.
+        lengths: number of samples of each piece.
         rate: samples per second.
     """
     if not len(times_s):
         return []
     before = np.concatenate([[0], np.cumsum(lengths[:-1])]) / rate
-    starts = np.asarray(times_s, np.float64) - before  # where a run that holds this piece would begin, were it alone
+    starts = np.asarray(times_s, np.float64) - before  # where the run would begin by the timestamp of this piece alone
     middle = float(np.median(starts))
     if np.abs(starts - middle).max() <= LEAP_S:
         return [Run(middle, 0, len(starts))]
-    starts = starts.tolist()  # of a few numbers Python's median is the faster one
+    starts = starts.tolist()  # for a few numbers Python's median is faster than numpy's
     edges, recent = [0], [starts[0]]
     for index in range(1, len(starts)):
         leaps = abs(starts[index] - median(recent)) > LEAP_S

@@ -1,7 +1,7 @@
-"""Frames and samples written as an mp4 that every player opens: H.264 yuv420p with stereo AAC, index at the front.
+"""Write frames and samples as an mp4 that every player opens: H.264 yuv420p with stereo AAC, index at the front.
 
-The bytes are a function of the arguments alone: one encoder thread, no creation time, no encoder version. Sound is
-cut or padded with silence to the picture's length, so both streams end together (within one AAC packet's rounding).
+The bytes are a function of the arguments alone: one encoder thread, no creation time, no encoder version. Sound is cut
+or padded with silence to the picture's length, so that both streams end together (up to one AAC packet).
 """
 
 import os
@@ -32,20 +32,20 @@ def write_mp4(
     """Write frames, and sound if there is any, as one mp4.
 
     Args:
-        target: a path (replaced whole or not at all) or an open binary file.
+        target: a path (replaced atomically) or an open binary file.
         frames: (F, H, W, 3) uint8 RGB, as one array or frame by frame; H and W even.
-        fps: frames per second; 23.976, 29.97 and 59.94 become the exact n·1000/1001.
+        fps: frames per second; 23.976, 29.97 and 59.94 become exactly n·1000/1001.
         audio: (2, N) float32 in [-1, 1], starting with the first frame, or None for no audio stream.
-        sample_rate: of the audio, Hz; a rate that AAC knows (16000, 24000, 44100, 48000 …).
+        sample_rate: of the audio, Hz; a rate that AAC supports (16000, 24000, 44100, 48000 …).
         crf: H.264 quality, 0 (lossless) to 51.
 
     Raises:
-        ValueError: no frame, odd size, or sound that is not (2, N).
+        ValueError: there is no frame, its size is odd, or the sound is not (2, N).
     """
     if audio is not None and (audio.ndim != 2 or audio.shape[0] != 2):
         raise ValueError(f"audio of shape {audio.shape}: write_mp4 takes stereo, shape (2, samples)")
     folder = Path(target).parent if isinstance(target, str | Path) else None
-    # The index is moved to the front by a second pass over a real file, so a buffer is filled through one too.
+    # The muxer moves the index to the front in a second pass over a real file, so write to a buffer through a file too.
     handle, name = tempfile.mkstemp(suffix=".mp4", prefix=".", dir=folder)
     os.close(handle)
     half = Path(name)
@@ -62,7 +62,7 @@ def write_mp4(
 
 
 def exact_rate(fps: float) -> Fraction:
-    """A frame rate as the fraction that it stands for: 29.97 is 30000/1001."""
+    """The exact fraction of a frame rate: 29.97 is 30000/1001."""
     nominal = round(fps)
     if nominal and abs(fps - nominal * 1000 / 1001) < 2e-3:
         return Fraction(nominal * 1000, 1001)
@@ -74,11 +74,11 @@ def _encode(
 ) -> None:
     options = {"movflags": "+faststart", "fflags": "+bitexact"}
     with av.open(str(path), "w", format="mp4", options=options) as output:
-        # With this processor's own instructions x264 gives other bytes from call to call.
+        # With instructions that depend on the processor x264 writes different bytes from call to call.
         quality = {"crf": str(crf), "preset": "medium", "threads": "1", "x264-params": "cpu-independent=1"}
         video = output.add_stream("libx264", rate=rate, options=quality)
         video.pix_fmt = "yuv420p"
-        # Said in the stream, so that no player has to guess the matrix from the picture's size.
+        # Write the colour space into the stream, so that no player guesses the matrix from the picture's size.
         video.codec_context.colorspace = Colorspace.ITU709
         video.codec_context.color_primaries = video.codec_context.color_trc = 1  # BT.709
         video.codec_context.color_range = ColorRange.MPEG
@@ -109,7 +109,7 @@ def _encode(
 
 
 def _write_sound(output, sound: AudioStream, audio: np.ndarray, start: int, end: int, sample_rate: int) -> int:
-    """Encode samples [start, end), silence after the sound's own end; gives `end`."""
+    """Encode samples [start, end), with silence after the end of the sound. Returns `end`."""
     for begin in range(start, end, AUDIO_BLOCK):
         length = min(AUDIO_BLOCK, end - begin)
         block = np.zeros((2, length), np.float32)

@@ -112,7 +112,8 @@ def _quantisation(graph: onnx.GraphProto) -> dict:
 
 def log_mel(samples: np.ndarray) -> np.ndarray:
     """(N,) float32 at 16 kHz → (frames, 64) natural log of the mel magnitudes; at least one patch's frames, the sound
-    padded with silence where it is shorter."""
+    padded with silence where it is shorter.
+    """
     shortest = WINDOW + (PATCH - 1) * HOP
     if len(samples) < shortest:
         samples = np.pad(samples, (0, shortest - len(samples)))

@@ -41,7 +41,8 @@ class PictureQuality:
 
     def __call__(self, frames: Sequence[np.ndarray]) -> tuple[dict[str, float], np.ndarray]:
         """Of (H, W, 3) uint8 RGB pictures of one clip: each of `PROMPTS`, a probability; and their mean embedding, (D,)
-        of length 1."""
+        of length 1.
+        """
         import torch
         from PIL import Image
 

@@ -1,10 +1,11 @@
-"""What a person points at → the segments to curate: files, folders (recursively), globs, tars, lists, fsspec URIs.
+"""List the segments to curate behind files, folders (recursively), globs, tars, lists and fsspec URIs.
 
-Listing opens no source: it knows names and sizes, and gives one segment after another in a stable order, so that a
-hundred million sources need no more memory than one folder of them. A source of more than `PART_BYTES` is several
-segments, equal lengths of it, since bytes bound both the work and what a worker holds of the clips it keeps. Where the
-parts begin and end in seconds is found by the worker that opens the source: it divides its part into spans that are
-decoded at once, by the time of the last packet, because headers lie.
+Listing opens no source. It reads names and sizes, and yields segments one by one in a stable order, so that a hundred
+million sources need no more memory than the largest folder. A source of more than `PART_BYTES` becomes several
+segments of equal length, because its bytes bound both the work and the memory that a worker needs for kept clips.
+
+The worker that opens the source finds where its part begins and ends in seconds. It uses the time of the last packet,
+because durations in headers are unreliable.
 """
 
 import glob
@@ -31,21 +32,21 @@ _LEAST_BYTES_PER_S = 1_000
 
 
 def list_sources(inputs: list[str]) -> list[Segment]:
-    """`each_source` as a list, for as many as fit in memory (half a gigabyte a million)."""
+    """Like `each_source`, as a list: a million segments take half a gigabyte."""
     return list(each_source(inputs))
 
 
 def each_source(inputs: list[str]) -> Iterator[Segment]:
-    """The segments behind `inputs`, one after another. Nothing but tars and lists is opened.
+    """Yield the segments behind `inputs`. Opens only tars and lists.
 
     Args:
-        inputs: files, folders, globs (`**` goes through folders), tars of them (as WebDataset writes), lists
-            (`data_prep.sources.tables`), or fsspec URIs of any of these (`s3://bucket/folder`). What is named by more
-            than one input is given once; what a list names twice is not noticed here.
+        inputs: files, folders, globs (`**` matches folders), tars (as WebDataset writes them), lists
+            (`data_prep.sources.tables`), or fsspec URIs of any of these (`s3://bucket/folder`). A source that several
+            inputs name is yielded once; if there is one input, a source that it lists twice is yielded twice.
 
     Raises:
-        ValueError: a path that does not exist, a folder or glob without media, a file that is no media by its name, or
-            a wrong row of a list; says which, and the mend. At the latest when the input's turn comes.
+        ValueError: a path does not exist, a folder or glob holds no media, a file's name is not that of media, or a row
+            of a list is wrong; names it and the fix. Raised at the latest when the iteration reaches that input.
     """
     if not inputs:
         raise ValueError("no input: give at least one file, folder, glob or URI of videos")
@@ -113,23 +114,23 @@ def _is_media(name: str) -> bool:
 
 
 def _local(text: str) -> Iterator[Listed]:
-    """The media behind a path or glob."""
+    """Yield the media behind a path or glob."""
     path = Path(text.removeprefix("file://")).expanduser()
     if path.is_dir():
         names, what = _walk(os.path.abspath(path)), f"folder {text!r} holds no video; known are {_suffixes()}"
-        names = (name for name in names if not _is_list(name))  # its tables may be anything
+        names = (name for name in names if not _is_list(name))  # a table in a folder may hold anything
     elif path.exists():
-        names, what = iter([os.path.abspath(path)]), f"{text!r} is no video by its name; known are {_suffixes()}"
+        names, what = iter([os.path.abspath(path)]), f"{text!r} is not a video by its name; known are {_suffixes()}"
     elif glob.has_magic(text):
         found = sorted(os.path.abspath(name) for name in glob.iglob(str(path), recursive=True) if os.path.isfile(name))
         names, what = iter(found), f"glob {text!r} matches no video; quote it and check the folder"
     else:
         raise ValueError(f"input {text!r} does not exist; check the path")
-    return _some((found for name in names for found in _in_file(name, lambda name: os.path.getsize(name))), what)
+    return _nonempty((found for name in names for found in _in_file(name, lambda name: os.path.getsize(name))), what)
 
 
 def _in_file(name: str, size: Callable[[str], int]) -> Iterator[Listed]:
-    """What a file gives: itself, the media in a tar, the rows of a list, or nothing."""
+    """Yield the file itself if it is media, the media in a tar, the rows of a list, or nothing."""
     if _is_media(name):
         yield Listed(name, size(name))
     elif _is_list(name):
@@ -145,8 +146,8 @@ def _is_list(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _some(found: Iterator[Listed], what: str) -> Iterator[Listed]:
-    """What was found; raises ValueError(what) when that is nothing."""
+def _nonempty(found: Iterator[Listed], what: str) -> Iterator[Listed]:
+    """Yield what was found; raise ValueError(what) if that is nothing."""
     empty = True
     for one in found:
         empty = False
@@ -156,7 +157,7 @@ def _some(found: Iterator[Listed], what: str) -> Iterator[Listed]:
 
 
 def _walk(folder: str, seen: set[str] | None = None) -> Iterator[str]:
-    """Every file below `folder`, folder by folder, sorted; links to folders are followed, each real folder once."""
+    """Yield every file below `folder`, sorted within each folder. Follows links, and enters each real folder once."""
     seen = set() if seen is None else seen
     real = os.path.realpath(folder)
     if real in seen:
@@ -172,7 +173,10 @@ def _walk(folder: str, seen: set[str] | None = None) -> Iterator[str]:
 
 
 def _remote(text: str) -> Iterator[Listed]:
-    """The media behind a URI. A store lists a folder at once; a folder of many millions is better given as a list."""
+    """Yield the media behind a URI.
+
+    A store's listing of a folder is held in memory, so give a folder of many millions of files as a list instead.
+    """
     what = f"input {text!r} holds no video; check the address; known are {_suffixes()}"
     if text.startswith(tar_members.PREFIX):
         return iter([Listed(text, tar_members.parse(text)[2])])
@@ -198,7 +202,7 @@ def _remote(text: str) -> Iterator[Listed]:
             for name in sizes:
                 yield from _in_file(name, sizes.__getitem__)
 
-    return _some(found(), what)
+    return _nonempty(found(), what)
 
 
 def _suffixes() -> str:

@@ -1,8 +1,8 @@
-"""A list of sources as a file: Parquet, JSONL or CSV, a source a row, read a few thousand rows at a time.
+"""A list of sources as a file: Parquet, JSONL or CSV with one source per row, read a few thousand rows at a time.
 
-Columns: `uri` (or `url`, or `path`; relative ones begin at the list's folder), and if wanted `start` and `end` in
-seconds (a part of the source), `caption` (what is known of it) and `size` in bytes (so that a large source on an object
-store is shared among workers; of a local file it is looked up).
+Columns: `uri` (or `url`, or `path`; relative paths start at the list's folder). Optional: `start` and `end` in seconds,
+to take a part of the source; `caption`, a description of it; `size` in bytes, so that a large source in an object store
+is divided among workers (the size of a local file is looked up).
 """
 
 import csv
@@ -26,7 +26,7 @@ _OTHERS = ("start", "end", "caption", "size")
 
 @dataclass(frozen=True)
 class Listed:
-    """A source, or a part of one: where, seconds, what is known of it, bytes (0 where they are not known)."""
+    """A source or a part of one: address, size in bytes (0 if unknown), span in seconds, and description."""
 
     uri: str
     size: int
@@ -36,10 +36,10 @@ class Listed:
 
 
 def read_list(path: str) -> Iterator[Listed]:
-    """The rows of a list.
+    """Read the rows of a list.
 
     Raises:
-        ValueError: it has no column of addresses, or a row is wrong (counted from 1); says which, and the mend.
+        ValueError: there is no column of addresses, or a row is wrong; names the row (from 1) and the fix.
     """
     reader = {".parquet": _parquet, ".jsonl": _jsonl, ".csv": _csv}[os.path.splitext(path)[1].lower()]
     folder = path.rpartition("/")[0]
@@ -74,14 +74,14 @@ def _seconds(row: Mapping[str, Any], name: str, otherwise: float) -> float:
     try:
         return float(value)
     except ValueError:
-        raise ValueError(f"{name} {value!r} is no number of seconds") from None
+        raise ValueError(f"{name} {value!r} is not a number of seconds") from None
 
 
 def _columns(names: list[str], path: str) -> list[str]:
     if not set(names) & set(_NAMES):
         found = ", ".join(names[:8]) or "none"
         raise ValueError(
-            f"{path} has no column {', '.join(_NAMES)} (it has {found}); name the one with the addresses so"
+            f"{path} has no column {', '.join(_NAMES)} (it has {found}); give one of these names to its addresses"
         )
     return [name for name in names if name in (*_NAMES, *_OTHERS)]
 
@@ -90,7 +90,7 @@ def _parquet(file: BinaryIO, path: str) -> Iterator[dict[str, Any]]:
     try:
         table = pq.ParquetFile(file)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is no Parquet file: {error}") from None
+        raise ValueError(f"{path} is not a Parquet file: {error}") from None
     for batch in table.iter_batches(4096, columns=_columns(table.schema_arrow.names, path)):
         yield from batch.to_pylist()
 
@@ -100,9 +100,9 @@ def _jsonl(file: BinaryIO, path: str) -> Iterator[dict[str, Any]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{path} row {number}: no JSON ({error})") from None
+            raise ValueError(f"{path} row {number}: not JSON ({error})") from None
         if not isinstance(row, dict):
-            raise ValueError(f'{path} row {number}: no JSON object; give one a line, {{"uri": …}}')
+            raise ValueError(f'{path} row {number}: not a JSON object; give one per line, {{"uri": …}}')
         if number == 1:
             _columns(list(row), path)
         yield row
@@ -114,4 +114,4 @@ def _csv(file: BinaryIO, path: str) -> Iterator[dict[str, Any]]:
         _columns(list(rows.fieldnames or []), path)
         yield from rows
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} row {max(1, rows.line_num)}: no CSV in UTF-8 ({error})") from None
+        raise ValueError(f"{path} row {max(1, rows.line_num)}: not CSV in UTF-8 ({error})") from None

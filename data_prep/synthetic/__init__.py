@@ -1,4 +1,4 @@
-"""A labelled audio-video corpus made from nothing: what is seen and what is heard happen together, and are known."""
+"""A labelled synthetic audio-video corpus: what is seen and what is heard happen together, and the labels are exact."""
 
 from data_prep.synthetic.corpus import generate
 

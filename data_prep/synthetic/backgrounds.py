@@ -1,4 +1,4 @@
-"""What lies behind: rooms, landscapes and plain studio walls, drawn once per shot, wider than the picture for a pan."""
+"""Backgrounds: rooms, landscapes and plain studio walls, drawn once per shot, wider than the picture to allow a pan."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,13 @@ from data_prep.synthetic.canvas import brush, glow, mixed, smooth_noise
 
 @dataclass(frozen=True)
 class Background:
-    """A still (H, W + span, 3) uint8 image, the height of its floor's near middle in pixels, and what it shows."""
+    """A background.
+
+    Attributes:
+        pixels: (H, W + span, 3) uint8.
+        floor_y: where things stand on the floor, pixels from the top.
+        what: what it shows, in words.
+    """
 
     pixels: np.ndarray
     floor_y: float
@@ -21,7 +27,7 @@ _WOODS = ((150, 102, 62), (178, 130, 84), (110, 74, 50), (196, 152, 104))
 
 
 def room(rng: np.random.Generator, height: int, width: int, floor_share: float = 0.72) -> Background:
-    """A wall with something on it, a skirting board and a floor in perspective."""
+    """Draw a wall with things on it, a skirting board and a floor in perspective."""
     pixels = np.empty((height, width, 3), np.float32)
     wall = np.array(_WALLS[rng.integers(len(_WALLS))], np.float32)
     edge = round(height * floor_share)
@@ -71,7 +77,7 @@ def _floor(rng, y, x, edge: int, height: int, width: int) -> tuple[np.ndarray, s
 
 
 def _on_the_wall(rng, b, x: float, edge: int, height: int) -> float:
-    """Draw a window, a picture or a shelf with its left side at x; gives its right side."""
+    """Draw a window, a picture or a shelf with its left side at x. Returns the x of its right side."""
     kind = rng.integers(3)
     top = height * rng.uniform(0.08, 0.16)
     if kind == 0:
@@ -119,7 +125,7 @@ def _on_the_wall(rng, b, x: float, edge: int, height: int) -> float:
 
 
 def landscape(rng: np.random.Generator, height: int, width: int) -> Background:
-    """Sky with clouds, ranges of hills growing greener as they come near, a meadow, and some trees."""
+    """Draw a sky with clouds, hills that are greener the nearer they are, a meadow, and some trees."""
     hour = rng.integers(3)
     zenith, horizon, name = (
         ((70, 130, 206), (190, 218, 236), "under a blue sky"),
@@ -181,7 +187,7 @@ def _tree(rng, b, x: float, foot: float, tall: float) -> None:
 
 
 def studio(rng: np.random.Generator, height: int, width: int) -> Background:
-    """A plain coloured wall, lit from one side, with a faint texture."""
+    """Draw a plain coloured wall, lit from one side, with a faint texture."""
     name = ("blue", "green", "grey", "violet", "ochre", "rose")[index := int(rng.integers(6))]
     base = np.array(
         ((84, 118, 160), (92, 138, 112), (132, 136, 142), (122, 98, 152), (184, 142, 82), (178, 112, 118))[index],
@@ -190,13 +196,23 @@ def studio(rng: np.random.Generator, height: int, width: int) -> Background:
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     light = 1.25 - 0.75 * np.hypot(x / width - rng.uniform(0.25, 0.75), y / height - rng.uniform(0.15, 0.5))
     light += 0.08 * (smooth_noise(rng, height, width, height / 5, 3) - 0.5)
-    # The wall runs down into the floor in a curve, which catches more light.
+    # The wall curves into the floor, and the curve is brighter.
     light += 0.16 / (1 + np.exp(-(y / height - 0.74) / 0.018)) - 0.10 * np.exp(-(((y / height - 0.72) / 0.03) ** 2))
     return Background(np.clip(base * light[..., None], 0, 255).astype(np.uint8), height * 0.86, f"a plain {name} wall")
 
 
 def camera(rng: np.random.Generator, frames: int, most: float, chance: float = 0.45) -> tuple[np.ndarray, str]:
-    """How far the camera has turned on each frame: (F,) pixels in [0, most], and the pan in words ("" if it stands)."""
+    """Choose a camera pan.
+
+    Args:
+        rng: draws whether and where to the camera turns.
+        frames: number of frames F.
+        most: the largest offset, pixels.
+        chance: probability of a pan.
+
+    Returns:
+        The offset on each frame, (F,) pixels in [0, most], and the pan in words, "" if the camera stands still.
+    """
     if rng.random() > chance or most < 4:
         return np.full(frames, most / 2), ""
     share = 0.5 - 0.5 * np.cos(np.pi * np.linspace(0.08, 0.92, frames))
@@ -206,7 +222,7 @@ def camera(rng: np.random.Generator, frames: int, most: float, chance: float = 0
 
 
 def view(background: Background, offset: float, width: int) -> np.ndarray:
-    """The (H, width, 3) uint8 picture that begins `offset` pixels from the background's left edge."""
+    """Take the (H, width, 3) uint8 picture that starts `offset` pixels from the left edge of the background."""
     first = int(offset)
     share = round((offset - first) * 256)
     if share == 0:

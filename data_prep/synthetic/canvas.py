@@ -1,7 +1,7 @@
-"""Drawing on uint8 RGB frames (H, W, 3), in pixels, every edge anti-aliased.
+"""Draw on uint8 RGB frames (H, W, 3) in pixel coordinates, with every edge anti-aliased.
 
-Shapes are drawn by Pillow on a small enlarged copy of their surroundings, which is then reduced: each pixel becomes the
-mean of its SAMPLES² parts. Rectangles along the axes and shaded spheres have an exact coverage and need no enlarging.
+Pillow draws shapes on an enlarged copy of a part of the frame, which is then reduced: each pixel becomes the mean of
+SAMPLES² samples. Rectangles along the axes and shaded spheres are computed with exact coverage instead.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 SAMPLES = 4
 
-Colour = Sequence[int]  # red, green, blue and, if it is translucent, alpha: 0 to 255
+Colour = Sequence[int]  # red, green, blue and optionally alpha, 0 to 255
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (206, 48, 44),
@@ -28,7 +28,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 
 class Brush:
-    """Shapes on the part of a frame that `brush` opened; coordinates are the frame's pixels."""
+    """Draws shapes on the part of a frame that `brush` opened. Coordinates are pixels of the frame."""
 
     def __init__(self, image: Image.Image, left: int, top: int) -> None:
         self._draw = ImageDraw.Draw(image, "RGBA")
@@ -38,28 +38,32 @@ class Brush:
         return [tuple(p) for p in (np.asarray(points, np.float64).reshape(-1, 2) - self._origin) * SAMPLES]
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, colour: Colour) -> None:
+        """Fill an ellipse with its centre at (x, y)."""
         if rx > 0 and ry > 0:
             self._draw.ellipse(self._points([(x - rx, y - ry), (x + rx, y + ry)]), fill=tuple(colour))
 
     def chord(self, x: float, y: float, rx: float, ry: float, start: float, end: float, colour: Colour) -> None:
-        """The part of an ellipse between two angles (degrees, 0 = right, clockwise) and the line that joins them."""
+        """Fill the part of an ellipse between two angles (degrees, 0 = right, clockwise) and the chord between them."""
         self._draw.chord(self._points([(x - rx, y - ry), (x + rx, y + ry)]), start, end, fill=tuple(colour))
 
     def ring(self, x: float, y: float, rx: float, ry: float, width: float, colour: Colour) -> None:
+        """Draw the outline of an ellipse."""
         box = self._points([(x - rx, y - ry), (x + rx, y + ry)])
         self._draw.ellipse(box, outline=tuple(colour), width=max(1, round(width * SAMPLES)))
 
     def arc(
         self, x: float, y: float, rx: float, ry: float, start: float, end: float, width: float, colour: Colour
     ) -> None:
+        """Draw the outline of an ellipse between two angles (degrees, 0 = right, clockwise)."""
         box = self._points([(x - rx, y - ry), (x + rx, y + ry)])
         self._draw.arc(box, start, end, fill=tuple(colour), width=max(1, round(width * SAMPLES)))
 
     def polygon(self, points, colour: Colour) -> None:
+        """Fill a polygon."""
         self._draw.polygon(self._points(points), fill=tuple(colour))
 
     def line(self, points, width: float, colour: Colour) -> None:
-        """A line through points, with round ends."""
+        """Draw a line through points, with round ends."""
         through = self._points(points)
         self._draw.line(through, fill=tuple(colour), width=max(1, round(width * SAMPLES)), joint="curve")
         r = width * SAMPLES / 2
@@ -67,18 +71,18 @@ class Brush:
             self._draw.ellipse((x - r, y - r, x + r, y + r), fill=tuple(colour))
 
     def rounded(self, x0: float, y0: float, x1: float, y1: float, radius: float, colour: Colour) -> None:
-        """A rectangle with round corners."""
+        """Fill a rectangle with round corners."""
         box = self._points([(x0, y0), (x1, y1)])
         self._draw.rounded_rectangle(box, radius * SAMPLES, fill=tuple(colour))
 
 
 @contextmanager
 def brush(frame: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> Iterator[Brush]:
-    """Open the part of a frame within (x0, y0)–(x1, y1) for drawing; what lies outside it is left alone."""
+    """Open the part of a frame inside (x0, y0)–(x1, y1) for drawing. Pixels outside of it do not change."""
     height, width = frame.shape[:2]
     left, top = max(0, int(np.floor(x0))), max(0, int(np.floor(y0)))
     right, bottom = min(width, int(np.ceil(x1))), min(height, int(np.ceil(y1)))
-    if left >= right or top >= bottom:  # wholly outside the picture
+    if left >= right or top >= bottom:  # completely outside the picture
         yield Brush(Image.new("RGB", (1, 1)), left, top)
         return
     part = Image.fromarray(np.ascontiguousarray(frame[top:bottom, left:right]))
@@ -88,7 +92,7 @@ def brush(frame: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> Iter
 
 
 def rectangle(frame: np.ndarray, x0: float, y0: float, x1: float, y1: float, colour, alpha: float = 1.0) -> None:
-    """A rectangle along the axes, with exact coverage at its edges."""
+    """Fill a rectangle along the axes, with exact coverage at its edges."""
     height, width = frame.shape[:2]
     left, right = max(0, int(np.floor(x0))), min(width, int(np.ceil(x1)))
     top, bottom = max(0, int(np.floor(y0))), min(height, int(np.ceil(y1)))
@@ -100,7 +104,7 @@ def rectangle(frame: np.ndarray, x0: float, y0: float, x1: float, y1: float, col
 
 
 def glow(frame: np.ndarray, x: float, y: float, rx: float, ry: float, colour, alpha: float) -> None:
-    """A soft spot: `alpha` at its middle, falling as a Gaussian with the radii as standard deviations."""
+    """Draw a soft spot: opacity `alpha` at its centre, falling as a Gaussian with standard deviations `rx` and `ry`."""
     height, width = frame.shape[:2]
     left, right = max(0, int(x - 3 * rx)), min(width, int(x + 3 * rx) + 2)
     top, bottom = max(0, int(y - 3 * ry)), min(height, int(y + 3 * ry) + 2)
@@ -114,13 +118,18 @@ def glow(frame: np.ndarray, x: float, y: float, rx: float, ry: float, colour, al
 def sphere(
     frame: np.ndarray, x: float, y: float, rx: float, ry: float, colour, second, pattern: str, turn: float, clear: float
 ) -> None:
-    """A lit ball.
+    """Draw a lit ball.
 
     Args:
-        x, y, rx, ry: middle and radii; unequal radii for a ball that is squashed.
-        colour, second: the ball's own colour and its pattern's.
+        frame: to draw on.
+        x: of the centre, pixels.
+        y: of the centre, pixels.
+        rx: horizontal radius, pixels.
+        ry: vertical radius, pixels; smaller than `rx` for a squashed ball.
+        colour: of the ball.
+        second: colour of the pattern.
         pattern: "plain", "stripe", "quarters" or "seams".
-        turn: how far it has rolled, radians.
+        turn: angle by which it has rolled, radians.
         clear: 0 for an opaque ball, up to 1 for glass.
     """
     height, width = frame.shape[:2]
@@ -159,13 +168,17 @@ def _blend(part: np.ndarray, colour: np.ndarray, alpha: np.ndarray) -> None:
 
 
 def mixed(a, b, share: float) -> tuple[int, int, int]:
-    """The colour `share` of the way from a to b."""
+    """Mix two colours: `share` 0 gives a, 1 gives b."""
     red, green, blue = (round(p + share * (q - p)) for p, q in zip(a[:3], b[:3], strict=True))
     return red, green, blue
 
 
 def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: float, octaves: int = 1) -> np.ndarray:
-    """(H, W) float32 in about [0, 1]: a random grid every `cell` pixels, made smooth, and finer grids on top."""
+    """Make smooth noise: a random grid with a value every `cell` pixels, interpolated, plus `octaves` − 1 finer grids.
+
+    Returns:
+        (H, W) float32, about in [0, 1].
+    """
     total, level, weight = np.zeros((height, width), np.float32), 1.0, 0.0
     for _ in range(octaves):
         grid = rng.random((max(2, round(height / cell) + 2), max(2, round(width / cell) + 2)), dtype=np.float32)

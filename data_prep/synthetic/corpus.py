@@ -1,12 +1,12 @@
-"""`generate`: the corpus on disk.
+"""Generate the corpus on disk.
 
     <output>/clips/000000.mp4 …   the clips
-    <output>/truth/000000.json …  the truth about each, written before its clip
-    <output>/labels.parquet       all of it as one table (`labels.SCHEMA`), written last
+    <output>/truth/000000.json …  the labels of each clip, written before the clip
+    <output>/labels.parquet       all labels as one table (`labels.SCHEMA`), written last
     <output>/settings.yaml, summary.json
 
-Clip k is a function of the settings and k alone. A clip is written under another name and renamed when it is whole, so
-whatever stops a run, the same call completes it and makes no whole clip again.
+Clip k is a function of the settings and k alone. A clip is written under another name and renamed when it is complete.
+So after any interruption the same call continues, and makes no complete clip again.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from data_prep.dataset import layout
 from data_prep.media.write_mp4 import write_mp4
 from data_prep.settings import SynthSettings
 from data_prep.synthetic import labels
@@ -47,28 +48,28 @@ _INFORMATIVE: dict[str, Kind] = {
     "clock": clock,
 }
 _QUIET = {name: quiet(name) for name in ("silence", "near_silent", "hiss", "hum", "tone", "no_audio")}
-_VERSION = 3  # raised when the same settings give other clips
-_FADE_S = 0.002  # at each end of a shot's sound, so that a cut does not click
+_VERSION = 3  # raise it when the same settings give other clips
+_FADE_S = 0.002  # fade at each end of a shot's sound, so that a cut does not click
 
 
 def generate(settings: SynthSettings, output: Path, progress: Progress | None = None) -> Path:
-    """Make the corpus, or what is missing of it.
+    """Make the corpus, or the clips that are missing.
 
     Args:
         settings: what to make.
-        output: the corpus's folder; made if it is missing.
-        progress: called with ("synth", clips done, clips in all).
+        output: folder of the corpus; created if it is missing.
+        progress: called with ("synth", clips done, clips in total).
 
     Returns:
         `output`.
 
     Raises:
-        ValueError: the folder holds a corpus of other settings, or a larger one; or a package is missing.
+        ValueError: the folder holds a corpus of other settings or a larger one, or a package is missing.
     """
     output = Path(output)
-    _begin(settings, output)
+    _prepare_folder(settings, output)
     kinds = kinds_of(settings)
-    wanted = [k for k in range(settings.clips) if not _is_whole(settings, output, k)]
+    wanted = [k for k in range(settings.clips) if not _is_complete(settings, output, k)]
     done = settings.clips - len(wanted)
     if progress:
         progress("synth", done, settings.clips)
@@ -89,12 +90,12 @@ def generate(settings: SynthSettings, output: Path, progress: Progress | None = 
             for name in ("kind", "sound_class", "verdict")
         },
     }
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf8")
+    (output / layout.SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", "utf8")
     return output
 
 
 def kinds_of(settings: SynthSettings) -> list[str]:
-    """The kind of each clip: every beginning of the list holds the kinds in the mix's shares, to within one or two."""
+    """Choose the kind of each clip, so that the first n have the shares of the mix, for every n, within one or two."""
     mix = settings.mix.model_dump()
     names = [name for name, share in mix.items() if share > 0]
     shares = np.array([mix[name] for name in names]) / sum(mix[name] for name in names)
@@ -109,7 +110,11 @@ def kinds_of(settings: SynthSettings) -> list[str]:
 
 
 def make_clip(settings: SynthSettings, index: int, kind: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray | None]:
-    """Clip `index`: its truth (a row of labels), frames (F, H, W, 3) uint8 and audio (2, N) float32 or None."""
+    """Make clip `index`.
+
+    Returns:
+        Its labels (a row of `labels.SCHEMA`), frames (F, H, W, 3) uint8, and audio (2, N) float32 or None.
+    """
     form = Format(settings.width, settings.height, settings.fps, settings.sample_rate)
     rng = np.random.default_rng([settings.seed, index])
     shortest, longest = int(np.ceil(settings.seconds_min * form.fps)), int(settings.seconds_max * form.fps)
@@ -146,13 +151,13 @@ def _joined(shots: list[Shot], form: Format) -> np.ndarray | None:
 
 
 def _make_all(settings: SynthSettings, output: Path, wanted: list[tuple[int, str]]):
-    """Make the clips, yielding as each is done; in this process, or where there are many in a pool of them."""
+    """Make the clips and yield the index of each that is done; in a pool of processes if there are several clips."""
     workers = min(settings.workers or len(os.sched_getaffinity(0)), len(wanted))
     if workers < 2:
         for index, kind in wanted:
             yield _make_one(settings, output, index, kind)
         return
-    # Not a fork: the caller may run threads (Ray, torch), whose locks a fork would copy as they stand.
+    # Do not fork: the caller may run threads (Ray, torch), whose locks a fork would copy in their present state.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupts_to_the_caller)
     waiting, running = iter(wanted), set()
@@ -183,7 +188,7 @@ def _make_one(settings: SynthSettings, output: Path, index: int, kind: str) -> i
     return index
 
 
-def _is_whole(settings: SynthSettings, output: Path, index: int) -> bool:
+def _is_complete(settings: SynthSettings, output: Path, index: int) -> bool:
     note = _truth_file(output, index)
     if not (note.exists() and (output / _name(index)).exists()):
         return False
@@ -191,14 +196,14 @@ def _is_whole(settings: SynthSettings, output: Path, index: int) -> bool:
 
 
 def _made_by(settings: SynthSettings) -> str:
-    """What a clip depends on, as a short hash."""
+    """Short hash of everything that a clip depends on, except its index."""
     text = json.dumps([_VERSION, settings.model_dump(exclude={"clips", "workers"})], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _begin(settings: SynthSettings, output: Path) -> None:
-    """Make the folders; refuse one that holds another corpus."""
-    saved = output / "settings.yaml"
+def _prepare_folder(settings: SynthSettings, output: Path) -> None:
+    """Create the folders; refuse a folder that holds another corpus."""
+    saved = output / layout.SETTINGS
     if saved.exists():
         before = SynthSettings(**yaml.safe_load(saved.read_text("utf8")))
         if _made_by(before) != _made_by(settings):

@@ -1,8 +1,8 @@
-"""The truth about each clip, as one row of `labels.parquet`. Times are seconds from the clip's start.
+"""The labels of each clip: one row of `labels.parquet`. Times are seconds from the start of the clip.
 
-`clip` is the file's path relative to the corpus. `verdict` is what curation should say, "keep" or "drop". `shots` are
-the parts between hard cuts; `cuts_s` are the times at which a new shot is first seen. `positions` gives each followed
-object's middle on each frame as shares of the picture's width and height, (0, 0) at its upper left.
+`clip` is the path of the file relative to the corpus. `verdict` is the correct verdict of curation, "keep" or "drop".
+`shots` are the parts between hard cuts; `cuts_s` are the times of the first frame of each new shot. `positions` gives
+the centre of each tracked object on each frame, as shares of the picture's width and height, (0, 0) at the upper left.
 """
 
 from typing import Any
@@ -20,29 +20,24 @@ SCHEMA = pa.schema(
     [
         ("clip", pa.string()),
         ("index", pa.int64()),
-        ("kind", pa.string()),
-        ("sound_class", pa.string()),
-        ("verdict", pa.string()),
+        *((name, pa.string()) for name in ("kind", "sound_class", "verdict")),
         ("duration_s", pa.float64()),
         ("frames", pa.int64()),
         ("fps", pa.float64()),
-        ("width", pa.int64()),
-        ("height", pa.int64()),
-        ("sample_rate", pa.int64()),
+        *((name, pa.int64()) for name in ("width", "height", "sample_rate")),
         ("has_audio", pa.bool_()),
-        ("caption", pa.string()),
-        ("transcript", pa.string()),
+        *((name, pa.string()) for name in ("caption", "transcript")),
         ("words", pa.list_(pa.struct([("word", pa.string()), *_SPAN]))),
         ("events", pa.list_(pa.struct([("time_s", pa.float64()), ("what", pa.string()), ("x", pa.float64())]))),
         ("cuts_s", pa.list_(pa.float64())),
         ("shots", pa.list_(pa.struct([*_SPAN, ("kind", pa.string()), ("sound_class", pa.string())]))),
         ("positions", pa.list_(pa.struct([("object", pa.string()), *_TRACK]))),
     ]
-)  # fmt: skip
+)
 
 
 def truth(clip: str, index: int, kind: str, shots: list[Shot], form: Format) -> dict[str, Any]:
-    """The row of a clip made of these shots, one after the other."""
+    """Make the row of a clip that consists of these shots in order."""
     starts = np.cumsum([0, *(len(shot.frames) for shot in shots)]) / form.fps
     classes = {shot.sound_class for shot in shots}
     sound_class = classes.pop() if len(classes) == 1 else "mixed"

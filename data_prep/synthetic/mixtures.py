@@ -1,10 +1,10 @@
 """Sounds whose verdict is known by construction: events, speech and music in noise, and noise with nothing in it.
 
-Sound k of a seed is a function of both. `informative` ones hold something: alone, in noise or hum at −5 … 30 dB, for
-one second of a long silence, or a little clipped. The others are noise of a colour, hum with hiss, tones, silence and
-near-silence, or so overdriven that a tenth of the samples and more are at full scale. The signal-to-noise ratio is
-that of the loudest tenth of 50 ms frames to the noise, over the whole band; hum and brown noise are measured above
-100 Hz, where they are heard.
+A sound is a function of the seed and its index. An `informative` sound holds speech, music or events: alone, in noise
+or hum at −5 … 30 dB, during one second of a long silence, or slightly clipped. The others are coloured noise, hum with
+hiss, tones, silence, near-silence, or sound so overdriven that at least a tenth of the samples are at full scale. The
+signal-to-noise ratio compares the loudest tenth of the 50 ms frames with the noise, above 100 Hz, where hum and brown
+noise are audible.
 """
 
 from collections.abc import Callable
@@ -24,14 +24,15 @@ _SCALE = (0, 2, 4, 5, 7, 9, 11, 12)
 
 @dataclass(frozen=True)
 class Mixture:
-    """A sound and what is true of it.
+    """A sound and its labels.
 
     Attributes:
         sound: (2, N) float32 at 32 kHz.
-        kind: what was made. about: what it was made of.
-        informative: whether there is something to be heard.
+        kind: how it was made.
+        about: what it was made of.
+        informative: whether it holds speech, music or events.
         sound_class: "speech", "music", "environment", "noise" or "silence".
-        snr_db: of the foreground, inf without noise.
+        snr_db: signal-to-noise ratio of the foreground, dB; inf without noise.
     """
 
     sound: np.ndarray
@@ -43,7 +44,7 @@ class Mixture:
 
 
 def mixture(seed: int, index: int) -> Mixture:
-    """Sound `index`; kinds take turns."""
+    """Make sound `index` of a seed. The kinds alternate."""
     rng = np.random.default_rng([seed, index, 0x6D6978])
     kinds = list(KINDS)
     return KINDS[kinds[index % len(kinds)]](rng)
@@ -68,7 +69,7 @@ def _music(rng: np.random.Generator, samples: int) -> np.ndarray:
         degree = int(np.clip(degree + rng.integers(-2, 3), 0, 7))
         chord = (degree, degree + 2, degree + 4) if rng.random() < 0.3 else (degree,)
         for step in chord:
-            pitch = 440 * 2 ** ((tonic + 12 * (step // 7) + _SCALE[step % 7] - 57) / 12)
+            pitch = sounds.midi_hz(tonic + 12 * (step // 7) + _SCALE[step % 7] + 12)
             strength = float(rng.uniform(0.5, 1.0))
             note = (
                 sounds.plucked_string(rng, pitch, strength, RATE)
@@ -102,7 +103,7 @@ _FOREGROUNDS: dict[str, tuple[str, _Maker]] = {
 
 
 def _foreground(rng: np.random.Generator, samples: int) -> tuple[str, str, np.ndarray]:
-    """Its name, its class, and (2, N) of it in a room, panned somewhere."""
+    """Make a foreground: its name, its class, and (2, N) samples of it in a room, panned."""
     name = str(rng.choice(list(_FOREGROUNDS)))
     sound_class, make = _FOREGROUNDS[name]
     dry = make(rng, samples)
@@ -111,7 +112,7 @@ def _foreground(rng: np.random.Generator, samples: int) -> tuple[str, str, np.nd
 
 
 def _noise(rng: np.random.Generator, samples: int) -> tuple[str, np.ndarray]:
-    """(2, N) noise of a colour, its channels alike or not, whose level drifts by up to 1 dB."""
+    """Make (2, N) coloured noise with equal or different channels, whose level drifts by up to 1 dB."""
     colour = float(rng.choice([0.0, 0.5, 1.0, 1.5, 2.0]))
     one = sounds.noise(rng, samples, colour)
     two = one if rng.random() < 0.3 else sounds.noise(rng, samples, colour)
@@ -126,7 +127,7 @@ def _hum(rng: np.random.Generator, samples: int) -> tuple[str, np.ndarray]:
 
 
 def _levelled(sound: np.ndarray, low_db: float, high_db: float, rng: np.random.Generator) -> np.ndarray:
-    """At a mean level between these, and never above full scale."""
+    """Scale to a mean level between these, and never above full scale."""
     level = 10 ** (rng.uniform(low_db, high_db) / 20)
     sound = sound * (level / max(float(np.sqrt(np.square(sound).mean())), 1e-9))
     return (sound / max(1.0, float(np.abs(sound).max()) / 0.98)).astype(np.float32)
@@ -210,7 +211,7 @@ def _silence(rng: np.random.Generator) -> Mixture:
     return Mixture(np.zeros((2, int(rng.uniform(2, 12) * RATE)), np.float32), "silence", "", False, "silence")
 
 
-# In the order of their turns: ten informative, nine not.
+# In the order in which `mixture` takes them: ten informative, nine not.
 KINDS: dict[str, Callable[[np.random.Generator], Mixture]] = {
     "noise and more 1": _mixed(_noise),
     "noise": _only(_noise),

@@ -1,8 +1,8 @@
-"""Plain sentences to be spoken, drawn from a small grammar. Each is true of the world.
+"""Plain sentences to speak, drawn from a small grammar. Each is true.
 
-A sentence whose words could as well be others by their sound ("oars", "ores") is not among them: nobody could tell what
-was said. Nor is one with a word that the voices of `speech` do not say as it is written ("rust" comes out as "rest",
-"wool" as "well", "kettle" as "cattle", in every voice that was tried): its label would be false.
+Words with a homophone ("oars", "ores") are left out, because nobody could tell which of the two was said. So are words
+that the voices of `speech` pronounce as another word ("rust" sounds like "rest", "wool" like "well", "kettle" like
+"cattle", in every voice that was tried): the label would be false.
 """
 
 import numpy as np
@@ -52,26 +52,31 @@ _FACTS = (
     "The sun rises in the east.",
     "The sun sets in the west.",
 )
+# Each subject with the two ways to complete "A drum is …".
+_COMPLETIONS = """
+    A drum: played with two sticks / a percussion instrument
+    A piano: played with both hands / a keyboard instrument
+    A violin: played with a bow / a string instrument
+    A guitar: plucked / a string instrument
+    A flute: blown / a wind instrument
+    A trumpet: blown / a brass instrument
+    A hammer: held in the hand / a tool
+    A candle: used to give light / made of wax
+    A bicycle: a vehicle with two wheels / steered with both hands
+    A boat: used on water / moved by the wind
+    A clock: used to tell the time / wound or driven by a motor
+    A letter: written on paper / carried by the post
+"""
 _SUBJECTS = {
-    "A drum": ("played with two sticks", "a percussion instrument"),
-    "A piano": ("played with both hands", "a keyboard instrument"),
-    "A violin": ("played with a bow", "a string instrument"),
-    "A guitar": ("plucked", "a string instrument"),
-    "A flute": ("blown", "a wind instrument"),
-    "A trumpet": ("blown", "a brass instrument"),
-    "A hammer": ("held in the hand", "a tool"),
-    "A candle": ("used to give light", "made of wax"),
-    "A bicycle": ("a vehicle with two wheels", "steered with both hands"),
-    "A boat": ("used on water", "moved by the wind"),
-    "A clock": ("used to tell the time", "wound or driven by a motor"),
-    "A letter": ("written on paper", "carried by the post"),
+    subject.strip(): tuple(completions.split(" / "))
+    for subject, completions in (line.split(": ") for line in _COMPLETIONS.strip().splitlines())
 }
 _FRUIT = ("Apples", "Cherries", "Lemons", "Peaches", "Plums")
 _ANIMALS = ("Dogs", "Cats", "Cows", "Ducks", "Frogs", "Lions", "Horses")
 
 
 def sentence(rng: np.random.Generator) -> str:
-    """One sentence, 3 to 8 words, plain ASCII."""
+    """Draw a sentence of 3 to 8 words, in plain ASCII."""
     form = rng.integers(10)
     if form < 6:
         return str(rng.choice(_FACTS))

@@ -1,4 +1,4 @@
-"""One shot: its pictures, its sound, and the truth about both."""
+"""One shot: its frames, its sound, and the labels of both."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from data_prep.synthetic.speech import Word
 
 @dataclass(frozen=True)
 class Format:
-    """What every shot of a corpus shares. Frame i is shown at i / fps seconds."""
+    """The format that all shots of a corpus share. Frame i is shown at i / fps seconds."""
 
     width: int
     height: int
@@ -20,20 +20,21 @@ class Format:
 
     @property
     def samples_per_frame(self) -> float:
+        """Audio samples during one frame, usually not an integer."""
         return self.sample_rate / self.fps
 
     def samples(self, frames: int) -> int:
-        """The sound's length for so many frames."""
+        """Number of audio samples that last as long as the frames."""
         return round(frames * self.samples_per_frame)
 
     def sample_of(self, frame: float) -> int:
-        """The sample that is heard when a frame is first seen."""
+        """Index of the audio sample at the time when a frame is first shown."""
         return round(frame * self.samples_per_frame)
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happens at one moment; `x` is its place, 0 at the picture's left edge and 1 at the right."""
+    """An event at one moment; `x` is its position, 0 at the left edge of the picture and 1 at the right."""
 
     time_s: float
     what: str
@@ -45,13 +46,14 @@ class Shot:
     """One shot.
 
     Attributes:
-        kind: what made it, a name of `settings.Mix`.
+        kind: a name of `settings.Mix`.
         sound_class: "speech", "environment", "music", "noise", "silence" or "no_audio".
         frames: (F, H, W, 3) uint8 RGB.
         audio: (2, N) float32 in [-1, 1]; None where there is no audio track.
-        seen, heard: one true sentence each, or more; the caption is the two together.
-        events: in order of time, seconds from the shot's start.
-        words: what is spoken, seconds from the shot's start.
+        seen, heard: one or more true sentences each; the caption is the two together.
+        events: in order of time, seconds from the start of the shot.
+        words: the spoken words, seconds from the start of the shot.
+        transcript: the spoken text.
         places: object → (F, 2): x and y on each frame, as shares of the picture's width and height.
     """
 
@@ -70,13 +72,27 @@ class Shot:
 Kind = Callable[[np.random.Generator, Format, int], Shot]
 
 
-def mixdown(
-    rng: np.random.Generator, form: Format, dry: np.ndarray, *, room_s: float, wet: float, peak: float, floor_db: float
-) -> np.ndarray:
-    """Direct sound (2, N) → the shot's audio: the room added, the loudest sample at `peak`, and faint room tone.
+Range = float | tuple[float, float]  # a value, or the bounds between which one is drawn
 
-    `floor_db` is the room tone's RMS in dB of full scale.
+
+def mixdown(
+    rng: np.random.Generator, form: Format, dry: np.ndarray, *, room_s: Range, wet: Range, peak: Range, floor_db: float
+) -> np.ndarray:
+    """Turn direct sound into a shot's audio: add the room, set the level, and add faint room tone.
+
+    Args:
+        rng: draws what is given as a range, and the noise.
+        form: of the shot.
+        dry: (2, N) direct sound.
+        room_s: reverberation time T60 of the room, seconds.
+        wet: level of the room's sound relative to the direct sound.
+        peak: loudest sample, of full scale.
+        floor_db: RMS of the room tone, dBFS.
+
+    Returns:
+        (2, N) float32 in [-0.99, 0.99].
     """
+    room_s, wet, peak = (value if isinstance(value, float) else rng.uniform(*value) for value in (room_s, wet, peak))
     around = sounds.room(dry.sum(axis=0) / np.sqrt(2), rng, room_s, form.sample_rate)
     whole = dry + wet * around
     whole *= peak / max(float(np.abs(whole).max()), 1e-6)
@@ -85,5 +101,5 @@ def mixdown(
 
 
 def side(x: float) -> str:
-    """A place in the picture in words."""
+    """Describe a position in the picture in words."""
     return "on the left" if x < 0.4 else "on the right" if x > 0.6 else "in the middle"

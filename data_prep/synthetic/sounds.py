@@ -1,15 +1,15 @@
 """The sounds of the synthetic corpus, made of damped partials and shaped noise.
 
-Every function gives mono float32; a sound that is struck begins on its first sample, so that adding it at sample n
-makes it audible at exactly n. A struck body is modal synthesis: x(t) = Σ aᵢ sin(2π fᵢ t) · 10^(−3 t / Tᵢ), Tᵢ being the
-time in which partial i falls by 60 dB.
+Functions return mono float32 unless they say otherwise. A struck sound begins on its first sample: added at sample n,
+it is audible from exactly n on. A struck body is made by modal synthesis: x(t) = Σ aᵢ sin(2π fᵢ t) · 10^(−3 t / Tᵢ),
+where Tᵢ (T60) is the time in which partial i falls by 60 dB.
 """
 
 import numpy as np
 from scipy.signal import butter, fftconvolve, sosfilt
 
-# What a ball and the ground under it are made of: partials in Hz, their levels, their T60 in s, and the contact's own
-# noise as (level, T60 in s, from Hz, to Hz).
+# For each material of a ball: partials in Hz, their levels, their T60 in s. And the noise of its contact with the
+# ground: (level, T60 in s, from Hz, to Hz).
 IMPACTS = {
     "wooden": ((120, 215, 330, 505, 790, 1230), (1.0, 0.9, 0.8, 0.5, 0.3, 0.15), (0.10, 0.09, 0.07, 0.05, 0.04, 0.03)),
     "rubber": ((70, 110, 165, 410, 620, 905), (1.0, 0.9, 0.5, 0.25, 0.2, 0.12), (0.12, 0.10, 0.09, 0.08, 0.12, 0.16)),
@@ -17,17 +17,30 @@ IMPACTS = {
 }
 _CONTACTS = {"wooden": (1.2, 0.03, 150, 3000), "rubber": (1.2, 0.05, 60, 1500), "glass": (0.35, 0.012, 1500, 12000)}
 
-# Partials of a struck bar relative to its pitch, their levels, and T60 relative to the lowest one's.
+# Partials of a struck bar relative to its pitch, their levels, and their T60 relative to that of the lowest partial.
 BARS = {
-    # A marimba's bar is cut so that its second mode lies two octaves up; wood swallows the upper ones.
+    # A marimba's bar is cut so that its second mode is two octaves up; wood damps the upper modes.
     "wooden": ((1.0, 3.98, 9.6, 16.8), (1.0, 0.35, 0.12, 0.05), (1.0, 0.45, 0.22, 0.12)),
-    # A metal bar of even thickness, free at both ends: the modes of a free beam.
+    # A metal bar of constant thickness, free at both ends, has the modes of a free beam.
     "metal": ((1.0, 2.756, 5.404, 8.933), (1.0, 0.55, 0.35, 0.15), (1.0, 0.6, 0.35, 0.22)),
 }
 
 
+def midi_hz(pitch: float) -> float:
+    """Frequency of a MIDI pitch, Hz; 69 is 440 Hz."""
+    return 440 * 2 ** ((pitch - 69) / 12)
+
+
 def impact(rng: np.random.Generator, material: str, size: float, strength: float, rate: int) -> np.ndarray:
-    """A ball of a material hitting the ground. `size` 1 is the usual one, a larger one is lower; strength in (0, 1]."""
+    """A ball that hits the ground.
+
+    Args:
+        rng: draws small deviations of the partials, and the noise.
+        material: a name in `IMPACTS`.
+        size: 1 is usual; a larger ball sounds lower.
+        strength: peak of the sound, in (0, 1].
+        rate: samples per second.
+    """
     ratios, levels, decays = IMPACTS[material]
     jitter = rng.uniform(0.97, 1.03, len(ratios))
     body = _modes(np.array(ratios) * jitter / size, np.array(levels), np.array(decays), rate)
@@ -37,7 +50,7 @@ def impact(rng: np.random.Generator, material: str, size: float, strength: float
 
 
 def struck_bar(rng: np.random.Generator, material: str, pitch_hz: float, strength: float, rate: int) -> np.ndarray:
-    """A xylophone's bar: inharmonic partials above its pitch, and the mallet's short knock."""
+    """A struck bar of a xylophone: inharmonic partials above its pitch, and the short knock of the mallet."""
     ratios, levels, decays = BARS[material]
     lowest = {"wooden": 0.9, "metal": 2.6}[material] * (440 / pitch_hz) ** 0.4
     body = _modes(pitch_hz * np.array(ratios), np.array(levels), lowest * np.array(decays), rate)
@@ -46,7 +59,7 @@ def struck_bar(rng: np.random.Generator, material: str, pitch_hz: float, strengt
 
 
 def piano_note(pitch_hz: float, seconds: float, strength: float, rate: int) -> np.ndarray:
-    """A struck string: stretched harmonics, the upper ones dying sooner, damped when the key is let go."""
+    """A struck string: stretched harmonics, the upper ones decaying faster, damped when the key is released."""
     count = int(min(18, 9000 / pitch_hz))
     n = np.arange(1, count + 1)
     partials = pitch_hz * n * np.sqrt(1 + 4e-4 * n**2)
@@ -60,7 +73,7 @@ def piano_note(pitch_hz: float, seconds: float, strength: float, rate: int) -> n
 
 
 def plucked_string(rng: np.random.Generator, pitch_hz: float, strength: float, rate: int) -> np.ndarray:
-    """A plucked string as its modes: levels of a string pulled at a fifth of its length, with the finger's noise."""
+    """A plucked string: the modes of a string pulled at a fifth of its length, with the noise of the finger."""
     count = int(min(24, 10000 / pitch_hz))
     n = np.arange(1, count + 1)
     levels = np.abs(np.sin(np.pi * n / 5)) / n**1.3 + 0.004
@@ -70,7 +83,7 @@ def plucked_string(rng: np.random.Generator, pitch_hz: float, strength: float, r
 
 
 def chirp(rng: np.random.Generator, low_hz: float, high_hz: float, seconds: float, rate: int) -> np.ndarray:
-    """A songbird's syllable: a fast sweep with a trill and a weak second harmonic."""
+    """A syllable of a songbird: a fast sweep with a trill and a weak second harmonic."""
     t = np.linspace(0, 1, int(seconds * rate), endpoint=False)
     sweep = low_hz + (high_hz - low_hz) * (np.sin(np.pi * t) if rng.random() < 0.5 else 1 - t)
     trill = 1 + 0.05 * np.sin(2 * np.pi * rng.uniform(30, 60) * t * seconds)
@@ -80,7 +93,7 @@ def chirp(rng: np.random.Generator, low_hz: float, high_hz: float, seconds: floa
 
 
 def tick(rng: np.random.Generator, high: bool, rate: int) -> np.ndarray:
-    """A clock's escapement: a short click, the tick a little higher than the tock."""
+    """The escapement of a clock: a short click; `high` for the tick, which is a little higher than the tock."""
     modes = np.array([3350, 4900, 6600, 9600]) * (1.0 if high else 0.85)
     body = _modes(modes, np.ones(4), np.full(4, 0.012), rate, 0.1)
     return _normalised(_normalised(body) + _burst(rng, len(body), 0.008, 2000, 12000, rate)).astype(np.float32)
@@ -97,7 +110,7 @@ def noise(rng: np.random.Generator, samples: int, colour: float = 0.0) -> np.nda
 
 
 def hum(rng: np.random.Generator, samples: int, mains_hz: float, rate: int) -> np.ndarray:
-    """A mains hum of RMS 1: the line's frequency and its harmonics, the even ones strong, phases at random."""
+    """Mains hum of RMS 1: the mains frequency and its harmonics, the second as strong as the first, random phases."""
     time = np.arange(samples) / rate
     total = np.zeros(samples)
     for n in range(1, 13):
@@ -107,30 +120,43 @@ def hum(rng: np.random.Generator, samples: int, mains_hz: float, rate: int) -> n
 
 
 def room(mono: np.ndarray, rng: np.random.Generator, seconds: float, rate: int) -> np.ndarray:
-    """What a room gives back of a sound: (N,) → (2, N), diffuse, with the given T60, darker than the sound itself.
+    """The reverberation of a room, without the direct sound: diffuse, and with less treble than the sound.
 
-    At unit power for a unit impulse; the direct sound is not in it.
+    Args:
+        mono: (N,) the sound.
+        rng: draws the impulse response, which has unit power.
+        seconds: reverberation time T60.
+        rate: samples per second.
+
+    Returns:
+        (2, N) float32.
     """
     time = np.arange(int(seconds * rate)) / rate
     tail = rng.standard_normal((2, len(time))) * 10 ** (-3 * time / seconds)
     tail = np.asarray(sosfilt(butter(1, 4500, fs=rate, output="sos"), tail))
-    tail *= np.minimum(1, time / 0.008)  # nothing comes back sooner than from the nearest wall
+    tail *= np.minimum(1, time / 0.008)  # the nearest wall reflects first
     tail /= np.sqrt(np.sum(tail**2, axis=1, keepdims=True))
     return fftconvolve(mono[None], tail, axes=1)[:, : len(mono)].astype(np.float32)
 
 
 def add(track: np.ndarray, sound: np.ndarray, sample: int) -> None:
-    """Mix a sound into a track (N,) at a sample; what runs over the end is cut."""
+    """Add a sound to a track (N,) at a sample; the part after the end of the track is dropped."""
     end = min(len(track), sample + len(sound))
     if end > sample >= 0:
         track[sample:end] += sound[: end - sample]
 
 
 def pan(mono: np.ndarray, x: np.ndarray | float, samples_per_frame: float) -> np.ndarray:
-    """Constant-power panning by the picture: (N,) → (2, N), left cos θ and right sin θ with θ = x π/2.
+    """Pan a sound to its position in the picture, with constant power: left cos θ, right sin θ, θ = x π/2.
 
-    `x` is the source's place in the picture, 0 at the left edge and 1 at the right; one number, or one per frame,
-    between which it moves evenly.
+    Args:
+        mono: (N,) the sound.
+        x: position of the source, 0 at the left edge and 1 at the right; one number, or one per frame, interpolated
+            linearly.
+        samples_per_frame: of the shot.
+
+    Returns:
+        (2, N) float32.
     """
     angle = np.clip(x, 0.0, 1.0) * (np.pi / 2)
     gains = np.stack([np.cos(angle), np.sin(angle)])
@@ -152,8 +178,8 @@ def _modes(
     count = int((seconds or float(decays.max(initial=0.05))) * rate)
     body = np.zeros(-(-count // _BLOCK) * _BLOCK)
     for f, level, decay in zip(hertz, levels, decays, strict=True):
-        # The partial is Im(wⁿ). With n = block · B + within, wⁿ is an outer product of two short lists of powers, which
-        # is ten times faster than a sine and an exponential for every sample.
+        # The partial is Im(wⁿ). With n = block · B + rest, wⁿ is an outer product of two short lists of powers. This is
+        # ten times faster than a sine and an exponential for every sample.
         log_w = (-_LN_1000 / decay + 2j * np.pi * f) / rate
         blocks = -(-min(count, int(1.2 * decay * rate)) // _BLOCK)
         coarse = level * np.exp(log_w * _BLOCK * np.arange(blocks))[:, None]

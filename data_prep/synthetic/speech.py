@@ -1,10 +1,10 @@
-"""Spoken sentences with the time of every word, from the small network (8 MB) that the `hibari-tts` package carries.
+"""Speak sentences and return the time of every word, with the small network (8 MB) in the `hibari-tts` package.
 
-Hibari says for every 12.5 ms how strong and how pitched each frequency is, and the package's signal processing makes
-sound of it. It speaks with one voice. The others are that voice with its pitch multiplied and its spectrum stretched,
-as a longer or shorter vocal tract does it: men's pitch is about half of women's, and their resonances lie about a sixth
-lower (Peterson and Barney 1952). How long each phoneme lasts is a tensor inside the network; that is where the times
-of the words come from.
+For every 12.5 ms Hibari predicts how strong and how periodic each frequency is; the package's signal processing turns
+this into sound. The network has one voice. The other voices are made from it: the pitch is multiplied, and the spectrum
+is stretched as by a longer or shorter vocal tract. Men's pitch is about half of women's, and their resonances are about
+a sixth lower (Peterson and Barney 1952). The times of the words come from a tensor inside the network: the duration of
+each phoneme.
 """
 
 import json
@@ -19,7 +19,7 @@ import onnx
 
 from data_prep.onnx_session import opened
 
-# Each voice: its pitch, and the length of its vocal tract, over the network's own.
+# (pitch, length of the vocal tract) of each voice, relative to the network's voice.
 VOICES: dict[str, tuple[float, float]] = {
     "woman 1": (1.0, 1.0),
     "woman 2": (0.88, 1.0),
@@ -34,17 +34,22 @@ WOMEN = tuple(name for name in VOICES if name.startswith("woman"))
 MEN = tuple(name for name in VOICES if name.startswith("man"))
 
 _FRAME_S = 0.025
-_LAG_S = 3 * _FRAME_S  # from sound to duration, as in Kokoro's own reckoning (kokoro.pipeline, join_timestamps)
+_LAG_S = 3 * _FRAME_S  # delay of the durations behind the sound, as in Kokoro (kokoro.pipeline, join_timestamps)
 _FRAMES_OF_PHONEMES = "/Clip_output_0"  # the tensor, (L,), that the network's length regulator repeats by
-_MARKS = "ˈˌː"  # of stress and length
-_SILENCE = "·"  # no phoneme: what the network wants at both ends
-_HEARD = 0.01  # of the loudest sample
-_MARGIN_S = 0.02  # left around the sound
+_MARKS = "ˈˌː"  # stress and length
+_SILENCE = "·"  # not a phoneme: the network needs it at both ends
+_HEARD = 0.01  # quieter samples are silence, relative to the loudest sample
+_MARGIN_S = 0.02  # kept around the sound
 
 
 @dataclass(frozen=True)
 class Word:
-    """One spoken word; seconds from the start of the clip."""
+    """One spoken word.
+
+    Attributes:
+        word: without punctuation.
+        start_s, end_s: seconds from the start of the clip.
+    """
 
     word: str
     start_s: float
@@ -56,10 +61,10 @@ class Utterance:
     """One spoken text.
 
     Attributes:
-        text: what was to be said.
+        text: the text.
         samples: (N,) float32 mono, peak 1.
         sample_rate: Hz.
-        words: in order, times from the first sample.
+        words: in order; times from the first sample.
         phonemes: (time in seconds, IPA character), in order; capitals are diphthongs (A as in day, I eye, O oh, W ow).
     """
 
@@ -71,6 +76,7 @@ class Utterance:
 
     @property
     def seconds(self) -> float:
+        """Length of the sound."""
         return len(self.samples) / self.sample_rate
 
 
@@ -80,52 +86,52 @@ def speak(text: str, voice: str = WOMEN[0], speed: float = 0.85, pitch: float = 
     Args:
         text: plain English words, with commas and full stops.
         voice: a name in `VOICES`.
-        speed: 0.5 to 2; 1 is about 250 words a minute.
-        pitch: over the voice's own.
+        speed: 0.5 to 2; 1 is about 250 words per minute.
+        pitch: factor on the pitch of the voice.
 
     Raises:
-        ValueError: the package is missing, there is no such voice, or the text is more than words.
+        ValueError: the package is missing, there is no such voice, or the text holds more than words.
     """
     if voice not in VOICES:
         raise ValueError(f"no voice {voice!r}; there are: {', '.join(VOICES)}")
-    parts = _parts()
+    tts = _synthesizer()
     spoken = text.split()
-    phonemes = parts.phonemes(text)
+    phonemes = tts.phonemes(text)
     if len(phonemes.split()) != len(spoken):
         raise ValueError(f"{text!r} is not spoken word for word; write numbers and signs as words")
     symbols = [_SILENCE, *phonemes, _SILENCE]
-    ids = [parts.numbers.get(symbol, 0) for symbol in symbols]
+    ids = [tts.numbers.get(symbol, 0) for symbol in symbols]
     given = {"ids": np.array([ids], np.int64), "speed": np.array([speed], np.float32)}
-    *bands, f0, frames = parts.network.run(None, given)
+    *bands, f0, frames = tts.network.run(None, given)
     own_pitch, tract = VOICES[voice]
     stretched = [_stretched(band[0], tract) for band in bands]
-    rng = np.random.default_rng(0)  # of the breath in the voice
-    sound = parts.dsp.synth(*stretched, f0[0] * np.float32(own_pitch * pitch), rng)
+    rng = np.random.default_rng(0)  # for the breath in the voice
+    sound = tts.dsp.synth(*stretched, f0[0] * np.float32(own_pitch * pitch), rng)
     sound /= max(float(np.abs(sound).max()), 1e-6)
-    heard_s = np.flatnonzero(np.abs(sound) > _HEARD) / parts.dsp.SR
+    heard_s = np.flatnonzero(np.abs(sound) > _HEARD) / tts.dsp.SR
     begin_s = max(0.0, heard_s[0] - _MARGIN_S)
-    begin, end = (round(at * parts.dsp.SR) for at in (begin_s, heard_s[-1] + _MARGIN_S))
+    begin, end = (round(at * tts.dsp.SR) for at in (begin_s, heard_s[-1] + _MARGIN_S))
     starts_s = np.concatenate([[0], np.cumsum(frames.ravel())]) * _FRAME_S - _LAG_S
     timed = [(symbol, float(at - begin_s)) for symbol, at in zip(symbols, starts_s, strict=False)]
     return Utterance(
         text,
         sound[begin:end],
-        parts.dsp.SR,
+        tts.dsp.SR,
         _words(spoken, timed, heard_s - begin_s),
         tuple((at, symbol) for symbol, at in timed if symbol.isalpha() and symbol not in _MARKS),
     )
 
 
 @dataclass(frozen=True)
-class _Parts:
+class _Synthesizer:
     network: Any  # ids, speed → five (1, 601, F) parts of the spectrum, f0 (1, F), frames of each phoneme (L,)
-    phonemes: Any  # text → IPA, words apart by spaces
-    numbers: dict[str, int]  # of each symbol
+    phonemes: Any  # text → IPA, words separated by spaces
+    numbers: dict[str, int]  # symbol → its id
     dsp: Any
 
 
 @cache
-def _parts() -> _Parts:
+def _synthesizer() -> _Synthesizer:
     try:
         from hibari import dsp, tts
         from hibari.g2p import G2P
@@ -138,19 +144,22 @@ def _parts() -> _Parts:
     model = onnx.load(str(assets / "hibari.onnx"))
     model.graph.output.append(onnx.ValueInfoProto(name=_FRAMES_OF_PHONEMES))
     numbers = json.loads((assets / "vocab.json").read_text(encoding="utf-8"))
-    return _Parts(opened(model.SerializeToString()), G2P(), numbers, dsp)
+    return _Synthesizer(opened(model.SerializeToString()), G2P(), numbers, dsp)
 
 
 def _stretched(band: np.ndarray, tract: float) -> np.ndarray:
-    """A part of the spectrum (601, F) with its resonances `tract` times lower; each bin takes the nearest one's."""
+    """Lower the resonances of a part of the spectrum (601, F) by the factor `tract`; takes the nearest bin."""
     bins = np.minimum(np.round(np.arange(len(band)) * tract).astype(int), len(band) - 1)
     return np.ascontiguousarray(band[bins])
 
 
 def _words(spoken: list[str], timed: list[tuple[str, float]], heard_s: np.ndarray) -> tuple[Word, ...]:
-    """Words without their punctuation. Two words meet in the middle of the space between them, as in Kokoro's own
-    reckoning; a word after a comma begins with its own sound, and one ends earlier where it has died away."""
-    edges = [timed[1][1]]  # between the words, and at both ends
+    """Find the times of the words, and strip their punctuation.
+
+    Two words meet in the middle of the space between them, as in Kokoro. A word after a comma begins with its own
+    sound, and a word ends earlier if its sound has died away.
+    """
+    edges = [timed[1][1]]  # times between the words, and at both ends
     for (before, _), (symbol, at_s), (_, until_s) in zip(timed, timed[1:], timed[2:], strict=False):
         if symbol == " ":
             edges.append((at_s + until_s) / 2 if before.isalpha() else until_s)

@@ -17,7 +17,7 @@ import yaml
 
 from data_prep.curation import calibration
 from data_prep.curation.calibration import CLASSES, Calibration, Source
-from data_prep.dataset import storage
+from data_prep.dataset import layout, storage
 from data_prep.dataset.index import read_manifest
 from data_prep.settings import PolicySettings
 from pipelines.report import pages
@@ -80,7 +80,7 @@ def run_calibrate(labels: str | Path, source: str | Path, output: str | Path) ->
         ("calibration.png", picture),
         ("policy.yaml", snippet.encode()),
         ("calibration.html", page),
-        ("summary.json", json.dumps(summary, indent=1, ensure_ascii=False).encode() + b"\n"),
+        (layout.SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False).encode() + b"\n"),
     ):
         storage.put(storage.at(output, name), data)
     return summary
@@ -93,7 +93,7 @@ def set_policy(source: str | Path) -> PolicySettings:
         ValueError: it is no set that `curate` made.
     """
     try:
-        settings = yaml.safe_load(storage.read(storage.at(source, "settings.yaml")))["settings"]
+        settings = yaml.safe_load(storage.read(storage.at(source, layout.SETTINGS)))["settings"]
     except FileNotFoundError:
         raise ValueError(f"{source} holds no settings.yaml; give the output folder of `kinotone curate`") from None
     if "curate" not in settings:

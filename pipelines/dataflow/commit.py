@@ -1,6 +1,6 @@
 """The protocol of an output set: settings first, segments whole, summary last.
 
-A segment is committed by `data_prep.dataset.shards.write_segment`: tar, manifest part, ledger entry, in this order,
+A segment is committed by `data_prep.dataset.shards.commit_segment`: tar, manifest part, ledger entry, in this order,
 with the conservation law checked. This module adds what belongs to the whole set: `settings.yaml`, written before the
 first segment and compared by every later run, and `summary.json` with `index.parquet` and `duplicates.parquet`,
 written from the ledger when every segment is there.
@@ -18,13 +18,11 @@ import yaml
 
 from data_prep.clip import Segment
 from data_prep.curation import near_duplicates
-from data_prep.dataset import storage
-from data_prep.dataset.index import MANIFEST_PARTS, build_index, each_manifest, tidy_manifest
-from data_prep.dataset.ledger import LEDGER_PARTS, Entry, Ledger, totals
+from data_prep.dataset import layout, storage
+from data_prep.dataset.index import build_index, each_manifest, tidy_manifest
+from data_prep.dataset.ledger import Entry, Ledger, totals
 from data_prep.dataset.shards import Committed, commit_segment
 from data_prep.settings import differences
-
-SETTINGS, SUMMARY = "settings.yaml", "summary.json"
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def claim(root: str | Path, settings: Mapping[str, Any], inputs: list[str]) -> N
     """
     if not storage.is_remote(root) and storage.local(root).is_file():
         raise ValueError(f"output {root} is a file; give a folder")
-    path = storage.at(root, SETTINGS)
+    path = storage.at(root, layout.SETTINGS)
     known_inputs: list[str] = []
     begun = bool(Ledger(root).done())
     if begun and storage.exists(path):
@@ -90,8 +88,8 @@ def finish(root: str | Path, verb: str, seconds: Mapping[str, float], wall_s: fl
     ledger = Ledger(root)
     ledger.tidy()
     tidy_manifest(root)
-    for part in ("shards", "manifest", "ledger", LEDGER_PARTS, MANIFEST_PARTS):
-        storage.sweep(storage.at(root, part))
+    for folder in layout.COMMIT_FOLDERS:
+        storage.sweep(storage.at(root, folder))
     counts = totals(ledger.entries())
     doubles = near_duplicates.write(root, each_manifest(root))
     build_index(root, doubles)
@@ -105,14 +103,14 @@ def finish(root: str | Path, verb: str, seconds: Mapping[str, float], wall_s: fl
         "stage_seconds": {name: round(spent, 3) for name, spent in seconds.items()},
         "wall_seconds": round(wall_s, 1),
     }
-    storage.put(storage.at(root, SUMMARY), json.dumps(summary, indent=1, ensure_ascii=False).encode() + b"\n")
+    storage.put(storage.at(root, layout.SUMMARY), json.dumps(summary, indent=1, ensure_ascii=False).encode() + b"\n")
     return summary
 
 
 def read_summary(root: str | Path) -> dict[str, Any] | None:
     """The summary of a finished set, or None while a segment was committed after it or none was written."""
     try:
-        summary = json.loads(storage.read(storage.at(root, SUMMARY)))
+        summary = json.loads(storage.read(storage.at(root, layout.SUMMARY)))
     except FileNotFoundError:
         return None
     return summary if summary["segments"] == len(Ledger(root).done()) else None
@@ -121,7 +119,7 @@ def read_summary(root: str | Path) -> dict[str, Any] | None:
 def dataset_id(root: str | Path) -> str:
     """A name for exactly these segments under these settings: a 20-digit hash of the ledger and the settings."""
     digest = hashlib.sha256()
-    path = storage.at(root, SETTINGS)
+    path = storage.at(root, layout.SETTINGS)
     if storage.exists(path):
         digest.update(json.dumps(yaml.safe_load(storage.read(path))["settings"], sort_keys=True).encode())
     for entry in Ledger(root).entries():

@@ -22,7 +22,7 @@ import yaml
 from captioning.settings import CaptionSettings
 from data_prep.clip import Segment
 from data_prep.curation.curator import Curator
-from data_prep.dataset import storage
+from data_prep.dataset import layout, storage
 from data_prep.dataset.compaction import SEGMENTS_PER_FILE
 from data_prep.dataset.index import compacted_manifest
 from data_prep.dataset.ledger import Ledger
@@ -30,7 +30,7 @@ from data_prep.dataset.shards import Committed
 from data_prep.settings import CurateSettings, Settings
 from data_prep.sources.listing import each_source
 from pipelines.cluster import ray_running
-from pipelines.dataflow.commit import SETTINGS, SUMMARY, claim, dataset_id, finish, read_summary
+from pipelines.dataflow.commit import claim, dataset_id, finish, read_summary
 from pipelines.dataflow.encode import fingerprints
 from pipelines.dataflow.graph import Stage, StageFunction, run_graph
 from pipelines.report import overview
@@ -94,7 +94,7 @@ def run_prepare(
     show = partial(progress or (lambda *_: None), verb)
     show(total - len(left), total, "")
     summary = read_summary(root)
-    if not left and summary is not None and storage.exists(storage.at(root, overview.NAME)):
+    if not left and summary is not None and storage.exists(storage.at(root, layout.REPORT)):
         send_rest(tracking or TrackingSettings(), "kinotone", verb, _tracked_beside(root))
         return summary
 
@@ -116,7 +116,8 @@ def run_prepare(
         run.metrics(_funnel(summary), total)
         run.metrics({f"removed/{kind.replace(': ', '/')}": count for kind, count in made.removed.items()}, total)
         run.image("funnel", overview.funnel_figure(summary), total)
-        files = [(name, storage.read(storage.at(root, name)), "") for name in (overview.NAME, SUMMARY, SETTINGS)]
+        names = (layout.REPORT, layout.SUMMARY, layout.SETTINGS)
+        files = [(name, storage.read(storage.at(root, name)), "") for name in names]
         files += [(name, storage.read(storage.at(root, overview.PAGES, name)), overview.PAGES) for name in made.pages]
         files += [(name, data, "sample") for name, data in made.samples]
         for name, data, place in files:
@@ -243,7 +244,7 @@ def _rejudged(source: str, given: Settings) -> CurateSettings:
     from data_prep.curation.rejudge import rejudged_settings
 
     assert isinstance(given, CurateSettings)
-    known = yaml.safe_load(storage.read(storage.at(source, SETTINGS)))["settings"]
+    known = yaml.safe_load(storage.read(storage.at(source, layout.SETTINGS)))["settings"]
     if "curate" not in known:
         raise ValueError(f"--rejudge {source}: not made by `kinotone curate`; give the set that was")
     return rejudged_settings(CurateSettings(**known["curate"]), given)

@@ -10,7 +10,6 @@ import io
 import math
 import multiprocessing
 import os
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,16 +49,6 @@ class Example:
         """What is embedded, as files (name, bytes)."""
         named = (("clip.mp4", self.video), ("contact_sheet.png", self.sheet), ("spectrogram.png", self.spectrogram))
         return [(name, base64.b64decode(uri.split(",", 1)[1])) for name, uri in named if uri]
-
-
-def spread(rows: list[dict], limit: int) -> list[dict]:
-    """Up to `limit` rows, taking turns among the sound classes."""
-    by_class: dict[str, list[dict]] = defaultdict(list)
-    for row in rows:
-        by_class[row["sound_class"]].append(row)
-    queues = [by_class[name] for name in sorted(by_class)]
-    turns = [queue[at] for at in range(max(map(len, queues))) for queue in queues if at < len(queue)]
-    return turns[:limit]
 
 
 class Drawing:

@@ -16,14 +16,12 @@ from typing import Any
 import yaml
 
 from data_prep.curation import near_duplicates
-from data_prep.dataset import storage
-from data_prep.dataset.index import each_manifest
-from pipelines.dataflow.commit import SETTINGS, SUMMARY
+from data_prep.dataset import layout, storage
+from data_prep.dataset.index import each_manifest, round_robin
 from pipelines.report import captions, pages, review
-from pipelines.report.examples import Drawing, Example, spread
+from pipelines.report.examples import Drawing, Example
 from pipelines.report.statistics import EXAMPLES, SCORES, Kind, SetStatistics, collect_statistics
 
-NAME = "report.html"
 PAGES = "report"
 
 # Examples on the first page: of kept clips, and of each reason for which clips were not kept; and on a verdict's own.
@@ -79,16 +77,16 @@ def write_report(root: str | Path) -> Report:
     doubles = near_duplicates.read(root)
     pairs = sorted(doubles.items())[: PAGE_EXAMPLES // 2]
     counted = collect_statistics(each_manifest(root), [clip_id for pair in pairs for clip_id in pair])
-    summary = json.loads(storage.read(storage.at(root, SUMMARY)))
+    summary = json.loads(storage.read(storage.at(root, layout.SUMMARY)))
     sections = _sections(root, counted, pairs, len(doubles))
     folder = str(root).rstrip("/").rsplit("/", 1)[-1]
     for section in sections:
-        page = pages.render("examples.html", section=section, folder=folder, index=NAME)
+        page = pages.render("examples.html", section=section, folder=folder, index=layout.REPORT)
         storage.put(storage.at(root, PAGES, section.page), page)
     named = [section.page for section in sections]
     if counted.captioned:
         shown = [pair for section in sections for pair in section.pairs if captions.captioned(pair[0]["caption"])]
-        page = captions.render(shown, counted.removed, counted.captioned, folder, NAME, review.NAME)
+        page = captions.render(shown, counted.removed, counted.captioned, folder, layout.REPORT, review.NAME)
         storage.put(storage.at(root, PAGES, captions.NAME), page)
         storage.put(storage.at(root, PAGES, review.NAME), review.table([row for row, _ in shown]))
         named += [captions.NAME, review.NAME]
@@ -100,12 +98,12 @@ def write_report(root: str | Path) -> Report:
         languages=_ranked(counted.languages),
         histograms=_histograms(counted, _policy(root)),
         sections=sections,
-        settings=storage.read(storage.at(root, SETTINGS)).decode(),
+        settings=storage.read(storage.at(root, layout.SETTINGS)).decode(),
         folder=folder,
         pages=PAGES,
         captions=captions.NAME if captions.NAME in named else "",
     )
-    path = storage.at(root, NAME)
+    path = storage.at(root, layout.REPORT)
     storage.put(path, page)
     samples = next((e.files() for s in sections if s.title == "Kept" for e in s.examples if e.video), [])
     return Report(path, named, samples, counted.removed)
@@ -161,7 +159,7 @@ def _ranked(kinds: Mapping[str, Kind]) -> list[tuple[str, Kind]]:
 def _policy(root: str | Path) -> dict[str, Any]:
     """The thresholds that judged this set: its own, or those of the set that it was made from."""
     for _ in range(3):
-        path = storage.at(root, SETTINGS)
+        path = storage.at(root, layout.SETTINGS)
         if not storage.exists(path):
             break
         settings = yaml.safe_load(storage.read(path))["settings"]
@@ -206,7 +204,7 @@ def _sections(root: str | Path, counted: SetStatistics, doubles: list[tuple[str,
         for verdict, first in (("kept", KEPT_EXAMPLES), ("dropped", OTHER_EXAMPLES), ("failed", OTHER_EXAMPLES)):
             for _, reason in sorted(key for key in counted.clips if key[0] == verdict):
                 title = "Kept" if verdict == "kept" else f"{verdict.capitalize()}: {_words(reason)}"
-                rows = spread(counted.rows(verdict, reason), PAGE_EXAMPLES)
+                rows = round_robin(counted.rows(verdict, reason), PAGE_EXAMPLES)
                 pairs = [(row, drawing.example(row)) for row in rows]
                 clips = counted.clips[verdict, reason]
                 sections.append(Section(title, _page(verdict, reason), clips, first, pairs))

@@ -11,7 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from data_prep.dataset import storage
+from data_prep.dataset import layout, storage
 from data_prep.dataset.index import each_manifest
 from pipelines.report import captions
 
@@ -81,7 +81,7 @@ def run_review(labels: str | Path, source: str, output: str | Path) -> dict[str,
         "proposed": {"caption.min_tag_score": _least_score(known)},
     }
     data = json.dumps(summary, indent=1, ensure_ascii=False).encode() + b"\n"
-    storage.put(storage.at(output, "summary.json"), data)
+    storage.put(storage.at(output, layout.SUMMARY), data)
     return summary
 
 

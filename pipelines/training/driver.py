@@ -112,7 +112,7 @@ def train(
             return summary
 
     output.mkdir(parents=True, exist_ok=True)
-    with storage.whole(output / "settings.yaml") as out:
+    with storage.atomic_write(output / "settings.yaml") as out:
         about = {"task": task, **settings.model_dump(mode="json"), "given": given}
         out.write(yaml.safe_dump(about, sort_keys=False).encode())
     for reason, count in dataset.skipped.items():
@@ -126,7 +126,7 @@ def train(
             _fit(Job(known[task], settings, output, files), task, output, run)
         summary = _summary(task, settings, dataset, plan, output, time.monotonic() - began)
         _copy_given(files, output / "weights")
-        with storage.whole(summary_path) as out:
+        with storage.atomic_write(summary_path) as out:
             out.write(json.dumps(summary, indent=1).encode())
         run.artifact(output / "settings.yaml")
         run.artifact(summary_path)
@@ -367,7 +367,7 @@ def _copy_given(files: dict[str, Path], folder: Path) -> None:
         if target.exists():
             continue
         if path.name == target.name and not adapter_path(path).is_file():
-            with storage.whole(target) as out, path.open("rb") as source:
+            with storage.atomic_write(target) as out, path.open("rb") as source:
                 shutil.copyfileobj(source, out)
         else:
             weights.convert(path, folder, "kinotone", [name])

@@ -301,7 +301,8 @@ def start_engine(
 
 def _require_gradients(module: nn.Module, inputs: tuple[Any, ...]) -> None:
     """DeepSpeed takes the gradients of a module that is gathered whole when those of its inputs are there. Where
-    nothing before the module is trained (adapters, frozen parts), these must be asked for, or it takes none."""
+    nothing before the module is trained (adapters, frozen parts), these must be asked for, or it takes none.
+    """
     for x in inputs:
         if isinstance(x, Tensor) and x.is_floating_point() and torch.is_grad_enabled():
             x.requires_grad_()

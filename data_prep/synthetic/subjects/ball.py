@@ -1,7 +1,7 @@
 """A ball that bounces and knocks.
 
-Each flight between two impacts lasts a whole number n of frames and is a parabola of height g (n / fps)² / 8, so the
-ball touches the ground exactly on a frame, and the knock begins on that frame's sample.
+Each flight between two impacts lasts an integer number n of frames and is a parabola of height g (n / fps)² / 8. So the
+ball touches the ground exactly on a frame, and the knock begins on the sample of that frame.
 """
 
 import numpy as np
@@ -12,11 +12,11 @@ from data_prep.synthetic.canvas import COLOURS, glow, sphere
 from data_prep.synthetic.shot import Event, Format, Shot, mixdown
 
 _HEARD = {"wooden": "a hard knock", "rubber": "a dull thud", "glass": "a bright clink"}
-_FLASH = 5  # frames for which the ground shows an impact
+_FLASH = 5  # number of frames for which an impact is shown on the ground
 
 
 def ball(rng: np.random.Generator, form: Format, frames: int) -> Shot:
-    """A wooden, rubber or glass ball in a room, a landscape or a studio."""
+    """Make a shot of a wooden, rubber or glass ball in a room, a landscape or a studio."""
     height, width = form.height, form.width
     material = str(rng.choice(list(sounds.IMPACTS)))
     span = round(0.35 * width)
@@ -71,19 +71,11 @@ def ball(rng: np.random.Generator, form: Format, frames: int) -> Shot:
     size = float(np.interp(radius / height, (0.085, 0.135), (0.85, 1.2)))
     track = np.zeros(form.samples(frames), np.float32)
     for hit in hits:
-        before = lift[max(0, hit - 2)]  # how fast it comes down: the loudness goes with its speed
+        before = lift[max(0, hit - 2)]  # the height just before the impact gives its speed, and that the loudness
         strength = float(np.clip(0.35 + 1.6 * np.sqrt(before), 0.35, 1.0))
         sounds.add(track, sounds.impact(rng, material, size, strength, form.sample_rate), form.sample_of(hit))
     dry = sounds.pan(track, x, form.samples_per_frame)
-    audio = mixdown(
-        rng,
-        form,
-        dry,
-        room_s=rng.uniform(0.25, 0.45),
-        wet=rng.uniform(0.15, 0.3),
-        peak=rng.uniform(0.5, 0.9),
-        floor_db=-60,
-    )
+    audio = mixdown(rng, form, dry, room_s=(0.25, 0.45), wet=(0.15, 0.3), peak=(0.5, 0.9), floor_db=-60)
 
     kind = {"plain": "", "stripe": " with a stripe", "quarters": " with quarters", "seams": " with dark seams"}[pattern]
     way = x[-1] - x[0]
@@ -104,10 +96,10 @@ def ball(rng: np.random.Generator, form: Format, frames: int) -> Shot:
 
 
 def _bounces(rng, frames: int, fps: float) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Frames of impact, height of each frame as a share of the first fall's, and how flat the ball is."""
+    """Frames of the impacts; height of the ball on each frame, relative to the first fall; how flat the ball is."""
     longest = rng.uniform(0.5, 0.75) * fps
     flight, loss = longest, rng.uniform(0.9, 0.97)
-    hit = -int(rng.integers(0, int(longest * 0.6)))  # the clip begins somewhere in the first flight
+    hit = -int(rng.integers(0, int(longest * 0.6)))  # the clip starts somewhere in the first flight
     lift, squash, hits = np.zeros(frames), np.zeros(frames), []
     while hit < frames:
         length = max(round(flight), 4)
@@ -127,7 +119,7 @@ def _bounces(rng, frames: int, fps: float) -> tuple[list[int], np.ndarray, np.nd
 
 
 def _walk(rng, frames: int, hits: list[int], fps: float, margin: float) -> np.ndarray:
-    """The ball's way across, as shares of the width: even between impacts, turning back near a side."""
+    """Horizontal position of the ball as a share of the width: constant speed between impacts, turning at the sides."""
     low, high = margin + 0.03, 0.97 - margin
     x = np.empty(frames)
     at, speed = rng.uniform(low, high), rng.choice([-1, 1]) * rng.uniform(0.08, 0.32) / fps

@@ -1,4 +1,4 @@
-"""A xylophone: bars that are struck by a mallet and ring at their pitch. Longer bars are lower, and come first."""
+"""A xylophone: a mallet strikes bars, which ring at their pitch. Longer bars are lower, and are on the left."""
 
 import numpy as np
 
@@ -20,12 +20,12 @@ _RAINBOW = (
     (206, 88, 150),
 )
 _LOOKS = {"wooden": ((150, 92, 52), (196, 142, 86)), "metal": ((176, 184, 196), (214, 218, 226))}
-_STILL = 0.6  # seconds after which a struck bar is seen to stand still
+_STILL = 0.6  # seconds after which a struck bar no longer moves visibly
 _COUNTS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}
 
 
 def bars(rng: np.random.Generator, form: Format, frames: int) -> Shot:
-    """Four to eight wooden or metal bars, one mallet, strokes on whole frames."""
+    """Make a shot of four to eight wooden or metal bars and a mallet, whose strokes fall exactly on frames."""
     height, width = form.height, form.width
     material = str(rng.choice(["wooden", "metal"]))
     count = int(rng.integers(4, 9))
@@ -92,19 +92,11 @@ def bars(rng: np.random.Generator, form: Format, frames: int) -> Shot:
     dry = np.zeros((2, samples), np.float32)
     for hit, bar in hits:
         track = np.zeros(samples, np.float32)
-        pitch = 440 * 2 ** ((base + notes[bar] - 69) / 12)
+        pitch = sounds.midi_hz(base + notes[bar])
         ring = sounds.struck_bar(rng, material, pitch, rng.uniform(0.65, 1.0), form.sample_rate)
         sounds.add(track, ring, form.sample_of(hit))
         dry += sounds.pan(track, (centres[bar] - offsets) / width, form.samples_per_frame)
-    audio = mixdown(
-        rng,
-        form,
-        dry,
-        room_s=rng.uniform(0.3, 0.6),
-        wet=rng.uniform(0.12, 0.25),
-        peak=rng.uniform(0.5, 0.85),
-        floor_db=-62,
-    )
+    audio = mixdown(rng, form, dry, room_s=(0.3, 0.6), wet=(0.12, 0.25), peak=(0.5, 0.85), floor_db=-62)
 
     dress = "coloured" if coloured else "brown" if material == "wooden" else "grey"
     strokes = f"{_COUNTS.get(len(hits), len(hits))} time{'s' * (len(hits) != 1)}"
@@ -133,7 +125,7 @@ def bars(rng: np.random.Generator, form: Format, frames: int) -> Shot:
 
 
 def _table(rng, b, width: int, height: int) -> None:
-    """A table seen from a little above, its boards running away from the viewer."""
+    """Draw a table seen from slightly above, with boards that run away from the viewer."""
     wood = ((126, 92, 66), (104, 74, 58), (150, 116, 82), (92, 84, 80))[rng.integers(4)]
     edge = height * 0.4
     b.polygon([(0, edge), (width, edge), (width, height), (0, height)], wood)
@@ -144,7 +136,7 @@ def _table(rng, b, width: int, height: int) -> None:
 
 
 def _strokes(rng, frames: int, fps: float, count: int) -> list[tuple[int, int]]:
-    """(frame, bar) of each stroke: an even beat, sometimes left out, walking up and down the bars."""
+    """(frame, bar) of each stroke: a regular beat with some strokes left out, moving up and down the bars."""
     beat = round(rng.uniform(0.24, 0.42) * fps)
     bar, hits = int(rng.integers(count)), []
     for frame in range(int(rng.integers(3, max(4, beat))), frames - 3, beat):
@@ -171,7 +163,7 @@ def _bar(b, x: float, y: float, half: float, long: float, colour, age: float) ->
 
 
 def _mallet(hits: list[tuple[int, int]], i: int, frames: int, places: list[float]) -> tuple[float, float]:
-    """The mallet's x in pixels and how high it is, 0 (on the bar) to 1: on a bar on its stroke's frame only."""
+    """The mallet's x in pixels, and its height from 0 (on the bar, only on the frame of a stroke) to 1."""
     before = [h for h in hits if h[0] <= i]
     after = [h for h in hits if h[0] > i]
     if not hits:

@@ -1,4 +1,4 @@
-"""A face that speaks: its mouth opens with the loudness of the words, and rounds with their vowels."""
+"""A face that speaks: its mouth opens with the loudness of the words, and takes the shape of their vowels."""
 
 import math
 
@@ -26,7 +26,7 @@ _TRIES = 30
 
 
 def face(rng: np.random.Generator, form: Format, frames: int) -> Shot:
-    """A speaker on the left, in the middle or on the right; as many sentences as the shot holds."""
+    """Make a shot of a speaker on the left, in the middle or on the right, with as many sentences as fit into it."""
     height, width = form.height, form.width
     woman = bool(rng.random() < 0.5)
     voice = str(rng.choice(WOMEN if woman else MEN))
@@ -70,15 +70,7 @@ def face(rng: np.random.Generator, form: Format, frames: int) -> Shot:
 
     mouth = np.stack([x / width, (y + 0.52 * tall) / height], axis=1)
     dry = sounds.pan(track, mouth[:, 0], form.samples_per_frame)
-    audio = mixdown(
-        rng,
-        form,
-        dry,
-        room_s=rng.uniform(0.2, 0.35),
-        wet=rng.uniform(0.05, 0.12),
-        peak=rng.uniform(0.55, 0.85),
-        floor_db=-60,
-    )
+    audio = mixdown(rng, form, dry, room_s=(0.2, 0.35), wet=(0.05, 0.12), peak=(0.55, 0.85), floor_db=-60)
     transcript = " ".join(u.text for u in said)
     who = "woman" if woman else "man"
     seen = (
@@ -94,7 +86,7 @@ def face(rng: np.random.Generator, form: Format, frames: int) -> Shot:
 
 
 def _talk(rng, voice: str, seconds: float) -> tuple[list[Utterance], list[float]]:
-    """Sentences that fit into the shot, and the second at which each begins."""
+    """Choose sentences that fit into the shot. Returns them and the second at which each begins."""
     speed, pitch = float(rng.uniform(0.7, 0.9)), float(rng.uniform(0.93, 1.07))
     said: list[Utterance] = []
     starts: list[float] = []
@@ -113,7 +105,7 @@ def _talk(rng, voice: str, seconds: float) -> tuple[list[Utterance], list[float]
 
 
 def _envelope(track: np.ndarray, frames: int, form: Format) -> np.ndarray:
-    """How far the mouth is open on each frame, 0 to 1: the RMS of the sound around that frame's moment."""
+    """How far the mouth is open on each frame, 0 to 1: the RMS of the sound around the time of the frame."""
     half = form.samples_per_frame * 0.5
     power = np.concatenate([[0.0], np.cumsum(track.astype(np.float64) ** 2)])
     centre = np.arange(frames) * form.samples_per_frame
@@ -124,14 +116,14 @@ def _envelope(track: np.ndarray, frames: int, form: Format) -> np.ndarray:
 
 
 def _shape(phoneme: str) -> float:
-    """How the lips stand: −1 round (oo), 0 neutral, 1 wide (ee)."""
+    """Shape of the lips: −1 round (oo), 0 neutral, 1 wide (ee)."""
     if phoneme in "uʊwɔOW":
         return -1.0
     return 1.0 if phoneme in "iɪeɛAsz" else 0.0
 
 
 def _blinks(rng, frames: int, fps: float) -> np.ndarray:
-    """How far the eyes are open on each frame."""
+    """How far the eyes are open on each frame, 0 to 1."""
     eyes = np.ones(frames)
     at = rng.uniform(0.3, 2.0) * fps
     while at < frames:
@@ -141,7 +133,7 @@ def _blinks(rng, frames: int, fps: float) -> np.ndarray:
 
 
 class _Head:
-    """A drawn head and shoulders; lengths are shares of `tall`, half the head's height."""
+    """A drawn head with shoulders. Lengths are relative to `t`, half the height of the head."""
 
     def __init__(self, skin, hair, cloth, woman: bool, glasses: bool, beard: bool) -> None:
         self.skin, self.hair, self.cloth, self.woman, self.glasses, self.beard = (

@@ -1,5 +1,6 @@
-"""Music: a melody over chords, played on a keyboard onto which the notes fall, or on the strings of a harp."""
+"""Music: a melody with chords, played on a keyboard onto which notes fall, or on the strings of a harp."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +12,21 @@ from data_prep.synthetic.shot import Event, Format, Shot, mixdown
 
 _MAJOR, _MINOR = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)
 _PROGRESSIONS = ((0, 5, 3, 4), (0, 3, 4, 0), (0, 4, 5, 3), (0, 3, 0, 4))
-_LAST = 4  # frames before the end in which no note begins
+_LAST = 4  # number of frames at the end in which no note begins
 _KEYS = ("C", "C sharp", "D", "E flat", "E", "F", "F sharp", "G", "A flat", "A", "B flat", "B")
 _PAINTS = (((255, 176, 64), (90, 150, 250)), ((250, 110, 140), (90, 210, 190)), ((150, 230, 110), (180, 130, 250)))
 
 
 @dataclass(frozen=True)
 class Note:
-    """One note: frames at which it is struck and let go, its pitch (MIDI), and whether it is the tune or a chord."""
+    """One note.
+
+    Attributes:
+        frame: on which it is struck.
+        end: frame on which it is released.
+        pitch: MIDI number.
+        tune: whether it belongs to the melody and not to a chord.
+    """
 
     frame: int
     end: int
@@ -27,7 +35,7 @@ class Note:
 
 
 def music(rng: np.random.Generator, form: Format, frames: int) -> Shot:
-    """Two to four bars of a tune in a major or minor key."""
+    """Make a shot of a tune in a major or minor key."""
     beat = round(form.fps * 60 / rng.uniform(96, 150))
     tonic, minor = int(rng.integers(0, 12)), bool(rng.random() < 0.4)
     piece = _compose(rng, frames, beat, tonic, _MINOR if minor else _MAJOR)
@@ -50,7 +58,7 @@ def _compose(rng, frames: int, beat: int, tonic: int, scale) -> list[Note]:
         rhythm = ((1, 1), (1, 0.5, 0.5), (0.5, 0.5, 1), (0.5, 0.5, 0.5, 0.5), (1.5, 0.5))[rng.integers(5)]
         place = float(at)
         for k, share in enumerate(rhythm):
-            if k == 0:  # a chord's own note on the strong beat
+            if k == 0:  # a note of the chord on the strong beat
                 degree = (root + int(rng.choice([0, 2, 4]))) % 7
             length = share * beat
             if round(place) < frames - _LAST:
@@ -72,7 +80,7 @@ def _keyboard(rng, form: Format, frames: int, piece: list[Note], beat: int, key:
     x_of = {p: (k + 0.5) * key_w for k, p in enumerate(whites)} | {p: (whites.index(p - 1) + 1) * key_w for p in blacks}
     top = height * 0.68
     tune, chord = _PAINTS[rng.integers(len(_PAINTS))]
-    speed = height * 0.62 / (2.2 * beat)  # pixels that a note falls per frame
+    speed = height * 0.62 / (2.2 * beat)  # of a falling note, pixels per frame
     still = _night(rng, height, width, int(top), low, x_of, beat)
     keys: dict[frozenset, np.ndarray] = {}  # the keyboard changes only when a note begins or ends
     pictures = np.empty((frames, height, width, 3), np.uint8)
@@ -98,19 +106,12 @@ def _keyboard(rng, form: Format, frames: int, piece: list[Note], beat: int, key:
                 glow(frame, x_of[note.pitch], top, key_w * 0.6, height * 0.05, (255, 250, 220), 0.8 * (1 - age / 8))
         pictures[i] = frame
 
-    place = {p: x / width for p, x in x_of.items()}
-    audio = _play(
-        rng,
-        form,
-        frames,
-        piece,
-        place,
-        lambda note, seconds, strength: sounds.piano_note(
-            440 * 2 ** ((note.pitch - 69) / 12), seconds, strength, form.sample_rate
-        ),
-    )
+    def sound(pitch_hz: float, seconds: float, strength: float) -> np.ndarray:
+        return sounds.piano_note(pitch_hz, seconds, strength, form.sample_rate)
+
     seen = f"Coloured notes fall onto a keyboard of {_octaves(octaves)}, and its keys light up as they are played."
-    return _shot(form, pictures, audio, piece, place, seen, f"A piano plays a tune with chords in {key}.", "key")
+    heard = f"A piano plays a tune with chords in {key}."
+    return _shot(rng, form, pictures, piece, x_of, sound, seen, heard, "key")
 
 
 def _octaves(count: int) -> str:
@@ -118,7 +119,7 @@ def _octaves(count: int) -> str:
 
 
 def _night(rng, height: int, width: int, top: int, low: int, x_of, beat: int) -> np.ndarray:
-    """The dark space that the notes fall through, with a faint line at each C."""
+    """Draw the dark space through which the notes fall, with a faint line at each C."""
     hue = np.array(((26, 30, 56), (40, 24, 48), (18, 40, 46))[rng.integers(3)], np.float32)
     shade = np.linspace(0.6, 1.5, height, dtype=np.float32)[:, None] + 0.2 * smooth_noise(
         rng, height, width, height / 3, 2
@@ -188,7 +189,7 @@ def _harp(rng, form: Format, frames: int, piece: list[Note], beat: int, key: str
                 bow = np.sin(np.pi * along)
                 if note and swing > 0.15:
                     lit = mixed(string[p], tune if note.tune else chord, float(np.exp(-age / 0.5)))
-                    # A string swings too fast for the eye: what is seen is the space that it fills.
+                    # A string swings too fast for the eye, so draw the area that it covers.
                     left, right = x_of[p] - swing * bow, x_of[p] + swing * bow
                     b.polygon(np.concatenate([np.stack([left, y], 1), np.stack([right, y], 1)[::-1]]), (*lit, 120))
                     b.line(np.stack([x_of[p] + swing * bow * np.cos(2 * np.pi * 11 * age), y], 1), 1.1, lit)
@@ -207,43 +208,21 @@ def _harp(rng, form: Format, frames: int, piece: list[Note], beat: int, key: str
                     0.7 * (1 - age / 6),
                 )
         pictures[i] = frame
-    place = {p: x / width for p, x in x_of.items()}
-    audio = _play(
-        rng,
-        form,
-        frames,
-        piece,
-        place,
-        lambda note, _seconds, strength: sounds.plucked_string(
-            rng, 440 * 2 ** ((note.pitch - 69) / 12), strength, form.sample_rate
-        ),
-    )
+
+    def sound(pitch_hz: float, _seconds: float, strength: float) -> np.ndarray:
+        return sounds.plucked_string(rng, pitch_hz, strength, form.sample_rate)
+
     seen = f"A harp with {len(pitches)} strings stands in front of {behind.what}; its strings swing when plucked."
-    return _shot(form, pictures, audio, piece, place, seen, f"It plays a tune with chords in {key}.", "string")
+    return _shot(rng, form, pictures, piece, x_of, sound, seen, f"It plays a tune with chords in {key}.", "string")
 
 
 def _harp_frame(behind: Background, wood, margin: float, height: int, width: int) -> None:
     dark = mixed(wood, (0, 0, 0), 0.35)
     with brush(behind.pixels, 0, 0, width, height) as b:
         b.ellipse(width / 2, height * 0.93, width * 0.36, height * 0.05, (0, 0, 0, 80))
-        b.polygon(
-            [
-                (margin * 0.7, height * 0.84),
-                (width - margin * 0.8, height * 0.8),
-                (width - margin * 0.8, height * 0.88),
-                (margin * 0.7, height * 0.93),
-            ],
-            dark,
-        )
-        b.polygon(
-            [
-                (margin * 0.7, height * 0.83),
-                (width - margin * 0.8, height * 0.79),
-                (width - margin * 0.8, height * 0.84),
-                (margin * 0.7, height * 0.88),
-            ],
-            wood,
-        )
+        left, right = margin * 0.7, width - margin * 0.8
+        for shares, paint in (((0.84, 0.8, 0.88, 0.93), dark), ((0.83, 0.79, 0.84, 0.88), wood)):
+            b.polygon([(x, height * y) for x, y in zip((left, right, right, left), shares, strict=True)], paint)
         b.line([(margin * 0.8, height * 0.88), (margin * 0.8, height * 0.1)], height * 0.06, dark)
         b.line([(margin * 0.78, height * 0.88), (margin * 0.78, height * 0.1)], height * 0.04, wood)
         share = np.linspace(0, 1, 15)
@@ -254,26 +233,35 @@ def _harp_frame(behind: Background, wood, margin: float, height: int, width: int
         b.ellipse(margin * 0.78, height * 0.09, height * 0.045, height * 0.045, mixed(wood, (255, 220, 150), 0.35))
 
 
-def _play(rng, form: Format, frames: int, piece: list[Note], place: dict[int, float], sound) -> np.ndarray:
+_Sound = Callable[[float, float, float], np.ndarray]  # (pitch in Hz, seconds, strength) → mono
+
+
+def _play(rng, form: Format, frames: int, piece: list[Note], place: dict[int, float], sound: _Sound) -> np.ndarray:
+    """Make the sound of the piece, with each note panned to its position in the picture."""
     samples = form.samples(frames)
     dry = np.zeros((2, samples), np.float32)
     for note in piece:
         strength = rng.uniform(0.75, 1.0) if note.tune else rng.uniform(0.35, 0.5)
-        made = sounds.pan(sound(note, (note.end - note.frame) / form.fps, strength), place[note.pitch], 1.0)
+        mono = sound(sounds.midi_hz(note.pitch), (note.end - note.frame) / form.fps, strength)
+        made = sounds.pan(mono, place[note.pitch], 1.0)
         for channel in (0, 1):
             sounds.add(dry[channel], made[channel], form.sample_of(note.frame))
-    return mixdown(
-        rng,
-        form,
-        dry,
-        room_s=rng.uniform(0.5, 0.9),
-        wet=rng.uniform(0.1, 0.2),
-        peak=rng.uniform(0.55, 0.85),
-        floor_db=-66,
-    )
+    return mixdown(rng, form, dry, room_s=(0.5, 0.9), wet=(0.1, 0.2), peak=(0.55, 0.85), floor_db=-66)
 
 
-def _shot(form: Format, pictures, audio, piece: list[Note], place, seen: str, heard: str, part: str) -> Shot:
+def _shot(
+    rng,
+    form: Format,
+    pictures,
+    piece: list[Note],
+    x_of: dict[int, float],
+    sound: _Sound,
+    seen: str,
+    heard: str,
+    part: str,
+) -> Shot:
+    place = {pitch: x / form.width for pitch, x in x_of.items()}
+    audio = _play(rng, form, len(pictures), piece, place, sound)
     names = {n.pitch: f"{_KEYS[n.pitch % 12]}{n.pitch // 12 - 1}" for n in piece}
     events = [Event(n.frame / form.fps, f"{part} {names[n.pitch]} sounds", place[n.pitch]) for n in piece]
     return Shot("music", "music", pictures, audio, seen, heard, events=events)

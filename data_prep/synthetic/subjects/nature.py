@@ -1,4 +1,4 @@
-"""Two steadier sources: a bird that sings on a branch, and a clock that ticks as its pendulum turns."""
+"""A bird that sings on a branch, and a clock that ticks each time its pendulum turns."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from data_prep.synthetic.shot import Event, Format, Shot, mixdown, side
 
 
 def bird(rng: np.random.Generator, form: Format, frames: int) -> Shot:
-    """A bird opens its beak for each note of its song."""
+    """Make a shot of a bird that opens its beak for each note of its song."""
     height, width = form.height, form.width
     span = round(0.3 * width)
     behind = landscape(rng, height, width + span)
@@ -39,7 +39,7 @@ def bird(rng: np.random.Generator, form: Format, frames: int) -> Shot:
         pictures[i] = frame
     place = np.stack([(x - offsets + 0.9 * size * facing) / width, np.full(frames, (y - 0.55 * size) / height)], axis=1)
     dry = sounds.pan(track, place[:, 0], form.samples_per_frame)
-    audio = mixdown(rng, form, dry, room_s=rng.uniform(0.4, 0.7), wet=0.12, peak=rng.uniform(0.4, 0.7), floor_db=-56)
+    audio = mixdown(rng, form, dry, room_s=(0.4, 0.7), wet=0.12, peak=(0.4, 0.7), floor_db=-56)
     article = "An" if name == "orange" else "A"
     where = side(float(place[:, 0].mean()))
     return Shot(
@@ -53,7 +53,7 @@ def bird(rng: np.random.Generator, form: Format, frames: int) -> Shot:
 
 
 def _song(rng, frames: int, fps: float) -> list[tuple[int, int]]:
-    """(first frame, frames) of each note: phrases of three to six, with rests between them."""
+    """(first frame, number of frames) of each note: phrases of three to six notes, with rests between them."""
     notes, at = [], int(rng.integers(2, 8))
     while True:
         length, gap = max(2, round(rng.uniform(0.08, 0.18) * fps)), round(rng.uniform(0.05, 0.12) * fps)
@@ -128,14 +128,14 @@ def _bird(b, x: float, y: float, s: float, way: int, colour, beak: float, turned
 
 
 def clock(rng: np.random.Generator, form: Format, frames: int) -> Shot:
-    """A pendulum clock on a wall: it ticks each time the pendulum turns."""
+    """Make a shot of a pendulum clock on a wall, which ticks each time the pendulum turns."""
     height, width = form.height, form.width
     span = round(0.3 * width)
     behind = room(rng, height, width + span, 0.9)
     offsets, panned = camera(rng, frames, span, 0.4)
     x, top, face = rng.uniform(0.3, 0.7) * width + span / 2, height * 0.26, height * 0.19
     wood = ((112, 66, 40), (84, 52, 44), (150, 104, 62))[rng.integers(3)]
-    half = round(rng.uniform(0.33, 0.5) * form.fps)  # frames of one swing
+    half = round(rng.uniform(0.33, 0.5) * form.fps)  # number of frames of one swing
     first = int(rng.integers(1, half))
     swing = np.cos(np.pi * (np.arange(frames) - first) / half)
     minute = rng.uniform(0, 2 * np.pi)
@@ -173,8 +173,8 @@ def clock(rng: np.random.Generator, form: Format, frames: int) -> Shot:
         sounds.add(track, sounds.tick(rng, n % 2 == 0, form.sample_rate), form.sample_of(at_frame))
     place = np.stack([(x - offsets) / width, np.full(frames, top / height)], axis=1)
     dry = sounds.pan(track, place[:, 0], form.samples_per_frame)
-    # Ticks that stand 35 dB above a quiet room are what a microphone near a clock records, and what a tagger knows.
-    audio = mixdown(rng, form, dry, room_s=0.2, wet=0.15, peak=rng.uniform(0.22, 0.32), floor_db=-45)
+    # A microphone near a clock records ticks about 35 dB above a quiet room, and taggers are trained on such sound.
+    audio = mixdown(rng, form, dry, room_s=0.2, wet=0.15, peak=(0.22, 0.32), floor_db=-45)
     return Shot(
         "clock", "environment", pictures, audio,
         f"A wooden clock with a swinging pendulum hangs {side(float(place[:, 0].mean()))} on the wall of {behind.what}."

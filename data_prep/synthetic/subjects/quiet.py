@@ -1,4 +1,4 @@
-"""The uninformative kinds: pictures like any other, with a sound that says nothing about them, or with none."""
+"""The uninformative kinds: usual pictures with a sound that has nothing to do with them, or without sound."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from data_prep.synthetic.subjects.nature import clock
 
 
 def scene(rng: np.random.Generator, form: Format, frames: int) -> Shot:
-    """A landscape or a room, still or panned over; no sound."""
+    """Make a shot of a landscape or a room, with or without a pan; no sound."""
     span = round(0.6 * form.width)
     behind = (landscape, landscape, room)[rng.integers(3)](rng, form.height, form.width + span)
     offsets, panned = camera(rng, frames, span, 0.7)
@@ -62,7 +62,7 @@ _SOUNDS: dict[str, tuple[str, _Sound]] = {
 
 
 def quiet(kind: str) -> Kind:
-    """What makes shots of an uninformative kind: "silence", "near_silent", "hiss", "hum", "tone" or "no_audio"."""
+    """Return the function that makes shots of a kind: "silence", "near_silent", "hiss", "hum", "tone" or "no_audio"."""
 
     def make(rng: np.random.Generator, form: Format, frames: int) -> Shot:
         shot = (scene, scene, scene, ball, clock)[rng.integers(5)](rng, form, frames)
@@ -73,7 +73,7 @@ def quiet(kind: str) -> Kind:
             shot.sound_class, make_sound = _SOUNDS[kind]
             audio, shot.heard = make_sound(rng, form, form.samples(frames))
             shot.audio = np.clip(audio, -0.99, 0.99).astype(np.float32)
-        shot.events = []  # what is seen to happen is not heard
+        shot.events = []  # the visible events make no sound
         return shot
 
     return make

@@ -1,4 +1,4 @@
-"""The index of an encoded set: a large one is laid out once per machine, and says the same as a small one."""
+"""The index of an encoded set: a large one is converted once per machine, and reads the same as a small one."""
 
 import multiprocessing
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The ledger at size: what is left is known from names, what was done from a few files."""
+"""A large ledger: a resume reads names only, and the entries are read from few files."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def _entry(number: int) -> Entry:
 
 
 def _files(root: Path, entries: list[Entry]) -> None:
-    """Entries as files, without the flush to disk that a real commit waits for."""
+    """Write entries as files, without the flush to the disk that a real commit waits for."""
     (root / "ledger").mkdir(parents=True, exist_ok=True)
     for entry in entries:
         (root / "ledger" / f"{entry.segment_id}.json").write_bytes(entry.to_json())
@@ -44,7 +44,7 @@ def test_parts_say_what_the_entries_say(tmp_path):
     ledger.tidy()
     assert list(ledger.entries()) == ordered
     assert totals(ledger.entries())["kept"] == sum(entry.kept for entry in entries)
-    # Now the small files are not opened: their names are enough.
+    # Do not open the small files from here on: their names are enough.
     for entry in entries:
         (tmp_path / "ledger" / f"{entry.segment_id}.json").write_bytes(b"")
     assert list(ledger.entries()) == ordered
@@ -57,7 +57,7 @@ def test_the_small_files_are_the_truth(tmp_path):
     ledger.compact(entries[:4])
     (tmp_path / "ledger" / f"{entries[0].segment_id}.json").unlink()
     assert {entry.segment_id for entry in ledger.entries()} == {entry.segment_id for entry in entries[1:]}
-    again = Entry(**{**json.loads(entries[0].to_json()), "kept_s": 99.0})  # it is done again, and differs
+    again = Entry(**{**json.loads(entries[0].to_json()), "kept_s": 99.0})  # commit it again with another entry
     _files(tmp_path, [again])
     ledger.compact([again])
     for _ in range(2):
@@ -75,7 +75,7 @@ def test_an_entry_is_not_committed_twice_and_differently(tmp_path):
     assert ledger.entry(entry.segment_id) == entry
 
 
-# ru_maxrss would count the test process this one was started from; VmHWM is its own.
+# ru_maxrss would include the test process that started this one; VmHWM counts this process only.
 _RESUME = """
 import json, re, sys, time
 from data_prep.dataset.ledger import Ledger, totals
@@ -96,7 +96,7 @@ print(json.dumps({"left": left, "total": total, "known_s": known, "totals_s": ti
 
 @pytest.mark.parametrize("count", [5_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 def test_a_resume_knows_what_is_left(count, tmp_path):
-    """Of `count` committed sources and a hundredth more in the list; every tenth entry is in no ledger part yet."""
+    """`count` committed sources and a hundredth more listed ones; every tenth entry is in no compacted file yet."""
     ledger, listed = Ledger(tmp_path), tmp_path / "sources.jsonl"
     with listed.open("w") as out:
         for start in range(0, count, SEGMENTS_PER_FILE):

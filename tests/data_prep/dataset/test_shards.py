@@ -1,4 +1,4 @@
-"""The commit of a segment: bytes, order, byte ranges, and what a crash leaves."""
+"""The commit of a segment: its bytes, the order of the files, byte ranges, and what a crash leaves."""
 
 import hashlib
 import io
@@ -100,19 +100,19 @@ def test_a_segment_without_its_verdicts_is_not_committed(tmp_path):
 
 def test_the_ledger_is_written_last(tmp_path, monkeypatch):
     written = []
-    real = storage.whole
+    real = storage.atomic_write
 
     def watched(path):
         written.append(Path(path).parent.name)
         return real(path)
 
-    monkeypatch.setattr(storage, "whole", watched)
+    monkeypatch.setattr(storage, "atomic_write", watched)
     shards.write_segment(tmp_path, _segment())
     assert written == ["shards", "manifest", "ledger"]
 
 
 def test_a_half_written_file_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), storage.whole(tmp_path / "a.bin") as out:  # noqa: PT012
+    with pytest.raises(RuntimeError), storage.atomic_write(tmp_path / "a.bin") as out:  # noqa: PT012
         out.write(b"half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []

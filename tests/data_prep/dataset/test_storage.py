@@ -1,4 +1,4 @@
-"""Files of a set on a disk and on an object store: whole or not there, and read although the store fails."""
+"""Files of a set on a disk and in an object store: complete or absent, and read although requests fail."""
 
 import os
 import tarfile
@@ -38,7 +38,7 @@ def store(faults: Faults):
 
 @pytest.fixture(scope="module")
 def google():
-    """The root of a set on a server of Google's kind."""
+    """The root of a set on a server that speaks Google's protocol."""
     with pytest.MonkeyPatch.context() as patch, gs_server() as server:
         for name, value in server.environment.items():
             patch.setenv(name, value)
@@ -59,7 +59,7 @@ def test_files_are_written_read_and_listed(root):
     with pytest.raises(FileNotFoundError):
         storage.read(path)
     storage.put(path, b"0123456789")
-    with storage.whole(storage.at(root, "folder", "b.bin")) as out:
+    with storage.atomic_write(storage.at(root, "folder", "b.bin")) as out:
         out.write(b"second")
         assert not storage.exists(storage.at(root, "folder", "b.bin"))
     assert storage.exists(path)
@@ -89,7 +89,7 @@ def test_a_bucket_that_is_not_there_is_told(store):
 
 
 def test_what_fails_half_way_leaves_nothing(root):
-    with pytest.raises(RuntimeError), storage.whole(storage.at(root, "a.bin")) as out:  # noqa: PT012
+    with pytest.raises(RuntimeError), storage.atomic_write(storage.at(root, "a.bin")) as out:  # noqa: PT012
         out.write(b"half")
         raise RuntimeError
     assert storage.names(root) == []

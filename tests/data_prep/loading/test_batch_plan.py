@@ -1,4 +1,4 @@
-"""The batch plan's promises, over many random indexes."""
+"""The properties of the batch plan, over many random indexes."""
 
 from collections import Counter
 from itertools import pairwise
@@ -14,7 +14,7 @@ TOKENS = {"short": 3, "long": 10, "wide": 7}
 
 indexes = st.one_of(
     st.lists(st.sampled_from(sorted(TOKENS)), min_size=1, max_size=80),
-    # Long enough for several windows.
+    # An index with several windows.
     st.integers(1, 900).map(lambda count: [sorted(TOKENS)[n % 5 % 3] for n in range(count)]),
 )
 batches = st.builds(
@@ -39,7 +39,7 @@ def test_reads_stay_local_and_epochs_differ():
         assert sorted(order) == list(range(count))
         for start in range(0, count, window):
             assert len({row // BLOCK for row in order[start : start + window]}) == 4
-        # Within a window the rows are shuffled: few pairs of neighbours are left.
+        # Rows are shuffled inside a window: few adjacent pairs remain.
         assert sum(abs(a - b) == 1 for a, b in pairwise(order)) < count / 20
     windows = [
         {frozenset(row // BLOCK for row in order[n : n + window]) for n in range(0, count, window)}

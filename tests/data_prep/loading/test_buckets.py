@@ -1,4 +1,4 @@
-"""Buckets: their grid, their token counts, and which clip goes to which."""
+"""Buckets: their grid, their token counts, and the choice of a clip's bucket."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Batches out of tar shards: real shards, real byte ranges."""
+"""Batches from real tar shards and their byte ranges."""
 
 import io
 import tarfile
@@ -27,7 +27,7 @@ def sample(seed, words, separate_audio=False):
 
 
 def write_set(root, samples, fps=24.0, caption="said"):
-    """A set of one shard, as encode leaves it."""
+    """Write a set of one shard, as encode writes it."""
     (root / "shards").mkdir(parents=True)
     rows = []
     with tarfile.open(root / "shards/a.tar", "w") as tar:
@@ -92,7 +92,8 @@ def test_a_caption_without_tokens_is_all_padding(tmp_path):
 
 def test_a_sample_is_what_safetensors_itself_reads(tmp_path):
     tensors = sample(5, 4, separate_audio=True) | {"sigma": torch.arange(3.0), "scale": torch.tensor(2.5)}
-    write_set(tmp_path / "set", {"one": tensors}, fps=12.5, caption="a – b " * 2000)  # a header beyond the first read
+    # The long caption makes a header that exceeds the first read.
+    write_set(tmp_path / "set", {"one": tensors}, fps=12.5, caption="a – b " * 2000)
     data = (tmp_path / "set/shards/a.tar").read_bytes()
     samples = EncodedSamples(tmp_path / "set")
     offset, size = (samples.index[name][0].as_py() for name in ("offset", "size"))
@@ -131,7 +132,7 @@ def test_a_sample_that_is_none_or_of_another_shape_is_named(tmp_path):
     data = bytearray(shard.read_bytes())
     data[520:560] = bytes(40)
     shard.write_bytes(data)
-    with pytest.raises(ValueError, match="sample one is no safetensors file"):
+    with pytest.raises(ValueError, match="sample one is not a safetensors file"):
         EncodedSamples(tmp_path / "odd").read(0)
 
 
@@ -150,7 +151,7 @@ def test_prefetch_keeps_the_order_and_reads_no_further_than_its_depth():
         assert next(items) == 16
         assert next(items) == 25
     assert made == list(range(4, 4 + len(made)))
-    assert len(made) <= 5  # two taken, two waiting, one in hand
+    assert len(made) <= 5  # two taken, two in the queue, one being put
     assert "prefetch" not in [t.name for t in threading.enumerate()]
 
 

@@ -1,4 +1,4 @@
-"""Videos whose every frame tells its number and whose sound tells its time, in any container and codec of PyAV."""
+"""Videos in which every frame shows its number and the sound shows its time, in any container and codec of PyAV."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +12,7 @@ HEIGHT, WIDTH, BITS = 64, 128, 8
 
 
 def numbered_frame(number: int) -> np.ndarray:
-    """(64, 128, 3) uint8: eight bars, white for each bit of the number that is set."""
+    """Draw (64, 128, 3) uint8: eight bars, white for each bit of the number that is set."""
     frame = np.full((HEIGHT, WIDTH, 3), 16, np.uint8)
     for bit in range(BITS):
         if number >> bit & 1:
@@ -21,7 +21,7 @@ def numbered_frame(number: int) -> np.ndarray:
 
 
 def number_of(frame: np.ndarray) -> int:
-    """The number that a decoded frame shows."""
+    """Read the number that a decoded frame shows."""
     width = frame.shape[1] // BITS
     middle = frame[frame.shape[0] // 2]
     return sum(
@@ -32,7 +32,7 @@ def number_of(frame: np.ndarray) -> int:
 
 
 def noise_sound(seconds: float, rate: int, seed: int = 0) -> np.ndarray:
-    """(2, N) float32 that is like itself at no other time: low-passed noise, the same in both channels."""
+    """Make (2, N) float32 that never repeats: low-passed noise, the same in both channels."""
     rng = np.random.default_rng(seed)
     white = rng.standard_normal(round(seconds * rate))
     spectrum = np.fft.rfft(white)
@@ -54,7 +54,7 @@ def write(
     sound_late_s: float = 0.0,
     options: dict[str, str] | None = None,
 ) -> Path:
-    """Encode; `times` gives each frame's own time in seconds (variable rate)."""
+    """Encode a video; `times` gives the time of each frame in seconds (variable rate)."""
     with av.open(str(path), "w", options=options or {}) as out:
         video = out.add_stream(codecs[0], rate=fps, options={"g": str(gop), "threads": "1"})
         assert isinstance(video, VideoStream)
@@ -85,7 +85,7 @@ def write(
 
 
 def lag_s(reference: np.ndarray, other: np.ndarray, rate: int, reach_s: float = 0.05) -> float:
-    """By how much `other` is later than `reference`, seconds, to a fraction of a sample (peak of the correlation)."""
+    """Measure how much later `other` is than `reference`, seconds, at the correlation peak, below a sample."""
     size = 2 * max(len(reference), len(other))
     product = np.fft.irfft(np.conj(np.fft.rfft(reference, size)) * np.fft.rfft(other, size), size)
     reach = round(reach_s * rate)

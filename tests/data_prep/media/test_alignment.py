@@ -1,7 +1,7 @@
-"""A flash and a beep at one time in the source are at one time in the clip, the reader and the latents.
+"""A flash and a beep that coincide in the source coincide in the clip, after decoding, and in the latents.
 
-Sources in four containers show a white frame and make a short noise at the same known times. They go through the
-curator, which cuts them where the picture changes, through the reader, and onto the latents' own time axes.
+Sources in four containers show a white frame and make a short noise at the same known times. The curator cuts them
+where the picture changes, the reader decodes the clips, and the events are located on the time axes of the latents.
 """
 
 import math
@@ -18,7 +18,7 @@ from model.modality import audio_positions, video_positions
 from tests.data_prep.media.marked_media import lag_s, write
 
 FPS, RATE, FRAMES = 24, 48000, 192
-CUT = 63  # the frame at which the picture changes: between key frames, and inside a packet of sound
+CUT = 63  # the frame on which the picture changes: between key frames, and inside a packet of sound
 FLASHES = (20, 44, 83, 100, 131, 170)
 KINDS = {
     "mp4": ("a.mp4", ("libx264", "aac")),
@@ -59,7 +59,7 @@ def _white(frames: np.ndarray) -> list[int]:
 def clips(request, tmp_path_factory):
     name, codecs = KINDS[request.param]
     path = tmp_path_factory.mktemp("flash") / name
-    # A transport stream keeps no pre-skip, so its sound begins a packet's priming late unless the source says so.
+    # A transport stream stores no pre-skip, so its sound begins late by the encoder's priming unless that is corrected.
     write(path, _frames(), _sound(), codecs=codecs, fps=FPS, rate=RATE, gop=50, options={})
     (segment,) = Curator(CurateSettings())(list_sources([str(path)]))
     assert [clip.verdict for clip in segment.clips] == ["kept", "kept"], [clip.reason for clip in segment.clips]
@@ -103,7 +103,7 @@ def test_a_flash_and_its_beep_fall_on_the_same_time_of_the_latents(clips):
     expected = [number - CUT for number in FLASHES if 0 <= number - CUT < bucket.frames]
     assert _white(frames) == expected
     for number in expected:
-        latent = math.ceil(number / 8)  # the first holds one frame, every other eight
+        latent = math.ceil(number / 8)  # the first latent holds one frame, every other eight
         begin_s, end_s = pictures[latent]
         assert begin_s - 1e-6 <= number / FPS < end_s
         onset = int(np.flatnonzero(np.abs(heard[: (number + 4) * 16000 // FPS]) > 0.05)[-1])
@@ -113,6 +113,6 @@ def test_a_flash_and_its_beep_fall_on_the_same_time_of_the_latents(clips):
         token = math.ceil((mel - (MEL_FRAMES_PER_LATENT - 1)) / MEL_FRAMES_PER_LATENT) if mel > 0 else 0
         low_s, high_s = sounds[max(0, token)]
         assert low_s - 0.0401 <= onset / 16000 < high_s + 0.0401
-        # The token of the sound and the token of the picture that hold the event overlap in time.
+        # The sound token and the video token that hold the event overlap in time.
         assert low_s < end_s
         assert high_s > begin_s

@@ -1,4 +1,4 @@
-"""A clip begins and ends exactly where it should, for our reader and for any other that honours edit lists."""
+"""A clip begins and ends exactly where it should, for our reader and for any reader that supports edit lists."""
 
 import shutil
 import subprocess
@@ -57,15 +57,15 @@ def test_the_same_bytes_again(source):
 def test_ffmpeg_sees_the_same_clip(source, tmp_path):
     path, rate, suffix = source
     if suffix != "mp4":
-        pytest.skip("Matroska has no edit list: its in point is told beside the file")
+        pytest.skip("Matroska has no edit list: its in point is stored beside the file")
     times = frame_times(path, 0.0, INF)
     made = cut(path, times[37], times[90])
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(made.data)
     entries = "stream=nb_read_frames,start_time,duration"
     command = ["ffprobe", "-v", "error", "-count_frames", "-select_streams", "v", "-show_entries", entries]
-    told = subprocess.run([*command, "-of", "csv=p=0", str(clip)], capture_output=True, text=True, check=True).stdout
-    begin, duration, count = told.strip().rstrip(",").split(",")
+    printed = subprocess.run([*command, "-of", "csv=p=0", str(clip)], capture_output=True, text=True, check=True).stdout
+    begin, duration, count = printed.strip().rstrip(",").split(",")
     assert int(count) == 53
     assert float(begin) == 0.0
     assert float(duration) == pytest.approx(53 * 0.04, abs=0.002)

@@ -1,4 +1,4 @@
-"""Sound and frames come back at their own times, whatever the container does to them."""
+"""Sound and frames are decoded at their exact times, whatever the container does to them."""
 
 import io
 from fractions import Fraction
@@ -65,7 +65,7 @@ def test_a_constant_rate_shows_what_is_on_display(tmp_path):
     shown = [max(k for k in range(12) if times[k] <= Fraction(n, 50)) for n in range(60)]
     assert [number_of(frame) for frame in frames] == shown
     np.testing.assert_allclose(at, np.arange(60) / 50)
-    # From between two frames on, the one before is on display, and one keeps being the last frame's own.
+    # A span that starts between two frames shows the earlier one first.
     frames, _ = decode_video(path, 0.3, 0.5, fps=20)
     assert [number_of(frame) for frame in frames] == [5, 5, 6, 6]
 
@@ -113,7 +113,7 @@ def test_bytes_read_as_files_do(marked):
 
 
 def _adts(rate: int, layout: str, hertz: float) -> bytes:
-    """Two seconds of a sine as bare AAC."""
+    """Two seconds of a sine as AAC without a container."""
     out = io.BytesIO()
     sine = (0.3 * np.sin(2 * np.pi * hertz * np.arange(2 * rate) / rate)).astype(np.float32)
     with av.open(out, "w", format="adts") as output:
@@ -213,13 +213,13 @@ def test_an_open_container_is_read_again_from_its_start(tmp_path, kind):
         assert frame_times(container, first[70], INF) == first[70:]
         assert frame_times(container, 0.0, INF) == first == frame_times(path, 0.0, INF)
         again = decode_audio(container, 0.0, 2.0, 16000, 1)
-    # Only a fresh container leaves out what an encoder puts before its first sample.
+    # Only a newly opened container leaves out the encoder's priming before the first sample.
     for other in (again, decode_audio(path, 0.0, 2.0, 16000, 1)):
         assert abs(lag_s(sound[0], other[0], 16000)) < 1e-4
 
 
 def _heard(path: Path, opening) -> tuple:
-    """Packets of the picture, streams and sound of a file that is opened this way; or what is raised."""
+    """The video packets, streams and sound of a file that is opened this way, or the error."""
     try:
         with opening(str(path)) as container:
             track = read_packet_index(container, 0.0, INF)

@@ -1,4 +1,4 @@
-"""What a browser shows of a clip: it begins at the in point, ends at the out point, and every frame is where it was."""
+"""A browser plays a clip from its in point to its out point, with every frame at its time."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ from tests.data_prep.media.marked_media import noise_sound, numbered_frame, writ
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FPS, START, END = 25, 37, 90
 
-# Plays the clip to its end, then shows it at several times; reads the bars of each picture back as its number.
+# Play the clip to its end, then seek to several times; read the number from the bars of each picture.
 PAGE = """<!doctype html><video id=v muted src="data:video/%s;base64,%s"></video><script>
 const video = document.getElementById('v'), times = %s, seen = [];
 const tell = (found) => fetch('/', {method: 'POST', body: JSON.stringify(found)});
@@ -43,7 +43,7 @@ function next() {
 
 def _played(folder, media: bytes, kind: str, times: list[float]) -> dict:
     page = (PAGE % (kind, base64.b64encode(media).decode(), json.dumps(times))).encode()
-    told: queue.Queue[dict] = queue.Queue()
+    reports: queue.Queue[dict] = queue.Queue()
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -52,11 +52,11 @@ def _played(folder, media: bytes, kind: str, times: list[float]) -> dict:
             self.wfile.write(page if self.path == "/" else b"")
 
         def do_POST(self):
-            told.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            reports.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, format, *args):  # the test's output is not the server's log
+        def log_message(self, format, *args):  # keep the server's log out of the test's output
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
@@ -65,7 +65,7 @@ def _played(folder, media: bytes, kind: str, times: list[float]) -> dict:
         flags += [f"--user-data-dir={folder}/profile", f"http://127.0.0.1:{server.server_port}/"]
         browser = subprocess.Popen([str(CHROMIUM), *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            return told.get(timeout=60)
+            return reports.get(timeout=60)
         finally:
             browser.terminate()
             browser.wait(20)
@@ -84,16 +84,16 @@ def clip(request, tmp_path_factory):
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_chromium_plays_from_the_in_point(clip, tmp_path):
     offsets = [0, 1, 13, 30, 52]
-    # Matroska has no edit list: a player starts at the key frame before, and the in point is told beside the file.
+    # Matroska has no edit list: a player starts at the key frame before, and the in point is stored beside the file.
     times = [clip.in_s + (offset + 0.5) / FPS for offset in offsets]
     kind = {"mp4": "mp4", "mkv": "webm"}[clip.suffix]
-    told = _played(tmp_path, clip.data, kind, times)
-    assert "error" not in told
-    first, last, *seen = told["seen"]
+    report = _played(tmp_path, clip.data, kind, times)
+    assert "error" not in report
+    first, last, *seen = report["seen"]
     assert last == END - 1
     assert seen == [START + offset for offset in offsets]
     if clip.suffix == "mp4":
         assert first == START
-        assert told["duration"] == pytest.approx((END - START) / FPS, abs=0.001)
+        assert report["duration"] == pytest.approx((END - START) / FPS, abs=0.001)
     else:
         assert first == round(START - clip.in_s * FPS)

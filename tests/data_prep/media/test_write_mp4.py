@@ -1,4 +1,4 @@
-"""`write_mp4`: what players and our own reader get back is what was given."""
+"""`write_mp4`: players and our reader get back what was written."""
 
 import io
 

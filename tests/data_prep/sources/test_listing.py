@@ -1,4 +1,4 @@
-"""What a person points at becomes segments, in a stable order, or one plain line."""
+"""Inputs become segments in a stable order, or one plain error message."""
 
 import csv
 import io
@@ -59,15 +59,15 @@ def test_fsspec_uris():
 
 def test_mistakes_are_named_with_their_mend(folder, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
-    for wrong, told in [
+    for wrong, message in [
         ([str(folder / "missing")], "missing' does not exist"),
         ([str(empty)], "holds no video"),
         ([f"{folder}/*.avi"], "matches no video"),
-        ([str(folder / "notes.txt")], "no video by its name"),
+        ([str(folder / "notes.txt")], "not a video by its name"),
         ([], "no input"),
         (["nothing://bucket/x"], "cannot be listed"),
     ]:
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             list_sources(wrong)
 
 
@@ -102,7 +102,7 @@ def test_the_parts_of_a_source_tile_it(tmp_path):
     assert all(one.end_s == other.start_s for one, other in pairwise(found))
     assert all(span.end_s - span.start_s <= 1.0 for span in found[:-1])
     assert len({span.segment_id for span in found}) == len(found) == 6
-    # What has no length is left to the first part.
+    # A source without a measurable length is left to its first part.
     (tmp_path / "text.mp4").write_text("no film")
     nothing = replace(whole, uri=str(tmp_path / "text.mp4"), size=1 << 40, parts=3)
     assert [(span.start_s, span.end_s) for span in divide(nothing, 1.0)] == [(0.0, math.inf)]
@@ -178,22 +178,22 @@ def test_lists(suffix, film, tmp_path):
     ]
     assert len({segment.segment_id for segment in segments}) == 6
     assert [(span.start_s, span.end_s) for span in divide(segments[0], 0.5)] == [(0.5, 1.0), (1.0, 1.5)]
-    # In a folder, a table may be anything.
+    # A table in a folder may hold anything, so it is not read as a list.
     assert [segment.uri for segment in list_sources([str(tmp_path)])] == [str(film)]
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv"])
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         ([{"link": "a.mp4"}], r"has no column uri, url, path \(it has link\)"),
         ([{"path": "a.mp4"}, {"path": ""}], "row 2: no address"),
         ([{"url": "a.mp4", "start": 3.0, "end": 2.0}], "row 1: start 3 s, end 2 s; give 0 ≤ start < end"),
-        ([{"url": "a.mp4", "start": "soon"}], "row 1: start 'soon' is no number of seconds"),
+        ([{"url": "a.mp4", "start": "soon"}], "row 1: start 'soon' is not a number of seconds"),
     ],
 )
-def test_a_wrong_list_is_told_by_its_row(suffix, rows, told, tmp_path):
-    with pytest.raises(ValueError, match=told):
+def test_an_error_in_a_list_names_its_row(suffix, rows, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
         list_sources([_write_list(tmp_path / f"list.{suffix}", rows)])
 
 

@@ -1,4 +1,4 @@
-"""The synthetic corpus: its truth against what a reader decodes from the files, its bytes against a rerun."""
+"""The synthetic corpus: its labels agree with the decoded files, and a rerun writes the same bytes."""
 
 import json
 from pathlib import Path
@@ -80,7 +80,7 @@ def test_uninformative_sound_is_what_it_says(corpus, rows):
 
 @pytest.mark.parametrize("kind", ["ball", "bars", "music", "clock"])
 def test_a_sound_begins_where_its_label_says(kind, tmp_path):
-    """Onsets in the decoded file: the energy of the 4 ms after a labelled time jumps over that of the 4 ms before."""
+    """Onsets in the decoded file: the energy in the 4 ms after a labelled time is far above that in the 4 ms before."""
     corpus = generate(only(kind), tmp_path)
     errors = []
     for row in pq.read_table(corpus / "labels.parquet").to_pylist():
@@ -106,7 +106,7 @@ def test_the_ball_is_lowest_on_the_frame_of_each_impact(tmp_path):
         for k in frames:
             assert y[k] == pytest.approx(y.max(), abs=1e-4)
             assert y[k - 1] < y[k]
-        # What was drawn is where the label says: the picture differs most from frame to frame around the ball.
+        # The ball is where its label says: there the picture changes most from frame to frame.
         pictures = seen(corpus, row).astype(np.float32).mean(axis=3)
         if "camera pans" in row["caption"]:
             continue
@@ -114,7 +114,7 @@ def test_the_ball_is_lowest_on_the_frame_of_each_impact(tmp_path):
         for i in range(4, len(pictures) - 1, 7):
             change = np.abs(pictures[i + 1] - pictures[i])
             across, down = change.sum(axis=0), change.sum(axis=1)
-            # The middle of what changes: two positions of the ball, and the shadow below it.
+            # The centre of the change: two positions of the ball, and the shadow below it.
             assert abs(np.average(np.arange(192), weights=across**2) / 192 - (x[i] + x[i + 1]) / 2) < 0.08
             assert np.average(np.arange(128), weights=down**2) / 128 > y[i] - 0.15
 
@@ -230,7 +230,7 @@ def test_a_voice_has_its_pitch_and_words_lie_where_they_sound(voice):
 
 
 def _pitch(said, word):
-    """Of a word's middle, by autocorrelation, Hz."""
+    """Pitch at the middle of a word, by autocorrelation, Hz."""
     rate = said.sample_rate
     middle = round((word.start_s + word.end_s) / 2 * rate)
     part = said.samples[middle - rate // 25 : middle + rate // 25]

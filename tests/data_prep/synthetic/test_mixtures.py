@@ -1,4 +1,4 @@
-"""The policy on sounds whose truth is known by construction: `python -m benchmarks.sound_policy` prints the same."""
+"""The policy on sounds with known labels; `python -m benchmarks.sound_policy` prints the same figures."""
 
 import numpy as np
 import pytest
