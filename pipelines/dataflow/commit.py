@@ -1,6 +1,6 @@
 """The protocol of an output set: settings first, segments whole, summary last.
 
-A segment is committed by `data_prep.dataset.shards.write_segment`: tar, manifest part, ledger entry, in this order,
+A segment is committed by `data_prep.dataset.shards.commit_segment`: tar, manifest part, ledger entry, in this order,
 with the conservation law checked. This module adds what belongs to the whole set: `settings.yaml`, written before the
 first segment and compared by every later run, and `summary.json` with `index.parquet` and `duplicates.parquet`,
 written from the ledger when every segment is there.

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from data_prep.clip import Segment, stable_id
-from data_prep.curation.curator import CurateSettings, Curator, content_key
-from data_prep.dataset.shards import write_segment
+from data_prep.curation.curator import CurateSettings, Curator
+from data_prep.curation.spans import content_key
+from data_prep.dataset.shards import commit_segment
 from data_prep.media.decode import decode_audio, decode_video, span
 from data_prep.media.write_mp4 import write_mp4
 from data_prep.sources.listing import list_sources
@@ -51,7 +52,7 @@ def test_a_kept_clip_is_whole(curator, tmp_path):
     assert decode_video(clip.media, *span(clip))[0].shape == (100, 64, 128, 3)
     assert decode_audio(clip.media, *span(clip), RATE, 2).shape == (2, 4 * RATE)
     assert {"rms_db", "stationarity", "voice_ratio", "tag_event"} <= clip.scores.keys()
-    assert write_segment(tmp_path / "set", segment).kept == 1
+    assert commit_segment(tmp_path / "set", segment).entry.kept == 1
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
     source = _video(tmp_path / "a.mp4", 3.0, _knocks(3.0))
     for name in ("one", "two"):
         (segment,) = Curator(CurateSettings())([source])
-        write_segment(tmp_path / name, segment)
+        commit_segment(tmp_path / name, segment)
     for part in ("shards", "manifest", "ledger"):
         (one,), (two,) = ((tmp_path / name / part).iterdir() for name in ("one", "two"))
         assert one.read_bytes() == two.read_bytes()
@@ -119,7 +120,7 @@ def test_bad_sources_are_verdicts(curator, tmp_path):
         assert clip.error
     assert segments["whole.mp4"].clips[0].kept
     for segment in segments.values():
-        write_segment(tmp_path / "set", segment)
+        commit_segment(tmp_path / "set", segment)
 
 
 def test_a_lying_timestamp_costs_no_memory(curator, tmp_path):
@@ -140,7 +141,7 @@ def test_broken_files_end_in_verdicts(curator, tmp_path):
     segments = curator(list_sources([str(SHARED / "broken")]))
     assert len(segments) == 14
     for segment in segments:
-        write_segment(tmp_path, segment)
+        commit_segment(tmp_path, segment)
 
 
 @needs_media
@@ -176,4 +177,4 @@ def test_a_long_source_is_read_in_spans(parts, tmp_path):
     assert [clip.verdict for clip in clips].count("kept") >= 4
     assert done[0].content_key == content_key(str(tmp_path / "long.mp4"))
     for segment in done:
-        write_segment(tmp_path / "set", segment)
+        commit_segment(tmp_path / "set", segment)

@@ -12,7 +12,7 @@ import pytest
 from data_prep.clip import Segment
 from data_prep.curation.curator import CurateSettings, Curator
 from data_prep.curation.sandbox import STALL_S, TRIES, Sandbox
-from data_prep.dataset.shards import write_segment
+from data_prep.dataset.shards import commit_segment
 from data_prep.sources.listing import list_sources
 from tests.data_prep.media.marked_media import noise_sound, numbered_frame, write
 
@@ -76,7 +76,7 @@ def _judge(sandbox: Sandbox, segments: list[Segment], output: Path) -> list[str]
         (done,) = sandbox([segment])
         took = time.monotonic() - began
         assert took < TRIES * STALL_S, f"{segment.uri} took {took:.0f} s"
-        entry = write_segment(output, done)
+        entry = commit_segment(output, done).entry
         assert entry.considered == len(done.clips) >= 1
         verdicts += [f"{clip.verdict} {clip.reason}".strip() for clip in done.clips]
         if sandbox._child is not None:
