@@ -298,5 +298,5 @@ def _plateau(right: np.ndarray, now: int) -> tuple[int, int]:
     return int(chosen[0]), int(chosen[-1])
 
 
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 1.0
+def _share(count: int, total: int) -> float:
+    return count / total if total else 1.0

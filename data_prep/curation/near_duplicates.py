@@ -107,7 +107,7 @@ def find(rows: Iterable[dict]) -> list[dict]:
     clips = sorted((row for row in rows if row["pictures"]), key=lambda row: (-row["pixels"], row["clip_id"]))
     cells = _Cells([clip.get("embedding") for clip in clips])
     blocks: dict[tuple[int, int], list[int]] = defaultdict(list)
-    doubles = []
+    duplicates = []
     for number, clip in enumerate(clips):
         keys = {key for value in clip["pictures"] for key in _block_keys(value)}
         candidates = {other for key in keys for other in blocks.get(key, ())} | cells.alike(number)
@@ -117,8 +117,8 @@ def find(rows: Iterable[dict]) -> list[dict]:
             for key in keys:
                 blocks[key].append(number)
         else:
-            doubles.append(match)
-    return sorted(doubles, key=lambda row: row["clip_id"])
+            duplicates.append(match)
+    return sorted(duplicates, key=lambda row: row["clip_id"])
 
 
 def write(root: str | Path, manifest: Iterable[pa.Table]) -> set[str]:
@@ -162,9 +162,11 @@ def read(root: str | Path) -> dict[str, str]:
     return dict(zip(table["clip_id"].to_pylist(), table["duplicate_of"].to_pylist(), strict=True))
 
 
-def without(segment: Segment, doubles: dict[str, str]) -> Segment:
+def without(segment: Segment, duplicates: dict[str, str]) -> Segment:
     """Drop the duplicates among a segment's clips, in place, and return the segment."""
-    segment.clips = [clip.dropped(REASON) if clip.kept and clip.clip_id in doubles else clip for clip in segment.clips]
+    segment.clips = [
+        clip.dropped(REASON) if clip.kept and clip.clip_id in duplicates else clip for clip in segment.clips
+    ]
     return segment
 
 

@@ -95,5 +95,5 @@ class Rejudger:
         if self._curator is None:
             self._curator = self._make()
         (again,) = self._curator([replace(segment, clips=[], content_key="")])
-        doubles = {clip.clip_id: "" for clip in segment.clips if clip.reason == near_duplicates.REASON}
-        return near_duplicates.without(again, doubles), ""
+        duplicates = {clip.clip_id: "" for clip in segment.clips if clip.reason == near_duplicates.REASON}
+        return near_duplicates.without(again, duplicates), ""

@@ -187,7 +187,7 @@ def _stretches(packets: PacketIndex, candidates: list[int]) -> list[tuple[int, i
     found: list[tuple[int, int]] = []
     for index in candidates:
         earlier = keys[keys < index - CONTEXT]
-        # At a key frame the change may lie anywhere since the one before; at a spike it lies at the spike.
+        # At a key frame the change may be anywhere since the one before it; at a spike it is at the spike.
         first = max(0, int(earlier[-1]) if len(earlier) else 0)
         last = min(len(packets.times), index + 1 + MARGIN)
         if found and first <= found[-1][1]:
@@ -216,9 +216,9 @@ def _cuts_between(packets: PacketIndex, thumbnails: Thumbnails, first: int, last
         if steps[index] > LEAP_OVER_SHAKE * _without(steps, int(index), 1).max(initial=0):
             low, high = one.time_s - around_s, other.time_s + around_s
             spans[-1:] = [(spans[-1][0], high)] if spans and low <= spans[-1][1] else [*spans[-1:], (low, high)]
-    whole = thumbnails.between(start_s, end_s, spans) if spans else []
+    dense = thumbnails.between(start_s, end_s, spans) if spans else []
     for low, high in spans:
-        found.update(_measured([thumbnail for thumbnail in whole if low <= thumbnail.time_s <= high]))
+        found.update(_measured([thumbnail for thumbnail in dense if low <= thumbnail.time_s <= high]))
     return sorted(found)
 
 

@@ -82,8 +82,8 @@ def load_tagger(weights: str) -> Tagger:
         names = tuple(row["display_name"] for row in csv.DictReader(file))
     model = onnx.load(str(found[0]))
     _take_batches(model.graph)
-    whole = model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    return Tagger(opened(model.SerializeToString()), names, **({} if whole else _quantisation(model.graph)))
+    is_float = model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    return Tagger(opened(model.SerializeToString()), names, **({} if is_float else _quantisation(model.graph)))
 
 
 def _take_batches(graph: onnx.GraphProto) -> None:

@@ -75,7 +75,7 @@ def test_every_threshold_has_its_curve():
     assert set(calibration.THRESHOLDS) == set(PolicySettings.model_fields) - {"silence_db"}
 
 
-def test_scores_that_were_not_measured_are_told():
+def test_scores_that_were_not_measured_are_reported():
     found = calibrate([_source("a", False, "no_audio", {"has_audio": 0.0})], PolicySettings(), {})
     assert all(curve.unmeasured == 1 for curve in found.curves)
 

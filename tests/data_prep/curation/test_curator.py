@@ -1,4 +1,4 @@
-"""Whole sources through the curator: every one ends in verdicts, and they are right."""
+"""Curate complete sources: every one ends in verdicts, and they are right."""
 
 import collections
 import csv
@@ -42,7 +42,7 @@ def _video(path: Path, seconds: float, sound: np.ndarray | None) -> Segment:
     return list_sources([str(path)])[0]
 
 
-def test_a_kept_clip_is_whole(curator, tmp_path):
+def test_a_kept_clip_is_complete(curator, tmp_path):
     (segment,) = curator([_video(tmp_path / "knocks.mp4", 4.0, _knocks(4.0))])
     (clip,) = segment.clips
     assert (clip.verdict, clip.sound_class, clip.start_s, clip.end_s) == ("kept", "environment", 0.0, 4.0)
@@ -131,6 +131,17 @@ def test_a_lying_timestamp_costs_no_memory(curator, tmp_path):
     assert segment.clips[-1].end_s < 5
 
 
+def test_no_clip_is_kept_without_its_picture(curator, tmp_path):
+    """In FLV the picture begins after the sound, so that a seek to the start of the sound finds no picture."""
+    path = write(
+        tmp_path / "a.flv", [numbered_frame(3)] * 75, _knocks(3.0)[:, : 3 * 44100], rate=44100, codecs=("flv", "aac")
+    )
+    (segment,) = curator(list_sources([str(path)]))
+    (clip,) = segment.clips
+    assert (clip.verdict, clip.reason) == ("failed", "cut")
+    assert "does not support 'flv' codec" in clip.error
+
+
 def test_missing_weights_are_the_users_mistake():
     with pytest.raises(ValueError, match="tagger"):
         Curator(CurateSettings(tagger="/no/such/folder"))
@@ -164,7 +175,7 @@ def test_real_clips_are_judged_as_labelled(curator):
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_long_source_is_read_in_spans(parts, tmp_path):
-    """The clips of spans and of parts tile the source; each part is a segment of its own."""
+    """The clips of spans and of parts tile the source; each part is a separate segment."""
     whole = _video(tmp_path / "long.mp4", 14.0, _knocks(14.0))
     curator = Curator(CurateSettings(segment_s=3.0))
     segments = [replace(whole, segment_id=f"{part}", part=part, parts=parts) for part in range(parts)]

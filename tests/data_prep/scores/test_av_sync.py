@@ -1,4 +1,4 @@
-"""Motion that begins with the sound is told from motion that does not."""
+"""Motion that begins with the sound is distinguished from motion that does not."""
 
 import numpy as np
 import pytest
