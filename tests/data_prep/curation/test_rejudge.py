@@ -1,4 +1,4 @@
-"""New thresholds on stored scores: what leaves, what stays, what comes back from its source."""
+"""New thresholds on stored scores: which clips are dropped, kept, or cut from their source again."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_a_tighter_threshold_drops_without_a_source(curated):
     assert clip.scores == knocks.clips[0].scores
 
 
-def test_what_a_looser_threshold_keeps_is_cut_from_its_source(curated):
+def test_a_looser_threshold_cuts_a_clip_from_its_source(curated):
     _, (hiss, _) = curated
     assert [clip.reason for clip in hiss.clips] == ["steady_noise"]
     settings = _loose(stationary_min=1.0)
@@ -82,7 +82,7 @@ def test_what_a_looser_threshold_keeps_is_cut_from_its_source(curated):
 
 
 @pytest.mark.parametrize("how", ["gone", "changed"])
-def test_what_cannot_be_cut_says_so(curated, how, tmp_path):
+def test_a_clip_that_cannot_be_cut_is_failed(curated, how, tmp_path):
     _, (hiss, _) = curated
     path = tmp_path / "film.mp4"
     if how == "changed":
