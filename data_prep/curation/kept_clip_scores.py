@@ -1,7 +1,7 @@
-"""What is measured of kept clips only, since no rule asks for it: loudness, fingerprints, and what a setting turns on.
+"""Scores of kept clips that no rule reads: loudness, fingerprints, and those that a setting turns on.
 
-The first two cost about 0.6 ms per second of clip and are always measured. The others bring a network or decode the
-picture, which costs more than the rest of curation together, and are off until they are named.
+Loudness and fingerprints cost about 0.6 ms per second of clip and are always measured. The others run a network or
+decode the picture, which costs more than the rest of curation together, so they are off by default.
 """
 
 import numpy as np
@@ -20,10 +20,16 @@ from data_prep.settings import KeptClipScoreSettings
 
 
 class KeptClipScorer:
-    """Measures kept clips; holds what the settings name, in its process."""
+    """Measures kept clips. Holds the networks that the settings name.
+
+    Args:
+        settings: which scores to measure.
+
+    Raises:
+        ValueError: weights or a scorer that the settings name do not exist.
+    """
 
     def __init__(self, settings: KeptClipScoreSettings) -> None:
-        """Raises ValueError when something that is named is not there."""
         self.settings = settings
         self.speech_network = load_speech_quality(settings.speech_quality) if settings.speech_quality else ""
         self.speaker = (
@@ -38,11 +44,14 @@ class KeptClipScorer:
     def __call__(
         self, clip: Clip, pictures: list[int], sound: np.ndarray, mono: np.ndarray, voiced: np.ndarray
     ) -> None:
-        """Add to a kept clip's scores and info.
+        """Measure a kept clip; add the scores to `clip.scores` and the fingerprints to `clip.info`.
 
         Args:
-            pictures: hashes of its key pictures. sound: (2, N) at 32 kHz. mono: (M,) at 16 kHz. voiced: the probability
-                of speech per 32 ms.
+            clip: with its media.
+            pictures: hashes of its key pictures.
+            sound: (2, N) samples at 32 kHz.
+            mono: (M,) samples at 16 kHz.
+            voiced: the probability of speech per 32 ms.
         """
         in_s, out_s = span(clip)
         scores = {"loudness_lufs": loudness(sound, RATE)}
