@@ -11,7 +11,7 @@ RUNS   ?= runs/demo
 GPU_PYTHON ?= 3.12
 GPU_WHEELS := $(addprefix --platform manylinux,_2_28_x86_64 _2_27_x86_64 _2_17_x86_64 2014_x86_64 1_x86_64)
 
-.PHONY: help install demo ui test test-all check format lock gpu-bundle clean
+.PHONY: help install demo ui test test-all lint format lock gpu-bundle clean
 
 help:       ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | column -t -s "$$(printf '\t')"
@@ -30,7 +30,7 @@ test: $(STAMP)      ## every test that takes seconds (≤ 15 minutes on 2 cores)
 test-all: $(STAMP)  ## also the slow tests
 	@$(BIN)/python -m pytest
 
-check: $(STAMP)     ## ruff and pyright
+lint: $(STAMP)      ## ruff and pyright
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
 format: $(STAMP)    ## let ruff lay the code out

@@ -61,9 +61,10 @@ def rank(number: int, ranks: int, root: str, start: Barrier, done: Barrier, chec
     """One rank's process: what the loop does before its first batch is read."""
     import torch  # noqa: F401  (a rank holds it)
 
-    from data_prep.loading.batch_plan import BatchSettings, plan
+    from data_prep.loading.batch_plan import plan
     from data_prep.loading.buckets import parse_key
     from data_prep.loading.loader import EncodedSamples
+    from data_prep.settings import BatchSettings
 
     start.wait()
     samples = EncodedSamples(root)

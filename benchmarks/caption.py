@@ -36,7 +36,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pyarrow.parquet as pq
 
-from captioning.hear.transcribe import SAMPLE_RATE, Transcriber
+from captioning.hear.transcribe import Transcriber
+from captioning.hear.window import SAMPLE_RATE
 from captioning.settings import TranscribeSettings
 from data_prep.clip import Clip, Segment
 from data_prep.dataset.index import read_manifest

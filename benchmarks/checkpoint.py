@@ -21,10 +21,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipelines.settings import TrainSettings
 from pipelines.training.checkpoint import Writer
 from pipelines.training.ema import MovingAverage
 from pipelines.training.partitions import local_partitions, spans
+from pipelines.training.settings import TrainSettings
 from pipelines.training.worker import start_engine
 
 WORLD = 2

@@ -28,10 +28,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.clip import Segment
-from data_prep.curation import curator, kept_clip_scores, scenes
+from data_prep.curation import curator, kept_clip_scores, span_picture, span_sound, spans
 from data_prep.curation.curator import CurateSettings, Curator
 from data_prep.media.container import last_timestamp
 from data_prep.scores import sound
+from data_prep.settings import CurateSettings
 from data_prep.sources.listing import list_sources
 from pipelines.dataflow.commit import commit_segments
 
@@ -39,20 +40,20 @@ CLIPS = Path(__file__).parents[1].parent / "shared" / "media" / "clips"
 NEMO_CLIPS_PER_S = 0.14  # per core: NeMo Curator's nightly floor for CPU transcoding
 # What is timed, by the names that are printed; the rest of a source's time is "other".
 STAGES: dict[str, tuple[Any, str]] = {
-    "content key": (curator, "content_key"),
-    "packets of the picture": (scenes, "read_packet_index"),
-    "sound, decoded": (curator, "read_sound"),
-    "sound, to 16 kHz": (sound, "for_networks"),
-    "levels": (curator._Work, "_levels"),
-    "spectra": (curator._Work, "_spectra"),
-    "voice activity": (curator, "voice_probability"),
-    "event tags": (curator._Work, "_tags"),
-    "scene cuts": (scenes, "scene_cuts"),
-    "first picture": (curator._Work, "_info"),
+    "content key": (spans, "content_key"),
+    "packets of the picture": (curator, "read_packet_index"),
+    "sound, decoded": (span_sound, "read_sound"),
+    "sound, to 16 kHz": (span_sound, "for_networks"),
+    "levels": (sound, "level_scores"),
+    "spectra": (sound, "spectral_scores"),
+    "voice activity": (span_sound, "voice_probability"),
+    "event tags": (sound, "tag_scores"),
+    "scene cuts": (span_picture, "scene_cuts"),
+    "first picture": (span_picture.SpanPicture, "record"),
     "cutting": (curator, "cut"),
     "loudness": (kept_clip_scores, "loudness"),
     "hash of the sound": (kept_clip_scores, "sound_hash"),
-    "hashes of pictures": (curator, "picture_hashes"),
+    "hashes of pictures": (span_picture, "picture_hashes"),
 }
 
 

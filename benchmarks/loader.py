@@ -37,9 +37,10 @@ from safetensors.torch import load as load_tensors
 from data_prep.dataset import storage
 from data_prep.dataset.index import INDEX_SCHEMA
 from data_prep.dataset.shards import write_tar
-from data_prep.loading.batch_plan import BatchSettings, plan
+from data_prep.loading.batch_plan import plan
 from data_prep.loading.buckets import Bucket
 from data_prep.loading.loader import EncodedBatch, EncodedSamples, Prefetch
+from data_prep.settings import BatchSettings
 from pipelines.dataflow.encode import to_safetensors
 
 PER_SHARD = 32

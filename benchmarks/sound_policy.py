@@ -6,10 +6,11 @@
 import argparse
 from collections import Counter, defaultdict
 
-from data_prep.curation.policy import Judgement, PolicySettings, judge
+from data_prep.curation.policy import Judgement, judge
 from data_prep.scores import sound
 from data_prep.scores.audio_tags import load_tagger
 from data_prep.scores.voice_activity import voice_probability
+from data_prep.settings import PolicySettings
 from data_prep.synthetic.mixtures import Mixture, mixture
 
 

@@ -94,8 +94,13 @@ def of_release(config: TransformerConfig, release: str) -> TransformerConfig:
     )
 
 
-def diffusers_twin(ours: DualStreamTransformer) -> nn.Module:
-    """diffusers' class with our configuration and our weights."""
+def diffusers_twin(ours: DualStreamTransformer, **extra: Any) -> nn.Module:
+    """Build diffusers' class with our configuration and our weights.
+
+    Args:
+        ours: transformer to copy.
+        extra: further arguments of diffusers' class.
+    """
     from diffusers import LTX2VideoTransformer3DModel  # pyright: ignore[reportPrivateImportUsage]
 
     c = ours.config
@@ -118,6 +123,7 @@ def diffusers_twin(ours: DualStreamTransformer) -> nn.Module:
         cross_attn_mod=c.cross_attention_adaln,
         audio_cross_attn_mod=c.cross_attention_adaln,
         rope_type="split",
+        **extra,
     )
     parameter = next(ours.parameters())
     twin = twin.to(device=parameter.device, dtype=parameter.dtype)  # pyright: ignore[reportCallIssue]

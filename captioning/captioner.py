@@ -1,7 +1,7 @@
 """Clips → captions: decode once, measure, transcribe, look, compose, check.
 
-A caption says what was measured and what stands of an engine's answers, and nothing else. A clip that fails at any of
-it ends in `failed("caption", …)`; it never gets an empty or an invented caption.
+A caption states what was measured and what the checks accept of an engine's answers, and nothing else. A clip that
+fails at any step ends in `failed("caption", …)`; it never gets an empty or an invented caption.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,10 +10,11 @@ from dataclasses import replace
 import numpy as np
 
 from captioning.hear.levels import measure
-from captioning.hear.onsets import refined
-from captioning.hear.transcribe import SAMPLE_RATE, Transcriber, find_whisper
-from captioning.look import vision_engine
+from captioning.hear.onsets import refine_tags
+from captioning.hear.transcribe import Transcriber, find_whisper
+from captioning.hear.window import SAMPLE_RATE
 from captioning.look.clip_scores import ClipScores
+from captioning.look.engines import build_engine, check_engine
 from captioning.look.frames import Frame, choose_frames, shrink, to_jpeg
 from captioning.look.picture_statistics import describe
 from captioning.look.vision_engine import NoAnswer, VisionEngine
@@ -24,22 +25,26 @@ from data_prep.media.decode import decode_audio, decode_video, iterate_video, sp
 from data_prep.scores.audio_tags import Tagger, load_tagger
 
 
-def check(settings: CaptionSettings) -> None:
-    """Refuse what cannot run before any stage starts: a server is asked once, and the tagger alone is loaded.
+def check_settings(settings: CaptionSettings) -> None:
+    """Refuse settings that cannot run, before any stage starts.
+
+    Send one request to an endpoint, and load no model but the tagger.
 
     Raises:
-        ValueError: a missing weight, package or endpoint; names the setting.
+        ValueError: A weight, package or endpoint is missing. The message names the setting.
     """
     find_whisper(settings.transcribe.whisper)
     load_tagger(settings.tagger)
-    vision_engine.check(settings.seen)
+    check_engine(settings.seen)
 
 
 class Measurer:
-    """Clips → what is measured of them, ready to be asked about or captioned. Holds Whisper; make one per worker.
+    """Measure clips, so that an engine can be asked about them or a caption composed.
+
+    Hold Whisper and the tagger; make one per worker.
 
     Raises:
-        ValueError: weights named in the settings are not there.
+        ValueError: Weights named in the settings are missing.
     """
 
     def __init__(self, settings: CaptionSettings):
@@ -47,38 +52,42 @@ class Measurer:
         self.tagger = load_tagger(settings.tagger)
         self.transcriber = Transcriber(settings.transcribe)
 
-    def measured(self, clips: Sequence[Clip]) -> list[CaptionRequest | Clip]:
-        """Each clip measured, or failed; each is decoded once."""
-        found = [self._one(clip) for clip in clips]
+    def measure(self, clips: Sequence[Clip]) -> list[CaptionRequest | Clip]:
+        """Measure each clip, or fail it. Decode each clip once.
+
+        Returns:
+            In the order of `clips`, a request for each clip that was measured and a failed clip for each other one.
+        """
+        found = [self._measure_or_fail(clip) for clip in clips]
         ready = [item for item in found if isinstance(item, CaptionRequest)]
-        heard = iter(self._transcripts(ready))
+        heard = iter(self._transcribe(ready))
         return [_with_transcript(item, next(heard)) if isinstance(item, CaptionRequest) else item for item in found]
 
-    def _one(self, clip: Clip) -> CaptionRequest | Clip:
+    def _measure_or_fail(self, clip: Clip) -> CaptionRequest | Clip:
         try:
             return _measure(clip, self.settings, self.tagger)
-        except Exception as error:  # whatever a file does to a decoder, it is this clip's verdict and no other's
+        except Exception as error:  # a file can break a decoder in any way; only this clip fails
             return clip.failed("caption", error)
 
-    def _transcripts(self, ready: list[CaptionRequest]) -> list[dict] | list[dict | Exception]:
+    def _transcribe(self, ready: list[CaptionRequest]) -> list[dict] | list[dict | Exception]:
         voices = [item.voice for item in ready if item.voice is not None]
         try:
             return self.transcriber(voices)
-        except Exception:  # one bad clip must not cost its batch: each is asked again, alone
-            return [self._alone(voice) for voice in voices]
+        except Exception:  # one bad clip must not fail its batch: transcribe each clip again, alone
+            return [self._transcribe_one(voice) for voice in voices]
 
-    def _alone(self, voice: np.ndarray) -> dict | Exception:
+    def _transcribe_one(self, voice: np.ndarray) -> dict | Exception:
         try:
             return self.transcriber([voice])[0]
         except Exception as error:
             return error
 
 
-class Answers:
-    """What answers lead to, in a worker: holds the scorer of visual phrases.
+class AnswerHandler:
+    """Turn an engine's answers into the next question or the caption. Hold the scorer of visual phrases.
 
     Raises:
-        ValueError: its weights are not there.
+        ValueError: The scorer's weights are missing.
     """
 
     def __init__(self, settings: CaptionSettings):
@@ -86,55 +95,65 @@ class Answers:
         scorer = ClipScores(settings.seen) if settings.seen.clip else None
         self._score = scorer.scores if scorer and not scorer.untrained else None
 
-    def take(self, item: CaptionRequest, answer: str | NoAnswer, *, untrained: bool = False) -> CaptionRequest | Clip:
-        """The clip's next question, or the clip done."""
+    def handle(self, item: CaptionRequest, answer: str | NoAnswer, *, untrained: bool = False) -> CaptionRequest | Clip:
+        """Read one answer.
+
+        Args:
+            item: The clip that the question was about.
+            answer: The engine's text, or why there is none.
+            untrained: The answer comes from random weights: store it, and state nothing of it.
+
+        Returns:
+            The request with its next question, or the clip with its caption or its failure.
+        """
         try:
             following = item.answered(answer, self.settings, self._score, untrained=untrained)
             if isinstance(following, CaptionRequest) and not following.question:
                 return following.captioned(self.settings)
             return following
-        except Exception as error:  # whatever an answer does to a reader, it is this clip's verdict and no other's
+        except Exception as error:  # an answer can break its reader in any way; only this clip fails
             return item.clip.failed("caption", error)
 
 
 class Captioner:
-    """The caption stage. Holds its models; make one per worker.
+    """The caption stage. Hold its models; make one per worker.
 
     Raises:
-        ValueError: weights or an endpoint named in the settings are not there.
+        ValueError: Weights or an endpoint named in the settings are missing.
     """
 
     def __init__(self, settings: CaptionSettings):
         self.settings = settings
         self.measurer = Measurer(settings)
-        self.answers = Answers(settings)
-        self.engine: VisionEngine | None = vision_engine.build(settings.seen) if settings.seen.engine else None
+        self.answer_handler = AnswerHandler(settings)
+        self.engine: VisionEngine | None = build_engine(settings.seen) if settings.seen.engine else None
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
-        """Segments with kept clips (`clip.media`) → the same with `clip.caption`; other clips pass through.
+        """Caption the kept clips of segments (those with `clip.media`); pass the other clips through.
 
         `clip.caption` holds: text, short, long (three lengths of one caption); evidence: [{sentence, variants, source,
         facts}]; transcript (see `transcribe.transcript`); picture (see `picture_statistics`); sound (see `levels`);
-        removed: [{sentence, reasons}] taken out by the checker; and where an engine looked, seen: model, times of its
-        pictures, phrases that stand and were removed (see `look.phrases`), or untrained and the answer as it came.
+        removed: [{text, reasons}], the sentences that the checker removed. Where an engine looked, it also holds seen:
+        the model, the times of its pictures, the accepted and the removed phrases (see `look.phrases`); for random
+        weights, `untrained` and the raw answer instead.
 
         Raises:
-            EngineGone: the engine's server is gone; no clip is at fault.
+            EngineGone: The engine's server cannot be used any more; no clip is at fault.
         """
-        return each_kept(segments, lambda clips: self._asked(self.measurer.measured(clips)))
+        return each_kept(segments, lambda clips: self._ask_until_answered(self.measurer.measure(clips)))
 
-    def _asked(self, items: list[CaptionRequest | Clip]) -> list[Clip]:
+    def _ask_until_answered(self, items: list[CaptionRequest | Clip]) -> list[Clip]:
         while open_ := [at for at, item in enumerate(items) if isinstance(item, CaptionRequest) and item.question]:
             assert self.engine is not None
             waiting = [item for item in (items[at] for at in open_) if isinstance(item, CaptionRequest)]
             replies = self.engine.ask([item.next_prompt(self.settings) for item in waiting])
             for at, item, reply in zip(open_, waiting, replies, strict=True):
-                items[at] = self.answers.take(item, reply, untrained=self.engine.untrained)
+                items[at] = self.answer_handler.handle(item, reply, untrained=self.engine.untrained)
         return [item.captioned(self.settings) if isinstance(item, CaptionRequest) else item for item in items]
 
 
 def each_kept(segments: list[Segment], call: Callable[[list[Clip]], list[Clip]]) -> list[Segment]:
-    """The segments with `call` done to all their kept clips at once."""
+    """Apply `call` to all kept clips of the segments at once, and put its results in their places."""
     kept = [clip for segment in segments for clip in segment.clips if clip.kept]
     done = iter(call(kept))
     return [
@@ -158,7 +177,7 @@ def _measure(clip: Clip, settings: CaptionSettings, tagger: Tagger) -> CaptionRe
         describe(small, times_s - start_s),
         {},
         measure(audio, SAMPLE_RATE) | {"av_agreement": clip.scores.get("av_agreement")},
-        refined(clip.tags, voice, tagger, settings.min_tag_score),
+        refine_tags(clip.tags, voice, tagger, settings.min_tag_score),
         tuple(Frame(round(time_s - start_s, 3), jpeg) for time_s, jpeg in shown),
         "look" if settings.seen.engine else "",
         voice=voice,
@@ -166,15 +185,15 @@ def _measure(clip: Clip, settings: CaptionSettings, tagger: Tagger) -> CaptionRe
 
 
 def _pictures(clip: Clip, settings: CaptionSettings) -> tuple[np.ndarray, np.ndarray, list[tuple[float, bytes]]]:
-    """(small frames, their times on the file's time line, the pictures that an engine is shown)."""
+    """Decode (small frames, their times on the file's timeline, the (time, JPEG) pictures for an engine)."""
     start_s, end_s = span(clip)
     media, fps = clip.media, settings.picture_fps
-    size = _size(clip, settings.picture_width)
+    size = _frame_size(clip, settings.picture_width)
     if not settings.seen.engine:
         return *decode_video(media, start_s, end_s, fps=fps, size=size), []
-    # Which pictures are shown is known once all were seen: kept as JPEG, a minute of them takes some MB.
-    own = max(clip.info.get("width", 0), clip.info.get("height", 0)) or settings.seen.frame_width
-    large = _size(clip, min(settings.seen.frame_width, own))
+    # The choice of pictures needs all of them: keep each as JPEG, which takes a few MB for a minute of video.
+    longer_side = max(clip.info.get("width", 0), clip.info.get("height", 0)) or settings.seen.frame_width
+    large = _frame_size(clip, min(settings.seen.frame_width, longer_side))
     times, small, files = [], [], []
     for time_s, frame in iterate_video(media, start_s, end_s, fps=fps, size=large):
         times.append(time_s)
@@ -187,8 +206,8 @@ def _pictures(clip: Clip, settings: CaptionSettings) -> tuple[np.ndarray, np.nda
     return stacked, times_s, [(times[at], files[at]) for at in chosen]
 
 
-def _size(clip: Clip, width: int) -> tuple[int, int]:
-    """(height, width) of the small frames: the picture's own shape where it is known, `width` on its longer side."""
+def _frame_size(clip: Clip, width: int) -> tuple[int, int]:
+    """Scale the clip's picture (16:9 if unknown) to `width` pixels on its longer side: even (height, width)."""
     wide, high = clip.info.get("width", 16), clip.info.get("height", 9)
     scale = width / max(wide, high)
     return max(32, round(high * scale / 2) * 2), max(32, round(wide * scale / 2) * 2)

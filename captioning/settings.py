@@ -4,31 +4,33 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from data_prep.settings import Settings
+from data_prep.settings import LocalPath, Settings
 
 
 class SpeakerSettings(Settings):
-    """How voices are told apart."""
+    """How speakers are told apart (diarization)."""
 
-    weights: str = Field(
+    weights: LocalPath = Field(
         default="package:resemblyzer",
         description="package:resemblyzer or a checkpoint of its form; pyannote:FOLDER (or hub id) for a pyannote "
-        'diarization pipeline; "" tells no speakers apart',
+        'diarization pipeline; "": speakers are not told apart',
     )
-    most: int = Field(default=4, ge=1, description="speakers told apart in a clip (not pyannote)")
+    most: int = Field(default=4, ge=1, description="speakers in a clip at most (not pyannote)")
     min_ratio: float = Field(
-        default=1.2, ge=1, description="distance between voices over distance within one, where they take turns"
+        default=1.2,
+        ge=1,
+        description="least ratio of the distance between voices to that within a voice, where speakers alternate",
     )
-    sure_ratio: float = Field(default=2.0, ge=1, description="the same, where nobody speaks again")
+    sure_ratio: float = Field(default=2.0, ge=1, description="the same ratio, where no speaker speaks a second time")
     min_seconds: float = Field(
-        default=1.0, ge=0, description="who speaks less in a clip is no speaker of their own (not pyannote)"
+        default=1.0, ge=0, description="a voice with less speech is not counted as a speaker, seconds (not pyannote)"
     )
 
 
 class TranscribeSettings(Settings):
-    """Which Whisper, where it runs, and what of its text is believed."""
+    """Which Whisper model transcribes, where it runs, and how certain its text must be."""
 
-    whisper: str = Field(
+    whisper: LocalPath = Field(
         default="package:whisper-base",
         description="Whisper weights in CTranslate2 form: package:whisper-base, package:whisper-tiny-en, a folder, "
         "or a hub id",
@@ -38,9 +40,9 @@ class TranscribeSettings(Settings):
         default="int8", description="CTranslate2 arithmetic: int8, int8_float16, float16, float32"
     )
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 takes OMP_NUM_THREADS")
-    batch_size: int = Field(default=1, ge=1, description="30 s windows per pass of the model; more pays on a GPU")
+    batch_size: int = Field(default=1, ge=1, description="30 s windows per forward pass; more is faster on a GPU")
     beam_size: int = Field(default=5, ge=1, description="beams kept while decoding")
-    speakers: SpeakerSettings = Field(default=SpeakerSettings(), description="who speaks")
+    speakers: SpeakerSettings = Field(default=SpeakerSettings(), description="which speaker says what")
     voice_threshold: float = Field(
         default=0.5, gt=0, lt=1, description="Silero speech probability that counts as voice"
     )
@@ -51,66 +53,77 @@ class TranscribeSettings(Settings):
         default=-0.4, description="text whose mean token log-probability (natural) is below is removed"
     )
     min_word_confidence: float = Field(
-        default=0.5, ge=0, le=1, description="a word less certain than this is in no text, and ends its quote"
+        default=0.5, ge=0, le=1, description="a word less certain than this is left out and ends its quote"
     )
     min_quote_confidence: float = Field(
         default=0.65,
         ge=0,
         le=1,
-        description="a word less certain than this is not quoted; beside it, half the doubt is allowed",
+        description="a word less certain than this is not quoted, and its neighbours may have half its uncertainty",
     )
     max_no_speech_probability: float = Field(
         default=0.6,
         ge=0,
         le=1,
-        description="Whisper's own no-speech probability; above it, text must be twice as likely",
+        description="Whisper's no-speech probability; above it, text must be twice as likely",
     )
     max_compression_ratio: float = Field(
-        default=2.4, gt=0, description="text that zlib shrinks more than this is removed"
+        default=2.4,
+        gt=0,
+        description="text that zlib compresses by a larger ratio is removed, because it repeats itself",
     )
-    max_words_per_second: float = Field(default=8.0, gt=0, description="text faster than this (voiced time) is removed")
+    max_words_per_second: float = Field(
+        default=8.0, gt=0, description="faster text is removed, words per second of voice"
+    )
 
 
 class SeenSettings(Settings):
-    """Which model looks at a clip, what it is shown, and what of its answers is believed."""
+    """Which vision model describes a clip, what it is shown, and which of its answers are used."""
 
     engine: Literal["", "transformers", "vllm", "openai"] = Field(
         default="",
         description="transformers: in this process; vllm: Ray Data's LLM processor; openai: an OpenAI-compatible "
-        "endpoint; '': no model looks, and what is seen is measured alone",
+        "endpoint; '': no model, and only measured facts of the picture are used",
     )
-    model: str = Field(default="", description="folder or hub id (transformers, vllm), or the endpoint's model name")
+    model: LocalPath = Field(
+        default="", description="folder or hub id (transformers, vllm), or the endpoint's model name"
+    )
     compose: Literal["rules", "engine"] = Field(
         default="rules", description="who writes the paragraph: fixed rules, or the engine; both are checked"
     )
-    frames: int = Field(default=8, ge=1, le=64, description="pictures shown of a clip at most")
+    frames: int = Field(default=8, ge=1, le=64, description="pictures of a clip that are shown, at most")
     frame_width: int = Field(default=448, ge=64, description="pixels on the longer side of a picture")
     max_tokens: int = Field(default=768, ge=16, description="tokens of an answer at most")
-    time_limit_s: float = Field(default=120.0, gt=0, description="seconds for an answer (not vllm)")
+    time_limit_s: float = Field(default=120.0, gt=0, description="time limit of an answer, seconds (not vllm)")
     device: str = Field(default="cpu", description="where transformers and open_clip run: cpu, cuda")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="bfloat16", description="arithmetic of transformers and vllm"
     )
-    audio: bool = Field(default=True, description="let a model that hears hear the clip (transformers: Qwen Omni)")
+    audio: bool = Field(
+        default=True, description="also give the sound to a model that accepts it (transformers: Qwen Omni)"
+    )
     endpoint: str = Field(default="", description="openai: base URL, such as http://localhost:8000/v1")
     key_variable: str = Field(default="OPENAI_API_KEY", description="openai: environment variable of the API key")
-    attempts: int = Field(default=6, ge=1, description="openai: times a request is sent while the server fails")
-    concurrency: int = Field(default=8, ge=1, description="openai: requests under way at once, per worker")
-    requests_per_minute: float = Field(default=0.0, ge=0, description="openai: per worker; 0: no limit of ours")
+    attempts: int = Field(default=6, ge=1, description="openai: attempts per request while the server fails")
+    concurrency: int = Field(default=8, ge=1, description="openai: concurrent requests per worker")
+    requests_per_minute: float = Field(default=0.0, ge=0, description="openai: request rate limit per worker; 0: none")
     engine_options: dict[str, Any] = Field(
         default={}, description="vllm: engine arguments, such as tensor_parallel_size: 2 (in a recipe)"
     )
-    workers: int = Field(default=1, ge=1, description="vllm: engines beside one another")
-    clip: str = Field(default="", description="open_clip model that scores what is said to be seen; '': not scored")
-    clip_weights: str = Field(
-        default="", description="its .safetensors file; not for a model that is named as hf-hub:ID"
+    workers: int = Field(default=1, ge=1, description="vllm: engines that run in parallel")
+    clip: str = Field(default="", description="open_clip model that scores visual phrases; '': not scored")
+    clip_weights: LocalPath = Field(
+        default="", description=".safetensors file of that model; not for a model named hf-hub:ID"
     )
     min_clip_score: float = Field(
-        default=0.2, ge=-1, le=1, description="cosine of a phrase with its best picture; less takes it out"
+        default=0.2,
+        ge=-1,
+        le=1,
+        description="a phrase whose cosine similarity with its best picture is lower is removed",
     )
 
     @model_validator(mode="after")
-    def _is_whole(self) -> Self:
+    def _is_consistent(self) -> Self:
         if self.engine and not self.model:
             raise ValueError(f"model: engine {self.engine} needs one; give a folder, a hub id or the endpoint's name")
         if self.engine == "openai" and not self.endpoint.startswith(("http://", "https://")):
@@ -121,17 +134,17 @@ class SeenSettings(Settings):
 
 
 class CaptionSettings(Settings):
-    """What the caption stage listens with and how much of it is told."""
+    """The models of the caption stage, and what is mentioned in a caption."""
 
     transcribe: TranscribeSettings = Field(default=TranscribeSettings(), description="speech to text")
-    seen: SeenSettings = Field(default=SeenSettings(), description="a model that looks at the clip")
-    tagger: str = Field(
+    seen: SeenSettings = Field(default=SeenSettings(), description="vision model")
+    tagger: LocalPath = Field(
         default="package:yamnet",
-        description="the network that tagged the sounds, asked again when they begin: package:yamnet or a folder",
+        description="the network that tagged the sounds, run again to find when they begin: package:yamnet or a folder",
     )
     min_tag_score: float = Field(
         default=0.5, ge=0, le=1, description="sound events scored below this are not mentioned"
     )
-    max_sounds: int = Field(default=4, ge=0, description="kinds of sound named in a caption, the longest heard first")
-    picture_fps: float = Field(default=8.0, gt=0, description="frames per second looked at")
-    picture_width: int = Field(default=160, ge=64, description="pixels across of the frames looked at")
+    max_sounds: int = Field(default=4, ge=0, description="kinds of sound named in a caption at most, the longest first")
+    picture_fps: float = Field(default=8.0, gt=0, description="frames per second for the statistics of the picture")
+    picture_width: int = Field(default=160, ge=64, description="width of those frames, pixels")

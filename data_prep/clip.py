@@ -1,12 +1,11 @@
-"""The two things that flow through curation: a source segment and, inside it, its clips.
+"""The data of every dataflow: a source segment with its clips, and both as rows of an Arrow table.
 
 A *segment* is one source, or up to N minutes of a long one. It is the row of every dataflow from listing to commit,
-and it never fans out: its clips are a list inside it. A *clip* ends in exactly one verdict.
+and it never fans out: its clips are a list inside the row. A *clip* ends in exactly one verdict.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -27,20 +26,20 @@ class Tag:
 
 @dataclass
 class Clip:
-    """A span of one source, judged.
+    """A stretch of one source with its verdict.
 
     Attributes:
-        clip_id: hash of the source's content key and the span; the same in every run.
-        start_s, end_s: the span, seconds on the source's own time line.
+        clip_id: hash of the source's content key, start and end; the same in every run.
+        start_s, end_s: seconds on the source's time line.
         verdict: "kept", "dropped" (reason says which gate) or "failed" (reason is the stage, error says what).
         sound_class: "speech", "environment", "music", "mixed", or the uninformative "noise", "silence", "no_audio".
-        scores: every raw score that was measured, by name; a threshold can be moved without measuring again.
+        scores: every raw score that was measured, by name, so that a threshold can change without a new measurement.
         tags: sound events with times.
-        media: the clip's file (the source's packets with exact in and out points), empty unless kept.
+        media: the clip's file (the source's packets with exact in and out points); empty unless the clip is kept.
         media_suffix: "mp4", or "mkv" where mp4 cannot hold the codec.
-        caption: what `captioning` wrote: {"text": …, "evidence": …}; empty before.
-        sample: encoded tensors, one safetensors file; empty before `encode`.
-        info: what the index and the report need of the file: width, height, fps, frames, sample_rate, bucket …
+        caption: what `captioning` writes: {"text": …, "evidence": …}; empty before.
+        sample: the encoded tensors as a safetensors file; empty before `encode`.
+        info: what the index and the report need to know of the file: width, height, fps, frames, sample_rate, bucket …
     """
 
     clip_id: str
@@ -60,14 +59,15 @@ class Clip:
 
     @property
     def kept(self) -> bool:
+        """Whether the verdict is "kept"."""
         return self.verdict == "kept"
 
     def dropped(self, reason: str) -> "Clip":
-        """This clip with the verdict `dropped(reason)`; its media and sample are let go."""
+        """Return the clip with the verdict `dropped(reason)`, without media and sample."""
         return replace(self, verdict="dropped", reason=reason, media=b"", sample=b"")
 
     def failed(self, stage: str, error: BaseException | str) -> "Clip":
-        """This clip with the verdict `failed(stage, error)`; its media and sample are let go."""
+        """Return the clip with the verdict `failed(stage, error)`, without media and sample."""
         return replace(self, verdict="failed", reason=stage, error=describe(error), media=b"", sample=b"")
 
 
@@ -76,15 +76,15 @@ class Segment:
     """One row of every dataflow.
 
     Attributes:
-        segment_id: hash of the URI, size, span and part; names the shard, the manifest part and the ledger entry.
+        segment_id: hash of the URI, size, times and part; names the shard, the manifest part and the ledger entry.
         uri: where the source is.
-        start_s, end_s: the part of the source that this segment holds; `end_s` is inf for "to its end".
-        size: bytes of the source.
-        part, parts: this is the `part`-th of `parts` equal lengths of that span, from 0; its times are known once the
-            source is opened.
-        caption: what the list that named the source says of it, "" for nothing.
-        content_key: hash of the source's bytes (or of head, tail and size for a large one); "" until it is read.
-        clips: empty until cut; at least one afterwards, whatever happened.
+        start_s, end_s: the stretch of the source that the segment covers, seconds; `end_s` is inf for "to the end".
+        size: of the source, bytes; 0 while it is unknown.
+        content_key: hash of the source's bytes (of a large source: of head, tail and size); "" until it is read.
+        part, parts: the segment is part `part` (from 0) of that stretch, divided into `parts` equal lengths. Its times
+            are known once the source is opened.
+        caption: the source's caption in the list that named it; "" for none.
+        clips: empty until the segment is curated; at least one afterwards, whatever happened.
     """
 
     segment_id: str
@@ -98,29 +98,19 @@ class Segment:
     caption: str = ""
     clips: list[Clip] = field(default_factory=list)
 
-    def through(self, curate: "Callable[[Segment], Segment | list[Segment]]") -> "Segment":
-        """This segment curated; where `curate` gives the spans to be curated instead, with the clips of those, and
-        with the times that they found."""
-        done = curate(self)
-        if isinstance(done, Segment):
-            return done
-        spans = [span.through(curate) for span in done]
-        clips = [clip for span in spans for clip in span.clips]
-        return replace(spans[0], segment_id=self.segment_id, end_s=spans[-1].end_s, clips=clips)
-
     def failed(self, stage: str, error: BaseException | str) -> "Segment":
-        """This segment as one `failed` clip that spans it: a source that cannot be read still has its verdict."""
+        """Return the segment with one `failed` clip that covers it: an unreadable source has a verdict too."""
         clip = Clip(stable_id(self.segment_id, "failed"), self.start_s, self.end_s)
         return replace(self, clips=[clip.failed(stage, error)])
 
 
 def stable_id(*parts: object) -> str:
-    """A 20-digit hexadecimal id: a function of the parts alone, so that a rerun names the same things the same."""
+    """Hash the parts to an id of 20 hexadecimal digits; the same parts give the same id in every run."""
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:20]
 
 
 def describe(error: BaseException | str) -> str:
-    """An error as one line of at most 300 characters."""
+    """Format an error as one line of at most 300 characters."""
     text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:300]
 
@@ -157,7 +147,7 @@ SEGMENT_SCHEMA = pa.schema(
 
 
 def to_table(segments: list[Segment]) -> pa.Table:
-    """Segments as an Arrow table of the one fixed schema that every stage of a dataflow takes and gives."""
+    """Convert segments to an Arrow table of `SEGMENT_SCHEMA`, which every stage of a dataflow takes and returns."""
     rows = []
     for segment in segments:
         row = asdict(segment)
@@ -170,7 +160,7 @@ def to_table(segments: list[Segment]) -> pa.Table:
 
 
 def from_table(table: pa.Table) -> list[Segment]:
-    """The inverse of `to_table`."""
+    """Convert an Arrow table back to segments; the inverse of `to_table`."""
     segments = []
     for row in table.to_pylist():
         clips = [

@@ -1,0 +1,1 @@
+"""The `kinotone` command: its verbs, their settings and the packaged recipes."""

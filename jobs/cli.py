@@ -1,7 +1,9 @@
 """The `kinotone` command: `kinotone VERB [--recipe FILE] [--dotted.setting VALUE …]`.
 
-Exit code 0: done. 2: the user's mistake, told in one line that names the file or field and the mend. 1: a failure of
-ours or of the machine, with its traceback. 130: interrupted; the same command goes on from there.
+Exit codes: 0 when the verb is done; 2 for a mistake of the user, reported in one line that names the file or field and
+the fix; 1 for any other failure, with its traceback; 130 when interrupted, and the same command resumes.
+
+The help loads neither torch nor Ray: a verb imports its implementation when it runs.
 """
 
 import contextlib
@@ -15,7 +17,14 @@ DESCRIPTION = "Kinotone: a raw video corpus → a trained joint audio-video foun
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns the exit code."""
+    """Run one verb.
+
+    Args:
+        argv: the arguments after the program's name; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     from jobs.verbs import VERBS
 
@@ -37,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Display() as display:
             verb.run(display)
     except KeyboardInterrupt:
-        print("\nkinotone: interrupted; the same command goes on from here", file=sys.stderr)
+        print("\nkinotone: interrupted; the same command resumes from here", file=sys.stderr)
         return 130
     except ValueError as error:
-        # What a Ray worker raised is no mistake of the user's: those are found before any worker starts.
+        # An error of a Ray worker is not the user's mistake: verbs report those before any worker starts.
         if type(error).__module__.startswith("ray.") or os.environ.get("KINOTONE_TRACEBACK"):
             traceback.print_exc()
             return 1
@@ -52,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(name: str, args: list[str]):
-    """The verb's settings: the defaults, the recipe over them, the command line over both."""
+    """Return the verb's settings: the command line over the recipe, and the recipe over the defaults."""
     import tyro
 
     from jobs.settings import load_recipe
@@ -81,7 +90,7 @@ def _option(args: list[str], name: str) -> str | None:
 
 
 def _one_line(box: str) -> str:
-    """The message inside tyro's box of several lines, as one."""
+    """Join the message inside tyro's box into one line."""
     lines = [line.strip("│╭╮╰╯─ \n") for line in box.splitlines()]
     rule = next((n for n, line in enumerate(box.splitlines()) if "────" in line and n > 0), len(lines))
     return " ".join(" ".join(line for line in lines[1:rule] if line).split())

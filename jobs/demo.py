@@ -1,7 +1,7 @@
-"""`kinotone demo`: the main job end to end, as the other verbs do it, one after the other, on embedded defaults.
+"""`kinotone demo`: the main job end to end, one verb after another, on embedded defaults.
 
-Each stage writes to its own folder under the output and resumes there: a demo that was stopped goes on, and one that
-was finished only says where things are.
+Each stage writes to a folder under the output and resumes there. A demo that was stopped resumes; one that is finished
+only prints where its files are.
 """
 
 import json
@@ -22,16 +22,19 @@ from pipelines.dataflow.prepare import run_prepare
 from pipelines.generate import generate
 from pipelines.training.driver import train
 
-# Trained first, and in this order: they turn media into latents and back, and the DiT learns in their latent space.
+# Trained first and in this order, because the DiT learns in their latent space.
 CODECS = ("video-vae", "audio-vae", "vocoder")
 PROMPTS = 4
 
 
 def run_demo(recipe: Recipe, output: Path, inputs: list[str], display: Display) -> None:
-    """Clips in, a trained tiny model and a playable mp4 out; prints where everything is.
+    """Turn clips into a trained tiny model and a playable mp4, and print where everything is.
 
     Args:
+        recipe: settings of every stage.
+        output: folder of all stages.
         inputs: the user's own clips; a synthetic corpus is made when there are none.
+        display: shows progress.
     """
     began = time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
@@ -49,7 +52,7 @@ def run_demo(recipe: Recipe, output: Path, inputs: list[str], display: Display) 
 
 
 def _stages(recipe: Recipe, output: Path, inputs: list[str], display: Display) -> dict[str, Any]:
-    """All stages in turn; gives the summary of the DiT's training."""
+    """Run all stages in turn; return the summary of the DiT's training."""
     place = {name: output / name for name in ("curated", "captioned", "encoded", "text-conditioner", *CODECS, "dit")}
 
     def fit(task: str, source: Path, init_from: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def _stages(recipe: Recipe, output: Path, inputs: list[str], display: Display) -
 
     display.say("[bold]Encode[/]      video latents, audio latents, text features, and the training index")
     parts = {"video_vae": "video-vae", "audio_vae": "audio-vae", "text_conditioner": "text-conditioner"}
-    encode = recipe.encode.model_copy(update={part: str(place[name] / "weights") for part, name in parts.items()})
+    encode = recipe.encode.replace(**{part: str(place[name] / "weights") for part, name in parts.items()})
     source = [str(place["captioned"])]
     run_prepare(("encode",), source, place["encoded"], {"encode": encode}, recipe.tracking, display)
 
@@ -89,9 +92,9 @@ def _stages(recipe: Recipe, output: Path, inputs: list[str], display: Display) -
 
 
 def _text_conditioner(recipe: Recipe, folder: Path) -> None:
-    """The text projection and connectors as initialised under the recipe's seed.
+    """Write the text projection and connectors, initialised under the recipe's seed.
 
-    A random projection keeps what the text encoder says, and the connectors train with the DiT.
+    A random projection keeps the information in the text features, and the connectors train with the DiT.
     """
     settings = recipe.for_task("dit")
     if not (folder / "weights" / "text_conditioner.safetensors").exists():
@@ -100,7 +103,7 @@ def _text_conditioner(recipe: Recipe, folder: Path) -> None:
 
 
 def _prompts(encoded: Path) -> list[str]:
-    """Captions of the corpus, one of each class of sound in turn: a tiny model has seen nothing else."""
+    """Pick captions of the corpus, one of each sound class in turn: a tiny model has seen nothing else."""
     rows = read_manifest(encoded).select(["clip_id", "verdict", "sound_class", "caption"]).to_pylist()
     kept = sorted((row for row in rows if row["verdict"] == "kept"), key=lambda row: row["clip_id"])
     if not kept:

@@ -1,4 +1,4 @@
-"""`kinotone doctor`: each thing a run needs, whether this machine has it, and how to mend what is missing."""
+"""`kinotone doctor`: what a run needs, whether this machine has it, and how to fix what is missing."""
 
 import importlib.metadata
 import os
@@ -17,20 +17,28 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: what, whether it is well, what was found, and the mend where it is not.
+    """The result of one check.
 
-    `needed` is False for what only makes a run faster or larger.
+    Attributes:
+        what: what was checked.
+        well: whether it is as a run needs it.
+        found: what was found.
+        fix: what to do where it is not well.
+        needed: False for what only makes a run faster or larger.
     """
 
     what: str
     well: bool
     found: str
-    mend: str = ""
+    fix: str = ""
     needed: bool = True
 
 
 def report(console: Console) -> None:
-    """Print every finding.
+    """Run every check and print its finding.
+
+    Args:
+        console: where to print.
 
     Raises:
         ValueError: something that every run needs is missing (the command then exits with 2).
@@ -38,20 +46,21 @@ def report(console: Console) -> None:
     findings = [check() for check in CHECKS]
     for finding in findings:
         mark = "[green]ok[/]     " if finding.well else "[red]missing[/]" if finding.needed else "[yellow]without[/]"
-        console.print(f"  {mark}  {finding.what:<18} {finding.found}" + (f" → {finding.mend}" if finding.mend else ""))
+        console.print(f"  {mark}  {finding.what:<18} {finding.found}" + (f" → {finding.fix}" if finding.fix else ""))
     missing = [finding for finding in findings if finding.needed and not finding.well]
     if missing:
-        raise ValueError(f"doctor: {missing[0].what}: {missing[0].found}; {missing[0].mend}")
+        raise ValueError(f"doctor: {missing[0].what}: {missing[0].found}; {missing[0].fix}")
 
 
 def python_version() -> Finding:
+    """Check that Python is 3.11 or 3.12."""
     version = ".".join(map(str, sys.version_info[:3]))
     well = sys.version_info[:2] in ((3, 11), (3, 12))
     return Finding("Python", well, version, "" if well else "use Python 3.11 or 3.12")
 
 
 def packages() -> Finding:
-    """Every core requirement of our own metadata, by name."""
+    """Check that every core requirement in Kinotone's package metadata is installed, by name."""
     missing = []
     requirements = importlib.metadata.requires("kinotone") or []
     core = [requirement for requirement in requirements if "extra ==" not in requirement]
@@ -68,6 +77,7 @@ def packages() -> Finding:
 
 
 def compiler() -> Finding:
+    """Check for g++, with which DeepSpeed compiles its CPU ops."""
     path = shutil.which("g++")
     if path:
         return Finding("g++", True, "found")
@@ -75,7 +85,7 @@ def compiler() -> Finding:
 
 
 def weights() -> Finding:
-    """The small weights of the demo; a run on real weights names its own."""
+    """Check the small weights of the demo. A run on real weights names its own."""
     for name in packaged_weights.NAMES:
         try:
             packaged_weights.resolve(f"package:{name}")
@@ -85,6 +95,7 @@ def weights() -> Finding:
 
 
 def accelerator() -> Finding:
+    """Check for a GPU; reports its count, name and memory."""
     import torch
 
     if torch.cuda.is_available():
@@ -95,12 +106,14 @@ def accelerator() -> Finding:
 
 
 def memory() -> Finding:
+    """Check that the machine has 8 GiB of memory, as the demo needs."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     well = total >= 8
     return Finding("memory", well, f"{total:.0f} GiB", "" if well else "the demo needs 8 GiB", needed=False)
 
 
 def disk() -> Finding:
+    """Check that 5 GiB are free on the disk of the working directory."""
     free = shutil.disk_usage(".").free / GIB
     well = free >= 5
     return Finding("disk here", well, f"{free:.0f} GiB free", "" if well else "free at least 5 GiB", needed=False)

@@ -1,19 +1,25 @@
-"""What `kinotone plan` says of a recipe on a cluster: it fits, with memory, time and traffic, or what would make it."""
+"""`kinotone plan`: memory, time and traffic of a recipe on a cluster, or which change would make it fit."""
 
 from rich.console import Console
 from rich.table import Table
 
 from data_prep.loading.buckets import Bucket
-from pipelines.settings import TrainSettings
 from pipelines.training.budget import GIB, RESERVE_GIB, Budget, Cluster, budget, remedies
+from pipelines.training.settings import TrainSettings
 from pipelines.training.tasks.dit import DiTTask
 
 
 def show(settings: TrainSettings, buckets: list[Bucket], cluster: Cluster, console: Console) -> None:
-    """Print the plan.
+    """Print the plan of a training run of task dit.
+
+    Args:
+        settings: of the run.
+        buckets: the shapes of its clips.
+        cluster: the machines.
+        console: where to print.
 
     Raises:
-        ValueError: the run does not fit; names what would.
+        ValueError: the run does not fit; names each single change that would make it fit.
     """
     found = budget(settings, buckets, cluster)
     console.print(
@@ -27,14 +33,14 @@ def show(settings: TrainSettings, buckets: list[Bucket], cluster: Cluster, conso
     console.print(
         f"{settings.steps:,} steps: {days:.1f} days, {days * 24 * cluster.gpus:,.0f} GPU-hours, with buckets taken "
         f"equally often, at {100 * cluster.mfu:.0f} % MFU and {cluster.bandwidth:.0f} GB/s per GPU (both stated, not "
-        f"measured here); loading, checkpoints and validation are not in it"
+        f"measured here); loading, checkpoints and validation are not included"
     )
     if found.total > found.available:
         ways = list(remedies(settings, buckets, cluster))
         raise ValueError(
             f"plan: needs {found.total / GIB:.1f} GiB per GPU, {cluster.gpu} has {found.available / GIB:.1f} "
-            f"({RESERVE_GIB:.0f} are kept back); "
-            + (f"what would fit: {'; or '.join(ways)}" if ways else "no single change of ours makes it fit")
+            f"({RESERVE_GIB:.0f} are reserved); "
+            + (f"what would fit: {'; or '.join(ways)}" if ways else "no single change of the settings makes it fit")
         )
 
 

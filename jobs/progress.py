@@ -1,7 +1,7 @@
-"""What a person sees while a verb runs: one line per stage, with its count, its time and its rest.
+"""Progress of a verb: one line per stage, with its count, its elapsed time and its remaining time.
 
-In a terminal the lines move; elsewhere (a log file, CI) each stage prints a line when it begins, every 30 s, and when
-it ends. Only this goes to the terminal: libraries' chatter stays in their own logs.
+In a terminal the lines update in place. Elsewhere (a log file, CI) each stage prints a line when it begins, every 30 s,
+and when it ends.
 """
 
 import sys
@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
 
-EVERY_S = 30.0  # between two lines of one stage where the output is no terminal
+EVERY_S = 30.0  # between two lines of one stage where the output is not a terminal
 
 
 class Display:
-    """Call it as `display(stage, done, total, note)`; a stage is new when its name is."""
+    """Shows progress; call it as `display(stage, done, total, note)`. A new name begins a new stage."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
@@ -45,6 +45,7 @@ class Display:
             self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Show that `done` of `total` units of a stage are complete."""
         now = time.monotonic()
         new = stage not in self._began
         self._began.setdefault(stage, now)
@@ -57,5 +58,5 @@ class Display:
             self.console.print(f"  {stage:<34} {done}/{total}  {now - self._began[stage]:.0f} s  {note}".rstrip())
 
     def say(self, text: str) -> None:
-        """A line of its own, above the moving ones."""
+        """Print a line above the progress lines."""
         self.console.print(text)

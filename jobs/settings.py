@@ -1,8 +1,8 @@
 """Recipes: one strict YAML file holds the settings of every stage; a verb takes its sections and dotted overrides.
 
-A recipe is a file, or the name of one in a folder of `jobs/recipes/` ("tiny"). Sections that it leaves out
-have their defaults.
-`train` holds what all training tasks share; `tasks.<name>` says what differs for one task and is laid over it.
+A recipe is a file, or the name of one in a folder of `jobs/recipes/` ("tiny"). A section that it leaves out has its
+defaults. `train` holds what all training tasks share; `tasks.<name>` holds what differs for one task and is laid over
+it.
 """
 
 from importlib import resources
@@ -14,19 +14,15 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from captioning.settings import CaptionSettings
-from data_prep.curation.curator import CurateSettings
-from data_prep.settings import Settings
-from data_prep.synthetic import SynthSettings
-from pipelines.dataflow.encode import EncodeSettings
-from pipelines.generate import GenerateSettings
-from pipelines.settings import TrainSettings
-from pipelines.tracking.run import TrackingSettings
+from data_prep.settings import CurateSettings, Settings, SynthSettings
+from pipelines.settings import EncodeSettings, GenerateSettings, TrackingSettings
+from pipelines.training.settings import TrainSettings
 
 RECIPES = resources.files("jobs") / "recipes"
 
 
 class Recipe(Settings):
-    """The settings of every stage. Keys are sections; an unknown one is an error."""
+    """The settings of every stage. Each key is a section; an unknown one is an error."""
 
     synth: SynthSettings = SynthSettings()
     curate: CurateSettings = CurateSettings()
@@ -38,21 +34,25 @@ class Recipe(Settings):
     tracking: TrackingSettings = TrackingSettings()
 
     def for_task(self, task: str) -> TrainSettings:
-        """The training settings of one task: `train` with `tasks.<task>` laid over it."""
+        """Return the training settings of one task: `train` with `tasks.<task>` laid over it."""
         return self.tasks.get(task, self.train)
 
 
 def packaged_recipes() -> dict[str, Traversable]:
-    """The files of our recipes, one folder for each size of model, by their names without the suffix."""
+    """Return the packaged recipe files by name, without the suffix."""
     files = (file for folder in RECIPES.iterdir() if folder.is_dir() for file in folder.iterdir())
     return {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}
 
 
 def load_recipe(name: str | Path | None) -> Recipe:
-    """The recipe in a file, or the packaged one of that name; all defaults for None.
+    """Load a recipe from a file, or the packaged one of that name.
+
+    Args:
+        name: path or name; None for a recipe of defaults.
 
     Raises:
-        ValueError: no such recipe, no YAML, an unknown key or a wrong value; one line naming the file and the field.
+        ValueError: no such recipe, not YAML, an unknown key or a wrong value; one line that names the file and the
+            field.
     """
     if name is None:
         return Recipe()
@@ -81,7 +81,15 @@ def load_recipe(name: str | Path | None) -> Recipe:
 
 
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem of a validation error as one line: the dotted field, what is wrong, what is known instead."""
+    """Describe the first problem of a validation error in one line.
+
+    Args:
+        error: what pydantic raised.
+        model: the settings model that was validated.
+
+    Returns:
+        The dotted field, what is wrong, and for an unknown key the known ones.
+    """
     problem = error.errors()[0]
     place = [str(part) for part in problem["loc"]]
     if problem["type"] != "extra_forbidden":
@@ -91,7 +99,7 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _fields_at(model: Any, place: list[str]) -> list[str]:
-    """The fields of the model at a place, down through fields, and through the keys of dicts and lists of models."""
+    """Return the fields of the model at a place, through fields, dict keys and list positions."""
     for part in place:
         fields = getattr(model, "model_fields", None)
         model = fields[part].annotation if fields is not None else model.__args__[-1 if model.__origin__ is dict else 0]

@@ -1,33 +1,39 @@
-"""The verbs of the `kinotone` command. A verb is its settings (flags) and `run`; what it does lives in `pipelines`."""
+"""The verbs of the `kinotone` command. A verb is its settings (flags) and `run`, which calls `pipelines`.
+
+`run` imports the implementation, so that the help loads neither torch nor Ray. A verb's docstring is its line in the
+help.
+"""
 
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 from pydantic import Field
+from typing_extensions import override
 
 from captioning.settings import CaptionSettings
-from data_prep.curation.curator import CurateSettings
-from data_prep.settings import Settings
-from data_prep.synthetic import SynthSettings
+from data_prep.settings import CurateSettings, Settings, SynthSettings
 from jobs.progress import Display
 from jobs.settings import Recipe
-from pipelines.dataflow.encode import EncodeSettings
-from pipelines.generate import GenerateSettings
-from pipelines.settings import TrainSettings
-from pipelines.tracking.run import TrackingSettings
+from pipelines.settings import EncodeSettings, GenerateSettings, TrackingSettings
+from pipelines.training.settings import TrainSettings
 
 Task = Annotated[str, tyro.conf.Positional]
 
 
 class Verb(Settings):
-    """What every verb has. A field named like a section of the recipe takes its default from there."""
+    """The base of every verb. A field named like a section of the recipe takes its default from there."""
 
     recipe: str | None = Field(None, description="recipe file (YAML), or the name of one in jobs/recipes, e.g. tiny")
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, args: list[str]) -> "Verb":
-        """The verb's defaults under a recipe; what has none and no section is required on the command line."""
+        """Return the verb with its defaults under a recipe.
+
+        Args:
+            recipe: gives the sections. A field that has no section and no default is required on the command line.
+            args: the command line after the verb, for a verb whose defaults depend on it.
+        """
         values: dict[str, Any] = {}
         for name, field in cls.model_fields.items():
             if name in Recipe.model_fields:
@@ -37,16 +43,24 @@ class Verb(Settings):
         return cls.model_construct(**values)
 
     def run(self, display: Display) -> None:
-        """Do it. Raises ValueError for the user's mistakes."""
+        """Run the verb.
+
+        Args:
+            display: shows progress.
+
+        Raises:
+            ValueError: the user's mistake, with its fix, before any work starts.
+        """
         raise NotImplementedError
 
 
 class Synth(Verb):
-    """a labelled synthetic corpus: visible events with their sounds, speech, music, silence, noise"""
+    """Make a labelled synthetic corpus: visible events with their sounds, speech, music, silence, noise."""
 
     output: Path = Field(description="folder for clips/*.mp4 and labels.parquet")
     synth: SynthSettings
 
+    @override
     def run(self, display: Display) -> None:
         from data_prep.synthetic import generate
 
@@ -63,6 +77,7 @@ class _DataVerb(Verb):
     output: str = Field(description="folder or s3:// address of the set that is made; the same command resumes it")
     tracking: TrackingSettings
 
+    @override
     def run(self, display: Display) -> None:
         from pipelines.dataflow.prepare import run_prepare
 
@@ -71,18 +86,19 @@ class _DataVerb(Verb):
 
 
 class Curate(_DataVerb):
-    """raw sources → clips with informative audio, a manifest and a report"""
+    """Cut raw sources into clips with informative audio, with a manifest and a report."""
 
     stages: ClassVar = ("curate",)
     input: list[str] = Field(default=[], description="files, folders, globs, tars or lists of video, here or on s3://")
-    rejudge: str | None = Field(None, description="instead of input: a curated set, judged anew by these thresholds")
+    rejudge: str | None = Field(None, description="instead of input: a curated set to judge again by these thresholds")
     curate: CurateSettings
 
+    @override
     def run(self, display: Display) -> None:
         from pipelines.dataflow.prepare import REJUDGE, run_prepare
 
         if bool(self.input) == bool(self.rejudge):
-            raise ValueError("curate: give --input with videos, or --rejudge with a set that is to be judged anew")
+            raise ValueError("curate: give --input with videos, or --rejudge with a curated set")
         if self.rejudge:
             settings = {REJUDGE: self.curate}
             run_prepare((REJUDGE,), [self.rejudge], self.output, settings, self.tracking, display)
@@ -91,7 +107,7 @@ class Curate(_DataVerb):
 
 
 class Calibrate(Verb):
-    """labels against a set → precision, recall, every threshold's curve, proposed thresholds"""
+    """Compare labels with a set: precision, recall, a curve for each threshold, proposed thresholds."""
 
     labels: Path = Field(
         description=".tsv with columns file, class and verdict (keep or drop), or .parquet of synth; or the filled-in "
@@ -102,6 +118,7 @@ class Calibrate(Verb):
     )
     output: str = Field(description="folder for calibration.html, policy.yaml and summary.json; of captions the last")
 
+    @override
     def run(self, display: Display) -> None:
         from pipelines.report.review import is_review, run_review
 
@@ -124,21 +141,21 @@ class Calibrate(Verb):
 
 
 class Caption(_DataVerb):
-    """a curated set → factual captions of what is seen and heard"""
+    """Write factual captions of what is seen and heard in a curated set."""
 
     stages: ClassVar = ("caption",)
     caption: CaptionSettings
 
 
 class Encode(_DataVerb):
-    """a captioned set → video latents, audio latents, text features and the training index"""
+    """Encode a captioned set: video latents, audio latents, text features and the training index."""
 
     stages: ClassVar = ("encode",)
     encode: EncodeSettings
 
 
 class Prepare(_DataVerb):
-    """curate, caption and encode as one streaming graph"""
+    """Curate, caption and encode as one streaming graph."""
 
     stages: ClassVar = ("curate", "caption", "encode")
     curate: CurateSettings
@@ -147,7 +164,7 @@ class Prepare(_DataVerb):
 
 
 class Train(Verb):
-    """one training task (dit, text-projection, video-vae, audio-vae, vocoder, upscaler): Ray Train and DeepSpeed"""
+    """Train one task (dit, text-projection, video-vae, audio-vae, vocoder, upscaler) on Ray Train and DeepSpeed."""
 
     task: Task = Field(description="what is trained: dit, text-projection, video-vae, audio-vae, vocoder or upscaler")
     output: Path = Field(description="folder of checkpoints and final weights; the same command resumes it")
@@ -159,11 +176,13 @@ class Train(Verb):
     tracking: TrackingSettings
 
     @classmethod
+    @override
     def from_recipe(cls, recipe: Recipe, args: list[str]) -> "Verb":
-        """As every verb, with what the recipe says of the task that is named first."""
+        """Return the verb with the recipe's settings of the task that `args` names first."""
         task = args[0] if args and not args[0].startswith("-") else ""
         return super().from_recipe(recipe.model_copy(update={"train": recipe.for_task(task)}), args)
 
+    @override
     def run(self, display: Display) -> None:
         from pipelines.training.driver import train
 
@@ -172,7 +191,7 @@ class Train(Verb):
 
 
 class Plan(Verb):
-    """what a recipe needs of a cluster: memory per GPU, operations, traffic, step time, days and GPU-hours"""
+    """Estimate what a recipe needs: memory per GPU, operations, traffic, step time, days and GPU-hours."""
 
     recipe: str | None = Field("ltx2-19b", description="recipe file (YAML), or the name of one in jobs/recipes")
     nodes: int = Field(default=8, description="machines", ge=1)
@@ -184,10 +203,12 @@ class Plan(Verb):
     encode: EncodeSettings
 
     @classmethod
+    @override
     def from_recipe(cls, recipe: Recipe, args: list[str]) -> "Verb":
-        """As every verb, with what the recipe says of task dit."""
+        """Return the verb with the recipe's settings of task dit."""
         return super().from_recipe(recipe.model_copy(update={"train": recipe.for_task("dit")}), args)
 
+    @override
     def run(self, display: Display) -> None:
         from jobs.plan import show
         from pipelines.training.budget import Cluster
@@ -197,7 +218,7 @@ class Plan(Verb):
 
 
 class Generate(Verb):
-    """prompts → mp4 files with stereo sound, from a trained checkpoint"""
+    """Generate mp4 files with stereo sound from prompts and a trained checkpoint."""
 
     checkpoint: Path = Field(description="a training run's output, or a model folder with all its parts")
     prompts: Path = Field(description="text file, one prompt per line")
@@ -205,6 +226,7 @@ class Generate(Verb):
     generate: GenerateSettings
     tracking: TrackingSettings
 
+    @override
     def run(self, display: Display) -> None:
         from pipelines.generate import generate, read_prompts
 
@@ -212,7 +234,7 @@ class Generate(Verb):
 
 
 class Export(Verb):
-    """weights for the ecosystem: the published single file, diffusers' folders or our own"""
+    """Export weights as the published single file, as diffusers folders or in Kinotone's layout."""
 
     checkpoint: Path = Field(description="a training run's output, a model folder or a weight file, of any layout")
     layout: Literal["ltx", "diffusers", "kinotone"] = Field(
@@ -221,6 +243,7 @@ class Export(Verb):
     output: Path = Field(description="ltx: a name that ends in .safetensors; else a folder")
     parts: tuple[str, ...] = Field((), description="e.g. transformer video_vae; empty: all that are there")
 
+    @override
     def run(self, display: Display) -> None:
         from model import weights
         from pipelines.model_folder import model_folder
@@ -229,12 +252,13 @@ class Export(Verb):
 
 
 class Demo(Verb):
-    """the main job end to end on embedded defaults: clips in, a trained tiny model and a playable mp4 out"""
+    """Run the main job end to end on embedded defaults: from clips to a trained tiny model and a playable mp4."""
 
     recipe: str | None = Field("tiny", description="recipe file (YAML), or the name of one in jobs/recipes")
     output: Path = Field(Path("runs/demo"), description="folder of all runs; the same command resumes it")
     input: list[str] = Field(default=[], description="your own clips instead of the synthetic corpus")
 
+    @override
     def run(self, display: Display) -> None:
         from jobs.demo import run_demo
         from jobs.settings import load_recipe
@@ -243,8 +267,9 @@ class Demo(Verb):
 
 
 class Doctor(Verb):
-    """what is missing on this machine, and how to mend it"""
+    """List what is missing on this machine, and how to fix it."""
 
+    @override
     def run(self, display: Display) -> None:
         from jobs.doctor import report
 

@@ -1,7 +1,8 @@
 """The LTX-2 model family in pure PyTorch: `model.build("tiny")`, `model.weights.load(path)`.
 
-Parts: `transformer` (the dual-stream denoiser), `text_conditioner` (feature projection and connectors), `video_vae`,
-`audio_vae`, `vocoder`, `upscaler`. The text encoder (Gemma 3) is not ours and stands apart: `model.text_encoder`.
+Components: `transformer` (the dual-stream denoiser), `text_conditioner` (feature extractor and connectors),
+`video_vae`, `audio_vae`, `vocoder`, `upscaler`. The text encoder (Gemma 3) is not a component: see
+`model.text_encoder`.
 """
 
 from model import weights

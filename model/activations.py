@@ -1,7 +1,7 @@
-"""Bytes that a step of the transformer holds beside its weights, found by running one on fake tensors.
+"""Bytes of activations of a training step of the transformer, measured with fake tensors.
 
-Fake tensors have shapes and no values, so a block of any size is traced within seconds on any machine. What autograd
-saves there is what it saves on a device: the same operations run. A compiled block may keep less.
+Fake tensors have shapes and no values, so a block of any size is traced within seconds on any machine. Autograd saves
+there what it saves on a device, because the same operations run. A compiled block may keep less.
 
 Shapes: B batch, T tokens of a stream.
 """
@@ -20,13 +20,14 @@ from model.transformer import DualStreamTransformer, TransformerConfig
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes.
+    """Sizes of activations, in bytes.
 
     Attributes:
-        block: saved by one block for its backward.
-        state: the two streams' states between blocks, all that a recomputed block saves.
+        block: saved by one block for its backward pass.
+        state: states of both streams between two blocks; a recomputed block saves nothing else.
         ends: saved outside the blocks (AdaLN rows, rotary tables, projected text).
-        backward: held at the peak of a block's backward beyond what forward saved, gradients of weights left out.
+        backward: held at the peak of a block's backward pass beyond what the forward pass saved, without the gradients
+            of weights.
     """
 
     block: int
@@ -35,10 +36,18 @@ class Activations:
     backward: int
 
     def peak(self, blocks: int, recompute: int) -> int:
-        """Bytes at the peak of a step of so many blocks, every `recompute`-th of which is recomputed (0: none)."""
+        """Return the bytes at the peak of a training step.
+
+        Args:
+            blocks: number of blocks.
+            recompute: every n-th block is recomputed; 0 for none.
+        """
         recomputed = len(range(0, blocks, recompute)) if recompute else 0
         saved = (blocks - recomputed) * self.block + recomputed * self.state
-        return self.ends + saved + self.backward + (self.block if recomputed else 0)
+        # Backward begins with the last block. Where that one is recomputed, its activations come on top of all others';
+        # a recomputed block before it takes the place of a later block that backward has already freed.
+        last_is_recomputed = recomputed and (blocks - 1) % recompute == 0
+        return self.ends + saved + self.backward + (self.block if last_is_recomputed else 0)
 
 
 @lru_cache(maxsize=64)
@@ -50,19 +59,25 @@ def transformer_activations(
     batch: int = 1,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Activations:
-    """Activations of a forward and backward with one timestep per sample.
+    """Measure a forward and a backward pass with one timestep per sample.
 
     Args:
-        grid: latent frames, height and width of the video; audio and text tokens are per sample.
+        config: of the transformer; the number of layers does not matter.
+        grid: latent frames, height and width of the video.
+        audio_tokens: per sample.
+        text_tokens: per sample.
+        batch: samples.
+        dtype: of weights and activations.
     """
     frames, height, width = grid
-    # Made before, for they are kept for later calls, which may be real.
+    # Make these before fake mode: they are cached, and later calls may need real values.
     positions = {
         "video": video_positions(frames, height, width, 24.0, batch=batch),
         "audio": audio_positions(audio_tokens, batch=batch),
     }
     with FakeTensorMode() as mode, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the rotary tables' cache looks at addresses, which fake tensors warn about
+        warnings.simplefilter("ignore")  # RopeCache reads addresses, about which fake tensors warn
+        # Two blocks: the first one's number may include what is made once, the second one's does not.
         model = DualStreamTransformer(replace(config, num_layers=2))
         for parameter in model.parameters():  # `model.to` cannot swap fake tensors in torch 2.11
             parameter.data = parameter.data.to(dtype)

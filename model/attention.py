@@ -1,10 +1,13 @@
-"""Multi-head attention of all kinds in the model: self, text cross, A↔V cross, and the connectors' self-attention.
+"""Multi-head attention of every kind in the model: self, text, A↔V, and the connectors' self-attention.
 
-Shapes: B batch, T query tokens, S key tokens, D query width, H heads, d head width.
+Source: LTX-2 (arXiv 2601.03233 §3).
 
-Queries and keys are RMS-normed with a weight over the whole inner width before they are cut into heads, then turned
-(RoPE). The kernel is PyTorch's scaled_dot_product_attention, which picks flash, cuDNN or memory-efficient attention;
-FlashAttention-3 is used where it is installed, the device is an NVIDIA GPU, the type is 16-bit and there is no mask.
+Shapes: B batch, T query tokens, S key tokens, D query width, H heads, d head width; suffixes b, t, s, d, h.
+
+Queries and keys are RMS-normed with a weight over the full inner width H·d, then split into heads, then rotated
+(RoPE). The kernel is PyTorch's scaled_dot_product_attention, which chooses flash, cuDNN or memory-efficient attention.
+FlashAttention-3 runs instead where it is installed, the device is an NVIDIA GPU, the type is 16-bit and there is no
+mask.
 """
 
 from collections.abc import Callable
@@ -23,9 +26,16 @@ except ImportError:
 
 
 def attend(q_bthd: Tensor, k_bshd: Tensor, v_bshd: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q·kᵀ/√d)·v → (B, T, H, d).
+    """Compute softmax(q·kᵀ/√d)·v.
 
-    `mask` broadcasts to (B, H, T, S): bool (True attends) or added to the logits.
+    Args:
+        q_bthd: (B, T, H, d).
+        k_bshd: (B, S, H, d).
+        v_bshd: (B, S, H, d).
+        mask: broadcasts to (B, H, T, S); bool (True attends), or floats that are added to the logits.
+
+    Returns:
+        (B, T, H, d).
     """
     if _flash_attention_3 is not None and mask is None and q_bthd.is_cuda and q_bthd.dtype in _HALF:
         out = _flash_attention_3(q_bthd, k_bshd, v_bshd)
@@ -38,26 +48,32 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 class QKNorm(nn.RMSNorm):
-    """RMS norm over the whole width, then heads, then RoPE when a table is given: (B, T, H·d) → (B, T, H, d)."""
+    """RMS norm of queries or keys over the full width, split into heads and rotated (see `rotated_rms_norm`)."""
 
     def __init__(self, heads: int, head_dim: int, eps: float):
         super().__init__(heads * head_dim, eps=eps)
         self.heads = heads
 
-    def forward(self, x: Tensor, rope: RopeTable | None = None) -> Tensor:
+    def forward(self, x_btd: Tensor, rope: RopeTable | None = None) -> Tensor:
+        """(B, T, H·d) → (B, T, H, d); rotates where a table is given."""
         assert self.eps is not None
-        return rotated_rms_norm(x, self.weight, rope, self.heads, self.eps)
+        return rotated_rms_norm(x_btd, self.weight, rope, self.heads, self.eps)
 
 
 class Attention(nn.Module):
-    """Attention of `query_dim` tokens over `context_dim` tokens (default: themselves).
+    """Multi-head attention with QK norm and optional output gates.
 
     Attributes:
-        attend: the kernel, called as `attend` is; another one may share the tokens among processes.
+        attend: the kernel, called like `attend`; replace it to divide the tokens among processes.
 
     Args:
-        gated: per-head output gates 2·sigmoid(Linear(x)), 1 at initialisation (2.3).
-        zero_out: start the output projection at zero, for a residual branch that no AdaLN gate closes.
+        query_dim: width of the queries' tokens and of the output.
+        heads: H.
+        head_dim: d.
+        context_dim: width of the keys' tokens; None for `query_dim`.
+        gated: multiply each head's output by 2·sigmoid(Linear(x)), which is 1 at initialisation (2.3).
+        zero_out: start the output projection at zero, for a residual branch without an AdaLN gate.
+        eps: of the QK norm.
     """
 
     def __init__(
@@ -94,14 +110,19 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         pass_value: Tensor | bool = False,
     ) -> Tensor:
-        """(B, T, D) → (B, T, D).
+        """Attend from `x_btd` to `context`.
 
         Args:
-            context: (B, S, ·) keys and values; None for self-attention.
-            rope, context_rope: tables of the queries and of the keys (None: those of the queries).
+            x_btd: (B, T, D), tokens of the queries.
+            context: (B, S, ·), tokens of keys and values; None for self-attention.
+            rope: table of the queries; None for no rotation.
+            context_rope: table of the keys; None for that of the queries.
             mask: see `attend`.
-            pass_value: samples whose attention is replaced by its own values (spatio-temporal guidance): all (True),
-                none, or a bool (B,). Self-attention only.
+            pass_value: samples whose attention is replaced by the values themselves (spatio-temporal guidance): all
+                (True), none (False), or a bool tensor (B,). For self-attention only.
+
+        Returns:
+            (B, T, D).
         """
         source = x_btd if context is None else context
         v = self.to_v(source).unflatten(-1, (self.heads, -1))

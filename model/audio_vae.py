@@ -7,11 +7,11 @@ Shapes (suffixes of the tensors below)
     b  batch     c  channels of the layer (2 = stereo at the mel end)
     t  time      100 mel frames/s, 25 latent frames/s: t_latent = ceil(t / 4), decoded t = 4·t_latent − 3
     m  bins      64 mel bands, 16 in the latent
-A latent is (b, 8, t, 16); a transformer token is its 128-wide slice at one time, channel-major. The statistics of the
-training set are kept per entry of that token.
+A latent is (b, 8, t, 16); a transformer token is its 128-wide slice at one time, channel-major. The latent statistics
+have one entry for each of the 128.
 
-Causal in time: convolutions are padded with zeros on the past side only, so a mel frame never depends on later ones.
-Frequency is padded on both sides.
+Convolutions are causal in time: they pad zeros on the past side only, so a mel frame never depends on later ones. They
+pad frequency on both sides.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.video_vae import LatentStatistics, pixel_norm, trunc_normal_fan_in
+from model.layers import init_convolution_
+from model.vae import VAE, LatentStatistics, pixel_norm
 
 TIME_STRIDE = 4
 BIN_STRIDE = 4
@@ -34,8 +35,16 @@ _NORM_EPS = 1e-6
 class AudioVAEConfig:
     """Shape of the audio VAE. The defaults are LTX-2's, the same in 2.0 and 2.3.
 
-    The published classes keep their statistics at `base_channels`; so only where `base_channels` equals the token
-    width `latent_channels · mel_bins / 4` can a model be exported to them.
+    The published classes give their statistics `base_channels` entries, so a model can be exported to them only where
+    `base_channels` equals the token width `latent_channels · mel_bins / 4`.
+
+    Attributes:
+        mel_channels: channels of the mel (2: stereo).
+        mel_bins: mel bands, a multiple of 4.
+        latent_channels: channels of the latent.
+        base_channels: width of the first layer.
+        channel_multipliers: width of each of the three levels, as a multiple of `base_channels`.
+        res_blocks: residual blocks per level of the encoder; the decoder has one more.
     """
 
     mel_channels: int = 2
@@ -46,6 +55,7 @@ class AudioVAEConfig:
     res_blocks: int = 2
 
     def __post_init__(self) -> None:
+        # JSON gives lists; tuples keep the configuration hashable.
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
         if len(self.channel_multipliers) != 3:
             raise ValueError(
@@ -57,6 +67,7 @@ class AudioVAEConfig:
 
     @property
     def latent_bins(self) -> int:
+        """Frequency bins of the latent."""
         return self.mel_bins // BIN_STRIDE
 
     @property
@@ -66,12 +77,12 @@ class AudioVAEConfig:
 
 
 def latent_frames(mel_frames: int) -> int:
-    """Latent frames of `mel_frames` mel frames: the ceiling of a quarter."""
+    """Return the number of latent frames of `mel_frames` mel frames: a quarter, rounded up."""
     return -(-mel_frames // TIME_STRIDE)
 
 
 class CausalConv2d(nn.Module):
-    """Convolution of stride 1 that keeps the size: zeros before the first time step, and on both sides in frequency."""
+    """Convolution of stride 1 that keeps the size: zeros before the first time step and on both sides in frequency."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
         super().__init__()
@@ -79,11 +90,12 @@ class CausalConv2d(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size)
 
     def forward(self, x_bctm: Tensor) -> Tensor:
+        """(b, in_channels, t, m) → (b, out_channels, t, m)."""
         return self.conv(F.pad(x_bctm, self.padding))
 
 
 class ResBlock2d(nn.Module):
-    """Pre-activation residual block: (PixelNorm, SiLU, conv) twice, and a 1×1 skip where the width changes."""
+    """Pre-activation residual block: (PixelNorm, SiLU, convolution) twice; a 1×1 skip where the width changes."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -93,6 +105,7 @@ class ResBlock2d(nn.Module):
             self.nin_shortcut = CausalConv2d(in_channels, out_channels, kernel_size=1)
 
     def forward(self, x_bctm: Tensor) -> Tensor:
+        """(b, in_channels, t, m) → (b, out_channels, t, m)."""
         h_bctm = self.conv1(F.silu(pixel_norm(x_bctm, _NORM_EPS)))
         h_bctm = self.conv2(F.silu(pixel_norm(h_bctm, _NORM_EPS)))
         if hasattr(self, "nin_shortcut"):
@@ -108,22 +121,24 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x_bctm: Tensor) -> Tensor:
+        """(b, c, t, m) → (b, c, ceil(t / 2), m / 2)."""
         return self.conv(F.pad(x_bctm, (0, 1, 2, 0)))
 
 
 class Upsample(nn.Module):
-    """Nearest neighbours and a convolution; t steps become 2t − 1, because the first stands for itself alone."""
+    """Nearest-neighbour interpolation and a convolution. Drops the first frame, so that t frames become 2t − 1."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = CausalConv2d(channels, channels)
 
     def forward(self, x_bctm: Tensor) -> Tensor:
+        """(b, c, t, m) → (b, c, 2t − 1, 2m)."""
         return self.conv(F.interpolate(x_bctm, scale_factor=2.0, mode="nearest"))[:, :, 1:]
 
 
 class Mid(nn.Module):
-    """Two residual blocks at the latent's resolution."""
+    """Two residual blocks at the resolution of the latent."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -131,34 +146,44 @@ class Mid(nn.Module):
         self.block_2 = ResBlock2d(channels, channels)
 
     def forward(self, x_bctm: Tensor) -> Tensor:
+        """(b, c, t, m) → (b, c, t, m)."""
         return self.block_2(self.block_1(x_bctm))
 
 
-class DownLevel(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, res_blocks: int, *, downsample: bool) -> None:
+class Level(nn.Module):
+    """Residual blocks at one resolution, and the layer that changes the resolution after them, if there is one.
+
+    Args:
+        in_channels: width of the input.
+        out_channels: width of every block.
+        res_blocks: number of residual blocks.
+        downsample: halve time and frequency after the blocks.
+        upsample: double time and frequency after the blocks.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        res_blocks: int,
+        *,
+        downsample: bool = False,
+        upsample: bool = False,
+    ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * res_blocks
         self.block = nn.ModuleList(ResBlock2d(i, o) for i, o in itertools.pairwise(widths))
         if downsample:
             self.downsample = Downsample(out_channels)
-
-    def forward(self, x_bctm: Tensor) -> Tensor:
-        for block in self.block:
-            x_bctm = block(x_bctm)
-        return self.downsample(x_bctm) if hasattr(self, "downsample") else x_bctm
-
-
-class UpLevel(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, res_blocks: int, *, upsample: bool) -> None:
-        super().__init__()
-        widths = [in_channels] + [out_channels] * (res_blocks + 1)
-        self.block = nn.ModuleList(ResBlock2d(i, o) for i, o in itertools.pairwise(widths))
         if upsample:
             self.upsample = Upsample(out_channels)
 
     def forward(self, x_bctm: Tensor) -> Tensor:
+        """(b, in_channels, t, m) → (b, out_channels, t, m), halved or doubled in t and m."""
         for block in self.block:
             x_bctm = block(x_bctm)
+        if hasattr(self, "downsample"):
+            x_bctm = self.downsample(x_bctm)
         return self.upsample(x_bctm) if hasattr(self, "upsample") else x_bctm
 
 
@@ -170,17 +195,18 @@ class Encoder(nn.Module):
         widths = [config.base_channels * m for m in config.channel_multipliers]
         self.conv_in = CausalConv2d(config.mel_channels, config.base_channels)
         self.down = nn.ModuleList(
-            DownLevel(i, o, config.res_blocks, downsample=level < len(widths) - 1)
+            Level(i, o, config.res_blocks, downsample=level < len(widths) - 1)
             for level, (i, o) in enumerate(zip([config.base_channels, *widths[:-1]], widths, strict=True))
         )
         self.mid = Mid(widths[-1])
         self.conv_out = CausalConv2d(widths[-1], 2 * config.latent_channels)
 
     def forward(self, mel_bctm: Tensor) -> Tensor:
-        x = self.conv_in(mel_bctm)
+        """Encode a log-mel (see the class)."""
+        x_bctm = self.conv_in(mel_bctm)
         for level in self.down:
-            x = level(x)
-        return self.conv_out(F.silu(pixel_norm(self.mid(x), _NORM_EPS)))
+            x_bctm = level(x_bctm)
+        return self.conv_out(F.silu(pixel_norm(self.mid(x_bctm), _NORM_EPS)))
 
 
 class Decoder(nn.Module):
@@ -191,26 +217,31 @@ class Decoder(nn.Module):
         widths = [config.base_channels * m for m in config.channel_multipliers]
         self.conv_in = CausalConv2d(config.latent_channels, widths[-1])
         self.mid = Mid(widths[-1])
-        # Indexed by resolution as published (0 = finest), run from the last to the first.
+        # The published index is that of the resolution (0 = finest), so `forward` runs from the last to the first.
         self.up = nn.ModuleList(
-            UpLevel(i, o, config.res_blocks, upsample=level > 0)
+            Level(i, o, config.res_blocks + 1, upsample=level > 0)
             for level, (i, o) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
         )
         self.conv_out = CausalConv2d(widths[0], config.mel_channels)
 
     def forward(self, z_bctm: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(z_bctm))
+        """Decode an un-normalised latent (see the class)."""
+        x_bctm = self.mid(self.conv_in(z_bctm))
         for level in reversed(self.up):
-            x = level(x)
-        return self.conv_out(F.silu(pixel_norm(x, _NORM_EPS)))
+            x_bctm = level(x_bctm)
+        return self.conv_out(F.silu(pixel_norm(x_bctm, _NORM_EPS)))
 
 
-class AudioVAE(nn.Module):
-    """Encoder, decoder and latent statistics. `encode`, `decode` are normalised; `*_distribution`, `*_raw` are not."""
+class AudioVAE(VAE):
+    """Audio VAE: log-mel (b, 2, t, 64) ↔ latent (b, 8, ceil(t / 4), 16).
+
+    Statistics are (128,): entry channel · 16 + bin of the un-normalised token.
+    """
 
     def __init__(self, config: AudioVAEConfig) -> None:
         super().__init__()
         self.config = config
+        self.statistics_shape = (1, config.latent_channels, 1, config.latent_bins)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.per_channel_statistics = LatentStatistics(config.token_width)
@@ -218,27 +249,27 @@ class AudioVAE(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Initialise for training from scratch (ours: nothing is published upstream).
+        """Initialise for training from scratch. The rules are ours; none are published.
 
-        As in `model.video_vae`: truncated normals that keep the variance through SiLU, biases 0, and zero second
-        convolutions, so that each residual block starts as the identity (1×1 skips and strided convolutions keep
-        the variance of their un-activated input). Log-variances start at −4 (σ ≈ 0.14). The decoder starts within
-        about ±0.1 of a log-mel of −6, the middle of its range (−11.5 to 0 and a little more).
+        As in `model.video_vae`, truncated normals keep the variance through SiLU, biases are 0, and the second
+        convolution of each residual block is zero, so that the block starts as the identity. 1×1 skips and strided
+        convolutions keep the variance of their input, which has no activation. Log-variances start at −4 (σ ≈ 0.14).
+        The decoder starts within about ±0.1 of a log-mel of −6, the middle of its range (−11.5 to slightly above 0).
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                trunc_normal_fan_in(module, gain_squared=2.8)
+                init_convolution_(module, gain_squared=2.8)
             elif isinstance(module, LatentStatistics):
                 module.reset()
         for module in self.modules():
             if isinstance(module, ResBlock2d):
                 nn.init.zeros_(module.conv2.conv.weight)
                 if hasattr(module, "nin_shortcut"):
-                    trunc_normal_fan_in(module.nin_shortcut.conv, gain_squared=1.0)
+                    init_convolution_(module.nin_shortcut.conv, gain_squared=1.0)
             elif isinstance(module, Downsample):
-                trunc_normal_fan_in(module.conv, gain_squared=1.0)
+                init_convolution_(module.conv, gain_squared=1.0)
             elif isinstance(module, Upsample):
-                trunc_normal_fan_in(module.conv.conv, gain_squared=1.0)
+                init_convolution_(module.conv.conv, gain_squared=1.0)
         c = self.config.latent_channels
         self.encoder.conv_out.conv.weight[c:].zero_()
         encoder_bias, decoder_bias = self.encoder.conv_out.conv.bias, self.decoder.conv_out.conv.bias
@@ -248,45 +279,36 @@ class AudioVAE(nn.Module):
         self.decoder.conv_out.conv.weight.mul_(0.1)
         decoder_bias.fill_(-6.0)
 
-    # Training
-
     def encode_distribution(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior of (B, 2, T, 64) log-mel: un-normalised mean and log-variance, each (B, 8, ceil(T/4), 16)."""
+        """Encode a log-mel to the posterior of its un-normalised latent.
+
+        Args:
+            mel: (b, 2, t, 64) natural-log mel.
+
+        Returns:
+            Mean and log-variance, each (b, 8, ceil(t / 4), 16).
+
+        Raises:
+            ValueError: `mel` has another shape.
+        """
         self._check("mel", mel, (self.config.mel_channels, self.config.mel_bins))
         mean, log_variance = self.encoder(mel).chunk(2, dim=1)
         return mean, log_variance
 
     def decode_raw(self, z: Tensor) -> Tensor:
-        """Log-mel (B, 2, 4t − 3, 64) of an un-normalised latent (B, 8, t, 16)."""
+        """Decode an un-normalised latent.
+
+        Args:
+            z: (b, 8, t, 16).
+
+        Returns:
+            Log-mel (b, 2, 4t − 3, 64).
+
+        Raises:
+            ValueError: `z` has another shape.
+        """
         self._check("latent", z, (self.config.latent_channels, self.config.latent_bins))
         return self.decoder(z)
-
-    # Use
-
-    def encode(self, mel: Tensor) -> Tensor:
-        """Normalised mean (B, 8, ceil(T/4), 16) of log-mel (B, 2, T, 64); ValueError for another shape."""
-        return self.normalize(self.encode_distribution(mel)[0])
-
-    def decode(self, latent: Tensor) -> Tensor:
-        """Log-mel (B, 2, 4t − 3, 64) of a normalised latent (B, 8, t, 16); ValueError for another shape."""
-        return self.decode_raw(self.denormalize(latent))
-
-    def normalize(self, z: Tensor) -> Tensor:
-        mean, std = self._statistics(z)
-        return (z - mean) / std
-
-    def denormalize(self, latent: Tensor) -> Tensor:
-        mean, std = self._statistics(latent)
-        return latent * std + mean
-
-    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Set mean and standard deviation, each (128,): entry channel · 16 + bin of the un-normalised token."""
-        self.per_channel_statistics.set(mean, std)
-
-    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        statistics = self.per_channel_statistics
-        shape = (1, self.config.latent_channels, 1, self.config.latent_bins)
-        return statistics.mean.to(like).view(shape), statistics.std.to(like).view(shape)
 
     def _check(self, name: str, x: Tensor, sizes: tuple[int, int]) -> None:
         channels, bins = sizes

@@ -1,7 +1,7 @@
-"""Configurations in the words of diffusers' classes (a config.json per part), both ways.
+"""Conversion of each component's configuration to and from the config.json of diffusers' class.
 
-What only our classes vary (which timesteps A↔V attention sees, how far text is padded) goes into an entry `kinotone` of
-the config.json, only where it is not the default; diffusers warns of it and goes on.
+Settings that diffusers' classes do not have (the timesteps of A↔V attention, the shortest text context) go into an
+entry `kinotone` of the config.json, and only where they are not the default; diffusers warns of it and ignores it.
 """
 
 from collections.abc import Mapping
@@ -31,29 +31,53 @@ _CLASSES = {
 
 
 def component_of(diffusers_class: str, where: Path) -> str:
+    """Return the component of a diffusers class; raises ValueError, naming `where`, for another class."""
     if diffusers_class not in _CLASSES:
-        raise ValueError(f"{where}: {diffusers_class} is no class of LTX-2; known are {', '.join(_CLASSES)}")
+        raise ValueError(f"{where}: {diffusers_class} is not a class of LTX-2; known classes are {', '.join(_CLASSES)}")
     return _CLASSES[diffusers_class]
 
 
 def to_diffusers(name: str, config: Any) -> Section:
-    """The config.json of a part. ValueError for a shape that diffusers' class cannot take."""
+    """Convert a component's configuration to its config.json.
+
+    Raises:
+        ValueError: diffusers' class cannot take the shape.
+    """
     return _WRITERS[name](config)
 
 
 def from_diffusers(name: str, section: Mapping[str, Any]) -> Any:
-    """The configuration of a part from its config.json. ValueError for a value that would make another network."""
+    """Convert a config.json to the component's configuration.
+
+    Raises:
+        ValueError: a value means another network than ours.
+    """
     return _READERS[name](dict(section))
 
 
-def _same(section: Section, where: str, first: str, second: str) -> None:
+def _to_theirs(config: Any, names: Mapping[str, str], prefix: str = "") -> Section:
+    """Return the fields of a configuration under diffusers' names."""
+    return {prefix + theirs: plain(getattr(config, ours)) for ours, theirs in names.items()}
+
+
+def _to_ours(section: Mapping[str, Any], names: Mapping[str, str], prefix: str = "") -> dict[str, Any]:
+    """Return those fields of a config.json that are there, under our names."""
+    return {ours: section[prefix + theirs] for ours, theirs in names.items() if prefix + theirs in section}
+
+
+def _check_rope_type(section: Section, where: str) -> None:
+    if take(section, where, "rope_type") != "split":  # it must be there: diffusers' default is another
+        raise ValueError(f"{where}.rope_type is {section['rope_type']!r}; only 'split' is supported")
+
+
+def _check_equal(section: Section, where: str, first: str, second: str) -> None:
     if section.get(first, False) != section.get(second, False):
         raise ValueError(f"{where}.{first} and {where}.{second} differ; supported is both or none")
 
 
 # ---- transformer
 
-# Ours → theirs, where only the name differs.
+# Our name → diffusers' name, where nothing else differs.
 _TRANSFORMER_NAMES = {
     "num_layers": "num_layers",
     "num_attention_heads": "num_attention_heads",
@@ -92,13 +116,14 @@ _TRANSFORMER_CONSTANTS: Section = {
 }
 
 
-def _own(section: Section, name: str, default: Any) -> Any:
+def _extra(section: Section, name: str, default: Any) -> Any:
+    """Return a setting that diffusers' class does not have."""
     return section.get("kinotone", {}).get(name, default)
 
 
 def _transformer(config: TransformerConfig) -> Section:
     section: Section = {"_class_name": "LTX2VideoTransformer3DModel", **_TRANSFORMER_CONSTANTS, "rope_type": "split"}
-    section |= {theirs: getattr(config, ours) for ours, theirs in _TRANSFORMER_NAMES.items()}
+    section |= _to_theirs(config, _TRANSFORMER_NAMES)
     seconds, height, width = config.positional_embedding_max_pos
     section |= {
         "audio_gated_attn": config.apply_gated_attention,
@@ -119,11 +144,9 @@ def _transformer(config: TransformerConfig) -> Section:
 def _read_transformer(section: Section) -> TransformerConfig:
     where = "transformer"
     expect(section, where, _TRANSFORMER_CONSTANTS)
-    if take(section, where, "rope_type") != "split":  # diffusers' own default is another
-        raise ValueError(f"{where}.rope_type is {section['rope_type']!r}; only 'split' is supported")
-    _same(section, where, "gated_attn", "audio_gated_attn")
-    _same(section, where, "cross_attn_mod", "audio_cross_attn_mod")
-    arguments = {ours: section[theirs] for ours, theirs in _TRANSFORMER_NAMES.items() if theirs in section}
+    _check_rope_type(section, where)
+    _check_equal(section, where, "gated_attn", "audio_gated_attn")
+    _check_equal(section, where, "cross_attn_mod", "audio_cross_attn_mod")
     captions = section.get("caption_channels", 3840) if section.get("use_prompt_embeddings", True) else None
     return TransformerConfig(
         caption_channels=captions,
@@ -133,8 +156,8 @@ def _read_transformer(section: Section) -> TransformerConfig:
             section.get("base_width", 2048),
         ),
         audio_positional_embedding_max_pos=(section.get("audio_pos_embed_max_pos", 20),),
-        av_timestep=_own(section, "av_timestep", TransformerConfig.av_timestep),
-        **arguments,
+        av_timestep=_extra(section, "av_timestep", TransformerConfig.av_timestep),
+        **_to_ours(section, _TRANSFORMER_NAMES),
     )
 
 
@@ -163,7 +186,7 @@ def _text(config: TextConditionerConfig) -> Section:
             f"hidden_size, {config.hidden_size}, only in the diffusers layout"
         )
     section: Section = {"_class_name": "LTX2TextConnectors", **_TEXT_CONSTANTS, "rope_type": "split"}
-    section |= {theirs: getattr(config, ours) for ours, theirs in _TEXT_NAMES.items()}
+    section |= _to_theirs(config, _TEXT_NAMES)
     section |= {
         "audio_gated_attn": config.connector_apply_gated_attention,
         "audio_connector_num_learnable_registers": config.connector_num_learnable_registers,
@@ -180,17 +203,15 @@ def _text(config: TextConditionerConfig) -> Section:
 def _read_text(section: Section) -> TextConditionerConfig:
     where = "connectors"
     expect(section, where, _TEXT_CONSTANTS)
-    if take(section, where, "rope_type") != "split":
-        raise ValueError(f"{where}.rope_type is {section['rope_type']!r}; only 'split' is supported")
-    _same(section, where, "video_gated_attn", "audio_gated_attn")
-    _same(section, where, "video_connector_num_learnable_registers", "audio_connector_num_learnable_registers")
+    _check_rope_type(section, where)
+    _check_equal(section, where, "video_gated_attn", "audio_gated_attn")
+    _check_equal(section, where, "video_connector_num_learnable_registers", "audio_connector_num_learnable_registers")
     if section.get("video_connector_num_learnable_registers", 128) is None:
         raise ValueError(f"{where}.video_connector_num_learnable_registers is None; connectors need registers")
-    arguments = {ours: section[theirs] for ours, theirs in _TEXT_NAMES.items() if theirs in section}
     config = TextConditionerConfig(
         connector_positional_embedding_max_pos=(section.get("connector_rope_base_seq_len", 4096),),
-        context_tokens=_own(section, "context_tokens", TextConditionerConfig.context_tokens),
-        **arguments,
+        context_tokens=_extra(section, "context_tokens", TextConditionerConfig.context_tokens),
+        **_to_ours(section, _TEXT_NAMES),
     )
     expect(section, where, {"proj_bias": config.per_modality_projections})
     return config
@@ -207,7 +228,7 @@ def _video_vae(config: VideoVAEConfig) -> Section:
     for _, factor in config.downsample:
         width *= factor
         encoder_widths.append(width)
-    # The decoder's widths before each step; its lists are given from the pixels' side, but for the kinds of steps.
+    # Widths before each step of the decoder. diffusers lists the decoder from the pixels' side, except `upsample_type`.
     width, decoder_widths = config.decoder_base_channels * 8, []
     for _, factor in config.upsample:
         decoder_widths.append(width)
@@ -248,7 +269,7 @@ def _read_video_vae(section: Section) -> VideoVAEConfig:
     widths, factors = [section.get("latent_channels", 128), *take(section, where, "block_out_channels")], []
     for before, after in pairwise(widths):
         if after % before:
-            raise ValueError(f"{where}.block_out_channels: {after} is no multiple of {before} before it")
+            raise ValueError(f"{where}.block_out_channels: {after} is not a multiple of {before} before it")
         factors.append(after // before)
     downsample = [_AXES[kind] for kind in take(section, where, "downsample_type")]
     upsample = [_AXES[kind] for kind in take(section, where, "upsample_type")]
@@ -267,7 +288,7 @@ def _read_video_vae(section: Section) -> VideoVAEConfig:
         upsample_residual=all_residual,
         decoder_padding=section.get("decoder_spatial_padding_mode", "reflect"),
     )
-    # What is said in passing must agree with what was read from it.
+    # Entries that were not read must agree with the configuration. A bool there means the same value at every step.
     everywhere = {key: value for key, value in section.items() if isinstance(value, bool)}
     expected = {key: value for key, value in _video_vae(config).items() if key not in everywhere}
     expect(section, where, expected)
@@ -303,15 +324,15 @@ _AUDIO_CONSTANTS: Section = {
 
 def _audio_vae(config: AudioVAEConfig) -> Section:
     check_audio_statistics(config, "diffusers")
-    section = {theirs: getattr(config, ours) for ours, theirs in _AUDIO_NAMES.items()}
+    section = _to_theirs(config, _AUDIO_NAMES)
     section |= {"output_channels": config.mel_channels, "ch_mult": plain(config.channel_multipliers)}
     return {"_class_name": "AutoencoderKLLTX2Audio", **_AUDIO_CONSTANTS, **section}
 
 
 def _read_audio_vae(section: Section) -> AudioVAEConfig:
     expect(section, "audio_vae", _AUDIO_CONSTANTS)
-    arguments = {ours: section[theirs] for ours, theirs in _AUDIO_NAMES.items() if theirs in section}
-    config = AudioVAEConfig(channel_multipliers=section.get("ch_mult", (1, 2, 4)), **arguments)
+    multipliers = section.get("ch_mult", AudioVAEConfig.channel_multipliers)
+    config = AudioVAEConfig(channel_multipliers=multipliers, **_to_ours(section, _AUDIO_NAMES))
     expect(section, "audio_vae", {"output_channels": config.mel_channels})
     return config
 
@@ -331,8 +352,7 @@ _FINALS = {"tanh": "tanh", "clamp": "clamp", "none": None}
 
 
 def _generator(config: VocoderConfig, prefix: str) -> Section:
-    section = {theirs: plain(getattr(config, ours)) for ours, theirs in _GENERATOR_NAMES.items()}
-    section |= {
+    constants = {
         "in_channels": 2 * config.mel_bins,
         "out_channels": 2,
         "final_act_fn": _FINALS[config.final],
@@ -341,7 +361,7 @@ def _generator(config: VocoderConfig, prefix: str) -> Section:
         "antialias_ratio": 2,
         "antialias_kernel_size": 12,
     }
-    return {prefix + key: value for key, value in section.items()}
+    return _to_theirs(config, _GENERATOR_NAMES, prefix) | {prefix + key: value for key, value in constants.items()}
 
 
 def _vocoder(config: VocoderConfig | VocoderWithBWEConfig) -> Section:
@@ -361,19 +381,17 @@ def _vocoder(config: VocoderConfig | VocoderWithBWEConfig) -> Section:
 
 
 def _read_generator(section: Section, prefix: str, sample_rate: int, *, snake: bool) -> VocoderConfig:
-    if snake:  # its defaults are others than a plain generator's, so all must be there
+    if snake:  # diffusers' defaults differ from those of a plain generator, so every entry must be there
         for theirs in _GENERATOR_NAMES.values():
             take(section, "vocoder", prefix + theirs)
-    names = {ours: prefix + theirs for ours, theirs in _GENERATOR_NAMES.items()}
-    arguments = {ours: section[theirs] for ours, theirs in names.items() if theirs in section}
     finals: dict[str | None, Any] = {theirs: ours for ours, theirs in _FINALS.items()}
     config = VocoderConfig(
         mel_bins=section.get(f"{prefix}in_channels", 128) // 2,
         final=finals[section.get(f"{prefix}final_act_fn", None if snake else "tanh")],
         sample_rate=sample_rate,
-        **arguments,
+        **_to_ours(section, _GENERATOR_NAMES, prefix),
     )
-    # Whether filters surround the activations, and how they are made.
+    # The entries that were not read say how the activations are filtered; they must be ours.
     expect(section, "vocoder", _generator(config, prefix))
     return config
 
@@ -406,14 +424,13 @@ _UPSCALER_NAMES = {
 
 
 def _upscaler(config: UpscalerConfig) -> Section:
-    section = {theirs: getattr(config, ours) for ours, theirs in _UPSCALER_NAMES.items()}
-    return {"_class_name": "LTX2LatentUpsamplerModel", "dims": 3, **section}
+    return {"_class_name": "LTX2LatentUpsamplerModel", "dims": 3, **_to_theirs(config, _UPSCALER_NAMES)}
 
 
 def _read_upscaler(section: Section) -> UpscalerConfig:
     expect(section, "latent_upsampler", {"dims": 3})
-    section = {"use_rational_resampler": True, **section}  # diffusers' own default, where it differs from ours
-    return upscaler({ours: section[theirs] for ours, theirs in _UPSCALER_NAMES.items() if theirs in section})
+    section = {"use_rational_resampler": True, **section}  # diffusers' default, which differs from ours
+    return upscaler(_to_ours(section, _UPSCALER_NAMES))
 
 
 _WRITERS: dict[str, Any] = {

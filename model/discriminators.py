@@ -1,18 +1,20 @@
 """Discriminators and adversarial losses that train the VAEs and the vocoder.
 
-LTX-2 does not publish its own, so these are the standard ones of the field:
+LTX-2 publishes none, so these are the standard ones of the field:
 
 - `PatchDiscriminator`: PatchGAN (Isola et al. 2017, arXiv 1611.07004 §3.2) on video (3-D) or mels (2-D), as VQGAN
   (Esser et al. 2021, arXiv 2012.09841 §3.1) uses it for autoencoders; one logit per patch.
 - `MultiPeriodDiscriminator` and `MultiScaleDiscriminator`: HiFi-GAN (Kong et al. 2020, arXiv 2010.05646 §2.3); the
-  waveform folded at prime periods, and the waveform averaged to coarser rates (MelGAN, Kumar et al. 2019, 1910.06711).
+  first folds the waveform at prime periods, the second averages it to lower rates (MelGAN, Kumar et al. 2019, arXiv
+  1910.06711).
 - Losses: hinge (Lim & Ye 2017, arXiv 1705.02894) for the VAEs, least squares (Mao et al. 2017, arXiv 1611.04076) for
   the vocoder, feature matching (Larsen et al. 2016, arXiv 1512.09300; MelGAN §2.2) for all.
 
 Every discriminator returns a list of `Judgement`, one per sub-discriminator; every loss takes such lists and sums over
-them, as HiFi-GAN does (eq. 5, 6), so that its loss weights hold. A loss has one value per sample.
+them, as HiFi-GAN does (eq. 5, 6), so that HiFi-GAN's loss weights apply. A loss has one value per sample.
 
-Shapes (suffixes of the tensors below): b batch, c channels, n samples.
+Shapes (suffixes of the tensors below): b batch, c channels, n samples; F, H, W frames, height, width of a video; T mel
+frames.
 """
 
 from __future__ import annotations
@@ -28,7 +30,12 @@ from torch.nn.utils import parametrizations
 
 
 class Judgement(NamedTuple):
-    """What one discriminator says: `logits` (high = real; any shape) and the activations of its hidden layers."""
+    """Output of one sub-discriminator.
+
+    Attributes:
+        logits: (b, …), high for real.
+        features: activations of the hidden layers, (b, …) each.
+    """
 
     logits: Tensor
     features: list[Tensor]
@@ -48,10 +55,13 @@ def _run(layers: nn.ModuleList, head: nn.Module, x: Tensor, *, slope: float) -> 
 
 @dataclass(frozen=True)
 class PatchDiscriminatorConfig:
-    """PatchGAN: `layers` strided convolutions, `channels` after the first and up to 8 times as many at the last.
+    """Shape of a PatchGAN discriminator.
 
-    `dims` 3 for video (B, 3, F, H, W), whose first stride leaves time whole; 2 for mels (B, 2, T, bins). A still
-    (F = 1) is judged as a video that does not move.
+    Attributes:
+        dims: 3 for video (b, 3, F, H, W), 2 for mels (b, 2, T, bins).
+        in_channels: channels of the input.
+        channels: width after the first layer; later layers have up to 8 times as many.
+        layers: number of strided convolutions.
     """
 
     dims: int
@@ -65,20 +75,23 @@ class PatchDiscriminatorConfig:
 
 
 class PatchDiscriminator(nn.Module):
-    """One logit per patch. Spectral normalisation (Miyato et al. 2018, arXiv 1802.05957) instead of batch statistics,
-    which differ between ranks and between real and generated batches."""
+    """PatchGAN discriminator of video or mels: one logit per patch.
+
+    It has spectral normalisation (Miyato et al. 2018, arXiv 1802.05957) in place of batch statistics, which differ
+    between ranks and between real and generated batches.
+    """
 
     def __init__(self, config: PatchDiscriminatorConfig) -> None:
         super().__init__()
         self.config = config
-        # Called with sizes per axis, which the two classes annotate each in its own way.
+        # Any: the two classes annotate sizes per axis differently.
         conv: Any = nn.Conv3d if config.dims == 3 else nn.Conv2d
         widths = [config.in_channels, *(config.channels * min(2**i, 8) for i in range(config.layers + 1))]
         layers: list[nn.Module] = []
         for i in range(config.layers):
-            # An even kernel under a stride of 2 covers all positions alike, so that no grid shows in the gradient.
+            # With stride 2, an even kernel covers all positions equally often, so the gradient shows no grid.
             kernel, stride, padding = [4] * config.dims, [2] * config.dims, [1] * config.dims
-            if config.dims == 3 and i == 0:
+            if config.dims == 3 and i == 0:  # the first layer of video keeps the time resolution
                 kernel[0], stride[0] = 3, 1
             layers.append(conv(widths[i], widths[i + 1], tuple(kernel), tuple(stride), tuple(padding)))
         layers.append(conv(widths[-2], widths[-1], 3, padding=1))
@@ -86,7 +99,18 @@ class PatchDiscriminator(nn.Module):
         self.head = conv(widths[-1], 1, 3, padding=1)
 
     def forward(self, x: Tensor) -> list[Judgement]:
-        """(B, in_channels, F, H, W) or (B, in_channels, T, bins) → one judgement; ValueError for another shape."""
+        """Judge a batch.
+
+        Args:
+            x: (b, in_channels, F, H, W) or (b, in_channels, T, bins). A single frame (F = 1) is judged as a video
+                that does not move.
+
+        Returns:
+            One judgement.
+
+        Raises:
+            ValueError: `x` has another shape or is too small.
+        """
         config = self.config
         shortest = 2 ** (config.layers - 1) if config.dims == 3 else 2**config.layers
         if config.dims == 3 and x.dim() == 5 and x.shape[2] == 1:
@@ -108,10 +132,13 @@ class PatchDiscriminator(nn.Module):
 
 @dataclass(frozen=True)
 class WaveDiscriminatorConfig:
-    """HiFi-GAN's two waveform discriminators; the defaults are the published sizes, but for stereo.
+    """Shape of HiFi-GAN's two waveform discriminators. The defaults are the published sizes, for stereo.
 
-    `channels` is the width after the first layer of a period's judge, a quarter of that of a scale's. The judges take
-    both ears (`audio_channels` 2) at once, so that they hear the stereo image.
+    Attributes:
+        audio_channels: audio channels that a discriminator sees at once; with 2 it judges the stereo image.
+        channels: width after the first layer of a period discriminator; a scale discriminator has four times as many.
+        periods: of the period discriminators, in samples.
+        scales: number of scale discriminators, each at half the rate of the one before.
     """
 
     audio_channels: int = 2
@@ -127,7 +154,7 @@ class WaveDiscriminatorConfig:
 
 
 class PeriodDiscriminator(nn.Module):
-    """The waveform folded to (n / period, period): 2-D convolutions that see samples `period` apart."""
+    """2-D convolutions over the waveform folded to (n / period, period): they see samples that are `period` apart."""
 
     def __init__(self, config: WaveDiscriminatorConfig, period: int) -> None:
         super().__init__()
@@ -140,18 +167,19 @@ class PeriodDiscriminator(nn.Module):
         self.head = parametrizations.weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0)))
 
     def forward(self, wave_bcn: Tensor) -> Judgement:
+        """Judge a waveform (b, c, n)."""
         wave_bcn = F.pad(wave_bcn, (0, -wave_bcn.shape[-1] % self.period), mode="reflect")
         return _run(self.layers, self.head, wave_bcn.unflatten(2, (-1, self.period)), slope=0.1)
 
 
 class ScaleDiscriminator(nn.Module):
-    """Grouped, strided 1-D convolutions. The one at full rate is under spectral norm, the others under weight norm."""
+    """Grouped, strided 1-D convolutions; spectral norm at the full rate (`spectral`), weight norm at the others."""
 
     def __init__(self, config: WaveDiscriminatorConfig, *, spectral: bool) -> None:
         super().__init__()
         norm = parametrizations.spectral_norm if spectral else parametrizations.weight_norm
         width = 4 * config.channels
-        # (out channels, kernel, stride, groups), HiFi-GAN appendix C; groups as far as a narrow width allows.
+        # (multiple of the width, kernel, stride, groups), HiFi-GAN appendix C; a narrow width limits the groups.
         plan = [
             (1, 15, 1, 1),
             (1, 41, 2, 4),
@@ -171,11 +199,12 @@ class ScaleDiscriminator(nn.Module):
         self.head = norm(nn.Conv1d(before, 1, 3, padding=1))
 
     def forward(self, wave_bcn: Tensor) -> Judgement:
+        """Judge a waveform (b, c, n)."""
         return _run(self.layers, self.head, wave_bcn, slope=0.1)
 
 
 class MultiPeriodDiscriminator(nn.Module):
-    """(B, channels, N) waveform → one judgement per period."""
+    """One `PeriodDiscriminator` per period."""
 
     def __init__(self, config: WaveDiscriminatorConfig) -> None:
         super().__init__()
@@ -183,12 +212,13 @@ class MultiPeriodDiscriminator(nn.Module):
         self.discriminators = nn.ModuleList(PeriodDiscriminator(config, period) for period in config.periods)
 
     def forward(self, wave_bcn: Tensor) -> list[Judgement]:
+        """Waveform (b, c, n) → one judgement per period; raises ValueError for another shape."""
         _check_wave(wave_bcn, self.config, at_least=max(self.config.periods))
         return [discriminator(wave_bcn) for discriminator in self.discriminators]
 
 
 class MultiScaleDiscriminator(nn.Module):
-    """(B, channels, N) waveform → one judgement per scale: full rate, half, quarter, …"""
+    """One `ScaleDiscriminator` per scale: at full rate, half, quarter, and so on."""
 
     def __init__(self, config: WaveDiscriminatorConfig) -> None:
         super().__init__()
@@ -196,6 +226,7 @@ class MultiScaleDiscriminator(nn.Module):
         self.discriminators = nn.ModuleList(ScaleDiscriminator(config, spectral=i == 0) for i in range(config.scales))
 
     def forward(self, wave_bcn: Tensor) -> list[Judgement]:
+        """Waveform (b, c, n) → one judgement per scale; raises ValueError for another shape."""
         _check_wave(wave_bcn, self.config, at_least=2**self.config.scales)
         judgements: list[Judgement] = []
         for i, discriminator in enumerate(self.discriminators):
@@ -206,7 +237,7 @@ class MultiScaleDiscriminator(nn.Module):
 
 
 class WaveDiscriminator(nn.Module):
-    """Both of them: (B, channels, N) waveform → one judgement per period and scale."""
+    """Both waveform discriminators of HiFi-GAN."""
 
     def __init__(self, config: WaveDiscriminatorConfig) -> None:
         super().__init__()
@@ -214,6 +245,7 @@ class WaveDiscriminator(nn.Module):
         self.scales = MultiScaleDiscriminator(config)
 
     def forward(self, wave_bcn: Tensor) -> list[Judgement]:
+        """Waveform (b, c, n) → one judgement per period, then one per scale; raises ValueError for another shape."""
         return self.periods(wave_bcn) + self.scales(wave_bcn)
 
 
@@ -224,11 +256,11 @@ def _check_wave(wave_bcn: Tensor, config: WaveDiscriminatorConfig, *, at_least: 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Losses: (B,), so that each sample can have its weight
+# Losses: (b,), so that the caller can weight each sample
 
 
 def hinge_discriminator_loss(real: list[Judgement], fake: list[Judgement]) -> Tensor:
-    """Sum of max(0, 1 − D(real)) + max(0, 1 + D(fake)), halved: 1 for each judge that says 0 to everything."""
+    """Sum of (max(0, 1 − D(real)) + max(0, 1 + D(fake))) / 2; a discriminator that always answers 0 adds 1."""
     return 0.5 * _sum(_mean(F.relu(1 - r.logits)) + _mean(F.relu(1 + f.logits)) for r, f in _pairs(real, fake))
 
 
@@ -248,7 +280,10 @@ def least_squares_generator_loss(fake: list[Judgement]) -> Tensor:
 
 
 def feature_matching_loss(real: list[Judgement], fake: list[Judgement]) -> Tensor:
-    """Sum over hidden layers of the mean absolute difference of activations; the real ones are targets (eq. 4, 5)."""
+    """Sum over hidden layers of the mean absolute difference of activations; the real ones are targets.
+
+    HiFi-GAN eq. 4.
+    """
     return _sum(
         _mean((a.detach() - b).abs())
         for r, f in _pairs(real, fake)
@@ -261,7 +296,7 @@ def _pairs(real: list[Judgement], fake: list[Judgement]) -> list[tuple[Judgement
 
 
 def _mean(values: Tensor) -> Tensor:
-    """(B, …) → (B,)"""
+    """(b, …) → (b,)."""
     return values.flatten(1).mean(1)
 
 

@@ -1,8 +1,8 @@
-"""Floating-point operations of a forward of the transformer, per stream, equal to torch's `FlopCounterMode`.
+"""Floating-point operations of the transformer, per stream, equal to those of torch's `FlopCounterMode`.
 
-A multiply-add counts as two. Counted are matrix products and attention; norms, activations and RoPE are not.
-Backward is twice the forward: each product has two of the same size for its gradients. A product with a weight that is
-not trained has only the one for its input.
+A multiply-add counts as two. Matrix products and attention are counted; norms, activations and RoPE are not. The
+backward pass counts twice the forward pass, because each product needs two of the same size for its gradients. A
+product with a weight that is not trained needs only the one for its input.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,13 @@ from model.transformer import TransformerConfig
 
 @dataclass(frozen=True)
 class StreamFlops:
-    """FLOPs of one forward: of each stream running alone, and what joining them adds."""
+    """FLOPs of one forward pass.
+
+    Attributes:
+        video: of the video stream alone.
+        audio: of the audio stream alone.
+        cross_modal: of A↔V attention, which joins them.
+    """
 
     video: int
     audio: int
@@ -21,6 +27,7 @@ class StreamFlops:
 
     @property
     def total(self) -> int:
+        """FLOPs of both streams and of A↔V attention."""
         return self.video + self.audio + self.cross_modal
 
 
@@ -33,11 +40,16 @@ def transformer_flops(
     *,
     per_token: bool = False,
 ) -> StreamFlops:
-    """FLOPs of one forward.
+    """Count the FLOPs of one forward pass.
 
     Args:
-        video_tokens, audio_tokens, text_tokens: per sample.
-        per_token: timesteps differ between a sample's tokens, so that AdaLN runs on every token, not on every sample.
+        config: of the transformer.
+        video_tokens: per sample.
+        audio_tokens: per sample.
+        text_tokens: per sample.
+        batch: samples.
+        per_token: timesteps differ between the tokens of a sample, so that AdaLN runs once per token and not once per
+            sample.
     """
     c = config
     video = batch * _stream(
@@ -62,7 +74,16 @@ def transformer_flops(
 def training_flops(
     config: TransformerConfig, video_tokens: int, audio_tokens: int, text_tokens: int, batch: int, trained: float = 1.0
 ) -> float:
-    """FLOPs of one forward and backward, of which the gradients of the part `trained` of the weights."""
+    """Count the FLOPs of one forward and backward pass with one timestep per sample.
+
+    Args:
+        config: of the transformer.
+        video_tokens: per sample.
+        audio_tokens: per sample.
+        text_tokens: per sample.
+        batch: samples.
+        trained: share of the weights that need gradients, in [0, 1].
+    """
     total = transformer_flops(config, video_tokens, audio_tokens, text_tokens, batch).total
     video_scores = _scores(video_tokens, video_tokens + text_tokens, config.width)
     audio_scores = _scores(audio_tokens, audio_tokens + text_tokens + 2 * video_tokens, config.audio_width)  # with A↔V
@@ -71,6 +92,7 @@ def training_flops(
 
 
 def _scores(queries: int, keys: int, inner: int) -> int:
+    """Count q·kᵀ and the product with v."""
     return 2 * (2 * queries * keys * inner)
 
 

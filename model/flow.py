@@ -1,8 +1,10 @@
-"""Flow matching: the straight path between data and noise, and how σ is drawn in training and stepped in sampling.
+"""Flow matching: the straight path between data and noise, the σ of training and the σ schedules of sampling.
 
-x_σ = (1 − σ)·x₀ + σ·ε; the model predicts the velocity ε − x₀. Training σ are logit-normal with a mean that grows
-with the number of tokens, for more tokens need more noise to hide the same image (arXiv 2403.03206 §5.3.2; constants
-of LTX).
+x_σ = (1 − σ)·x₀ + σ·ε; the model predicts the velocity ε − x₀ (rectified flow, arXiv 2209.03003 eq. 1). Training σ are
+logit-normal. Their mean grows with the number of tokens, because more tokens need more noise to hide the same image
+(arXiv 2403.03206 §3.1 and §5.3.2; the constants are LTX's).
+
+Shapes: B batch, T tokens, C channels.
 """
 
 import math
@@ -16,24 +18,36 @@ BASE_TOKENS, MAX_TOKENS = 1024, 4096
 BASE_SHIFT, MAX_SHIFT = 0.95, 2.05
 TERMINAL_SIGMA = 0.1
 
-# Published schedules of the distilled model: in one stage, and the second (upscaled) of two.
+# Published schedules of the distilled model: of a single stage, and of the second (upscaled) stage of two.
 DISTILLED_SCHEDULE = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
 SECOND_STAGE_SCHEDULE = (0.909375, 0.725, 0.421875, 0.0)
 
 
 def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """(1 − σ)·x₀ + σ·ε. `sigma` has the leading dimensions of x0: (B,) per sample or (B, T) per token."""
+    """Compute x_σ = (1 − σ)·x₀ + σ·ε.
+
+    Args:
+        x0: (B, …).
+        noise: ε, in the shape of x0.
+        sigma: (B,) per sample or (B, T) per token: the leading dimensions of x0.
+
+    Returns:
+        x_σ in the shape and type of x0.
+
+    Raises:
+        ValueError: the dimensions of `sigma` do not lead those of x0.
+    """
     sigma = _broadcast(sigma, x0)
     return ((1 - sigma) * x0 + sigma * noise).to(x0.dtype)
 
 
 def velocity_target(x0: Tensor, noise: Tensor) -> Tensor:
-    """ε − x₀, what the model learns to predict."""
+    """Return the velocity ε − x₀, which the model learns to predict."""
     return noise - x0
 
 
 def denoised(x_sigma: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
-    """x₀ that a velocity at σ points to: x_σ − σ·v, float32."""
+    """Return the x₀ that a velocity v at σ predicts, x_σ − σ·v, in float32; raises ValueError as `add_noise` does."""
     return x_sigma.float() - _broadcast(sigma, x_sigma) * velocity.float()
 
 
@@ -44,7 +58,12 @@ def _broadcast(sigma: Tensor, like: Tensor) -> Tensor:
 
 
 def token_shift(tokens: int, *, clamp: bool) -> float:
-    """Mean of the logit-normal: linear from 0.95 at 1024 tokens to 2.05 at 4096, held outside when `clamp`."""
+    """Return the mean of the logit-normal: linear in the tokens, 0.95 at 1024 and 2.05 at 4096.
+
+    Args:
+        tokens: of the stream.
+        clamp: keep the mean constant outside 1024 to 4096 tokens.
+    """
     if clamp:
         tokens = min(max(tokens, BASE_TOKENS), MAX_TOKENS)
     return BASE_SHIFT + (tokens - BASE_TOKENS) * (MAX_SHIFT - BASE_SHIFT) / (MAX_TOKENS - BASE_TOKENS)
@@ -54,15 +73,15 @@ def token_shift(tokens: int, *, clamp: bool) -> float:
 class TrainingSigma:
     """The distribution of training σ.
 
-    sigmoid(N(shift(tokens), std)), stretched so that its 0.5 % and 99.9 % quantiles fall on 0 and 1, reflected at
-    `floor`, cut at 1, and mixed with a uniform share that keeps every σ trained.
+    A draw is sigmoid(N(shift(tokens), std)), stretched so that its 0.5 % and 99.9 % quantiles become 0 and 1, reflected
+    at `floor` and cut at 1. A share of uniform draws makes every σ occur.
 
     Attributes:
         std: of the normal.
         uniform_share: probability of a uniform draw from [floor, 1].
         floor: smallest σ.
-        clamp_tokens: hold the shift outside 1024 to 4096 tokens, so that training and inference agree.
-        coupling: each stream draws its own σ ("independent"), or audio takes the video's ("shared").
+        clamp_tokens: keep the shift constant outside 1024 to 4096 tokens, so that training and inference agree.
+        coupling: "independent" draws one σ per stream; "shared" gives the audio the σ of the video.
     """
 
     std: float = 1.0
@@ -82,7 +101,16 @@ class TrainingSigma:
             raise ValueError(f"training sigma: coupling {self.coupling!r} must be 'independent' or 'shared'")
 
     def sample(self, batch: int, tokens: int, generator: torch.Generator | None = None) -> Tensor:
-        """(batch,) float32 σ for a stream of `tokens` tokens, on the generator's device (default: CPU)."""
+        """Draw σ for a stream.
+
+        Args:
+            batch: B.
+            tokens: of the stream.
+            generator: None for torch's default generator on the CPU.
+
+        Returns:
+            (B,) float32 on the generator's device.
+        """
         device = generator.device if generator is not None else torch.device("cpu")
         shift = token_shift(tokens, clamp=self.clamp_tokens)
         normal = torch.randn(batch, generator=generator, device=device)
@@ -96,7 +124,7 @@ class TrainingSigma:
     def sample_pair(
         self, batch: int, video_tokens: int, audio_tokens: int, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(σ of video, σ of audio), each (batch,), as `coupling` says."""
+        """Draw σ of video and of audio, each (B,), coupled as `coupling` says; see `sample`."""
         video = self.sample(batch, video_tokens, generator)
         return video, video if self.coupling == "shared" else self.sample(batch, audio_tokens, generator)
 
@@ -105,10 +133,21 @@ _Z_005, _Z_999 = -2.5758, 3.0902  # standard normal quantiles at 0.5 % and 99.9 
 
 
 def inference_schedule(steps: int, tokens: int = MAX_TOKENS, terminal: float = TERMINAL_SIGMA) -> Tensor:
-    """(steps + 1,) float32 σ from 1 to 0: evenly spaced, shifted by `token_shift(tokens)` unclamped, and stretched so
-    that the last σ before 0 is `terminal`. The published pipelines shift at 4096 tokens whatever the size.
+    """Make the schedule of σ for sampling.
 
-    With one step the schedule is (1, 0).
+    The σ are evenly spaced, shifted by `token_shift(tokens)` without clamping, and stretched so that the last one
+    before 0 is `terminal`. One step gives (1, 0).
+
+    Args:
+        steps: number of steps.
+        tokens: of the stream; the published pipelines use 4096 for any size.
+        terminal: last σ before 0.
+
+    Returns:
+        (steps + 1,) float32, from 1 to 0.
+
+    Raises:
+        ValueError: `steps` is below 1, or `terminal` is not between 0 and 1.
     """
     if steps < 1:
         raise ValueError(f"sampling needs at least 1 step; got {steps}")

@@ -1,11 +1,11 @@
 """The tokenizer inside a Gemma GGUF file, as a Hugging Face fast tokenizer.
 
-transformers reads the SentencePiece table of a GGUF as a unigram model, which cuts "dog" into "d" + "og"; Gemma's
-table is byte-pair encoding, where a piece's score is the negative rank of its merge. Here the merges are rebuilt from
-the scores.
+transformers reads the SentencePiece table of a GGUF file as a unigram model, which splits "dog" into "d" + "og".
+Gemma's table is byte-pair encoding, where the score of a piece is the negative rank of its merge. This file rebuilds
+the merges from the scores.
 
-File layout (GGUF 3): magic, version, number of tensors, number of entries; then entries of key, type, value; strings
-and arrays carry their 64-bit length in front.
+File layout (GGUF 3): magic, version, number of tensors, number of entries; then each entry's key, type and value. A
+string or an array starts with its 64-bit length.
 """
 
 import struct
@@ -21,10 +21,13 @@ _CONTROL, _USER_DEFINED = 3, 4
 
 
 def load_tokenizer(gguf: Path) -> Any:
-    """A `PreTrainedTokenizerFast` that adds BOS, pads on the left and falls back to bytes.
+    """Build the tokenizer of a GGUF file.
+
+    Returns:
+        A `PreTrainedTokenizerFast` that adds BOS, pads on the left and falls back to bytes.
 
     Raises:
-        ValueError: not a GGUF file, or its tokenizer is not SentencePiece BPE ("llama").
+        ValueError: this is not a GGUF file, or its tokenizer is not SentencePiece BPE ("llama").
     """
     from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
     from tokenizers.models import BPE
@@ -35,7 +38,7 @@ def load_tokenizer(gguf: Path) -> Any:
         raise ValueError(
             f"{gguf}: its tokenizer is {entries.get('tokenizer.ggml.model')!r}, not SentencePiece ('llama')"
         )
-    # Runs of spaces are stored as spaces, single ones as ▁.
+    # The file stores runs of spaces as spaces and single spaces as ▁.
     tokens = [t.replace(" ", "▁") for t in entries["tokenizer.ggml.tokens"]]
     scores, kinds = entries["tokenizer.ggml.scores"], entries["tokenizer.ggml.token_type"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
@@ -51,7 +54,7 @@ def load_tokenizer(gguf: Path) -> Any:
     tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
         single=f"{bos} $A", special_tokens=[(bos, vocabulary[bos])]
     )
-    # The 6,242 "<unused…>" pieces stay unregistered: no text holds them, and they make loading ten seconds slower.
+    # Do not register the 6,242 "<unused…>" pieces: no text has them, and they make loading ten seconds slower.
     control = [t for t, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL and not t.startswith("<unused")]
     written = [t for t, kind in zip(tokens, kinds, strict=True) if kind == _USER_DEFINED]
     tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in control])
@@ -68,7 +71,7 @@ def load_tokenizer(gguf: Path) -> Any:
 
 
 def _merges(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
-    """Every way to join two pieces into a third, best score first; ties keep the shorter left piece."""
+    """Return each pair of pieces whose join is a piece: best score first, then the shorter left piece."""
     found = []
     for token, index in vocabulary.items():
         for cut in range(1, len(token)):
@@ -80,7 +83,7 @@ def _merges(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, 
 
 
 def read_metadata(gguf: Path) -> dict[str, Any]:
-    """All key-value entries of a GGUF file."""
+    """Read all key-value entries of a GGUF file; raises ValueError for another file or version."""
     with gguf.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ValueError(f"{gguf} is not a GGUF file")

@@ -1,9 +1,12 @@
-"""Modality-aware guidance (arXiv 2601.03233, §4): one x₀ prediction out of up to four.
+"""Modality-aware guidance (arXiv 2601.03233 §4): one x₀ prediction from up to four.
 
     x₀ = c + (s_text − 1)(c − u) + s_stg(c − p) + (s_modality − 1)(c − m)
 
-c is conditioned; u has the negative prompt; p passes the values of some self-attentions through (spatio-temporal
-guidance); m skips all A↔V attention. A share φ of the result is rescaled to c's standard deviation.
+c is the conditional prediction; u has the negative prompt; p passes the values of some self-attentions through
+(spatio-temporal guidance, arXiv 2411.18664 §3); m skips all A↔V attention. A share φ of the result is rescaled to the
+standard deviation of c (arXiv 2305.08891 §3.4).
+
+Shapes: B batch; a prediction is (B, …).
 """
 
 from dataclasses import dataclass, field
@@ -16,13 +19,13 @@ GuidancePass = Literal["conditional", "unconditional", "perturbed", "isolated"]
 
 @dataclass(frozen=True)
 class GuidanceScales:
-    """Strengths for one stream; the defaults are the published ones for video. 1, 0, 1 and 0 switch each off.
+    """Strengths for one stream; the defaults are the published ones for video.
 
     Attributes:
-        text: s_text, pull away from the negative prompt; 1 for none.
-        stg: s_stg, pull away from the perturbed prediction; 0 for none.
-        modality: s_modality, pull towards what the other stream adds; 1 for none.
-        rescale: φ in [0, 1], share of the result brought to the conditional prediction's standard deviation.
+        text: s_text, strength away from the negative prompt; 1 for none.
+        stg: s_stg, strength away from the perturbed prediction; 0 for none.
+        modality: s_modality, strength towards what the other stream adds; 1 for none.
+        rescale: φ in [0, 1], share of the result that is rescaled; 0 for none.
     """
 
     text: float = 3.0
@@ -40,14 +43,24 @@ NO_GUIDANCE = GuidanceScales(text=1.0, stg=0.0, modality=1.0, rescale=0.0)
 
 @dataclass(frozen=True)
 class Guidance:
-    """Both streams' strengths, and the blocks that spatio-temporal guidance perturbs (2.0: 29, 2.3: 28)."""
+    """Guidance of both streams.
+
+    Attributes:
+        video: strengths for the video.
+        audio: strengths for the audio.
+        stg_blocks: blocks that spatio-temporal guidance perturbs (published: 29 in 2.0, 28 in 2.3).
+    """
 
     video: GuidanceScales = field(default_factory=GuidanceScales)
     audio: GuidanceScales = field(default_factory=lambda: GuidanceScales(text=7.0))
     stg_blocks: tuple[int, ...] = (29,)
 
     def passes(self, *, both_streams: bool) -> tuple[GuidancePass, ...]:
-        """The predictions that these strengths need, the conditional one first; "isolated" needs both streams."""
+        """Return the predictions that these strengths need, the conditional one first.
+
+        Args:
+            both_streams: both streams are sampled; without, there is no "isolated" prediction.
+        """
         scales = (self.video, self.audio)
         needed: list[GuidancePass] = ["conditional"]
         if any(scale.text != 1 for scale in scales):
@@ -60,9 +73,16 @@ class Guidance:
 
 
 def guide(predictions: dict[GuidancePass, Tensor], scales: GuidanceScales) -> Tensor:
-    """The guided x₀ (B, …), float32, of x₀ predictions of one shape; a pass that is not there adds nothing.
+    """Combine x₀ predictions.
 
-    Rescaling takes the standard deviation over a whole sample (published: over the batch, which is one sample there).
+    Rescaling takes the standard deviation over a sample (the published code: over the batch, which is one sample).
+
+    Args:
+        predictions: x₀ of each pass, all (B, …); a pass that is missing adds nothing.
+        scales: strengths.
+
+    Returns:
+        Guided x₀ (B, …) float32.
     """
     conditional = predictions["conditional"].float()
     guided = conditional

@@ -1,8 +1,8 @@
-"""What each part's tensors are called in the published layouts.
+"""Names of each component's tensors in the published layouts.
 
-Our own names are those of the published single-file checkpoint ("ltx") below each part's prefix, so the `ltx` layout
-adds a prefix, and diffusers' layout renames. Only the direction from our name is written down: the other one follows
-from a module's own list of names, so the two can never disagree.
+Our names are those of the published single file ("ltx") without each component's prefix. So the `ltx` layout adds a
+prefix, and diffusers' layout renames. This file maps in one direction only, from our names; callers invert the map over
+the names of a module, so the two directions cannot disagree.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 COMPONENTS = ("transformer", "text_conditioner", "video_vae", "audio_vae", "vocoder", "upscaler")
 
-# The folder of each part in a diffusers model.
+# The folder of each component in a diffusers model.
 DIFFUSERS_FOLDERS = {
     "transformer": "transformer",
     "text_conditioner": "connectors",
@@ -25,15 +25,15 @@ _LTX_PREFIXES = {
     "video_vae": "vae.",
     "audio_vae": "audio_vae.",
     "vocoder": "vocoder.",
-    "upscaler": "",  # has a file of its own
+    "upscaler": "",  # in a separate file
 }
 
-# Published, read by nobody: further statistics beside the two that normalise latents.
+# Published statistics that no implementation reads; latents are normalised with the two others.
 _LTX_UNUSED = re.compile(
     r"(?:vae|audio_vae)\.per_channel_statistics\.(?:channel|mean-of-stds|mean-of-stds_over_std-of-means)"
 )
 
-# A key belongs to the first later release whose mark it bears.
+# Keys that only one release has; the latest release first.
 _MARKS = {
     "2.5": re.compile(r"keyframes_abs_pos_embedding|^duration_head\."),
     "2.3": re.compile(
@@ -94,19 +94,19 @@ _DIFFUSERS_SEGMENTS = {
 
 
 def ltx_names(component: str, keys: Iterable[str]) -> dict[str, str]:
-    """{our key: its name in the published single file (for the upscaler: in its own file)} of a part's keys."""
+    """Map a component's keys to their names in the published single file (of the upscaler: in its file)."""
     if component == "text_conditioner":
-        # The connectors live beside the DiT's tensors, the feature projection outside of them.
+        # The connectors have the prefix of the transformer, the feature projection has none.
         outside = "text_embedding_projection."
         return {key: key if key.startswith(outside) else f"model.diffusion_model.{key}" for key in keys}
     return {key: _LTX_PREFIXES[component] + key for key in keys}
 
 
 def ltx_component(key: str) -> str | None:
-    """The part that a key of the published single file belongs to; None for what no part uses.
+    """Return the component that a key of the published single file belongs to; None for a key that none uses.
 
     Raises:
-        ValueError: the key belongs to no part of LTX-2; names the release if it is a later one.
+        ValueError: the key belongs to no component of LTX-2; names the release if it is a later one.
     """
     if _LTX_UNUSED.fullmatch(key):
         return None
@@ -117,12 +117,12 @@ def ltx_component(key: str) -> str | None:
         if key.startswith(_LTX_PREFIXES[component]):
             return component
     release = release_of([key])
-    belongs = f"it belongs to LTX-{release}" if release == "2.5" else "it belongs to no part of LTX-2"
+    belongs = f"it belongs to LTX-{release}" if release == "2.5" else "it belongs to no component of LTX-2"
     raise ValueError(f"unknown key {key!r}: {belongs}; 2.0 and 2.3 checkpoints are supported")
 
 
 def diffusers_names(component: str, keys: Iterable[str]) -> dict[str, str]:
-    """{our key: its name in the part's diffusers folder} of all of a part's keys."""
+    """Map a component's keys, given completely, to their names in its diffusers folder."""
     renames = _DIFFUSERS_SEGMENTS[component]
     keys = list(keys)
     steps = {key.split(".")[2] for key in keys if key.startswith("encoder.down_blocks.") and int(key.split(".")[2]) % 2}
@@ -136,7 +136,7 @@ def diffusers_names(component: str, keys: Iterable[str]) -> dict[str, str]:
 
 
 def _nest_video_vae(segments: list[str], *, encoder_steps: int) -> list[str]:
-    """Stages of residual blocks and the resolution steps between them stand in one list; diffusers nests them.
+    """Nest a key as diffusers does. Ours are one list: stages of residual blocks, and resolution steps between them.
 
     Encoder: stage 2i and the step after it are down block i, the last stage is the mid block.
     Decoder: stage 0 is the mid block, step 2i + 1 and the stage after it are up block i.
@@ -151,7 +151,7 @@ def _nest_video_vae(segments: list[str], *, encoder_steps: int) -> list[str]:
 
 
 def release_of(keys: Iterable[str]) -> str | None:
-    """The release whose marks some of the keys bear (the latest one), or None where every release has them all."""
+    """Return the latest release that alone has some of the keys, or None where every release has them all."""
     keys = list(keys)
     for release, mark in _MARKS.items():
         if any(mark.search(key) for key in keys):

@@ -1,9 +1,12 @@
-"""The small modules that the streams and the connectors share, with their initialisation.
+"""The small modules and the initialisers that several parts of the model share.
 
-Initialisation (upstream has none): weights are truncated normal with variance 1/fan_in, cut at two standard deviations;
-biases are zero; a layer that closes a residual branch or makes modulations may start at zero (adaLN-Zero, Peebles & Xie
-2023, §3.2). Every module initialises its own parameters in its constructor, so that a parameter which is partitioned
-as soon as it exists (ZeRO-3) has its values by then.
+Shapes (suffixes of the tensors below): b batch, t tokens; D width of a stream, K timesteps of a batch.
+
+Initialisation (the published code has none). Linear layers: truncated normal with variance 1/fan_in, cut at two
+standard deviations; biases are zero; a layer that ends a residual branch or makes modulation rows may start at zero
+(adaLN-Zero, Peebles & Xie 2023, arXiv 2212.09748 §3.2). Each module initialises its parameters in its constructor:
+ZeRO-3 partitions a parameter as soon as it exists, and it must have its values by then. Convolutions:
+`init_convolution_`, called by the `init_weights` of each part.
 """
 
 import math
@@ -12,22 +15,51 @@ import torch
 from torch import Tensor, nn
 
 SINUSOID_WIDTH = 256
+TRUNCATED_STD = 0.8796  # a normal of σ = 1 that is cut at ±2 has this standard deviation
 
 
 def truncated_normal_(tensor: Tensor, fan_in: int) -> Tensor:
-    """In place: normal with variance 1/fan_in, cut at two standard deviations."""
+    """Fill in place from a normal of variance 1/fan_in, cut at two standard deviations."""
     std = fan_in**-0.5
     return nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
 
 
+def init_convolution_(layer: nn.Module, *, gain_squared: float) -> None:
+    """Fill in place: weights of variance `gain_squared` / fan_in after the cut at two standard deviations, bias 0."""
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    fan_in = weight[0].numel()
+    std = math.sqrt(gain_squared / fan_in) / TRUNCATED_STD
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+    if isinstance(bias, Tensor):
+        nn.init.zeros_(bias)
+
+
+def repeat_rows_(weight: Tensor, times: int) -> None:
+    """Give each group of `times` output channels, in place, the weights of its first channel.
+
+    The positions that depth-to-space makes of one position then start equal, so the first output has no checkerboard
+    (ICNR, Aitken et al. 2017, arXiv 1707.02937).
+    """
+    weight.copy_(weight[::times].repeat_interleave(times, dim=0))
+
+
 class Linear(nn.Linear):
-    """nn.Linear with this family's initialisation; `zero` starts it at zero."""
+    """nn.Linear with the initialisation of this file.
+
+    Args:
+        in_features: width of the input.
+        out_features: width of the output.
+        bias: add a bias.
+        zero: start the weights at zero.
+    """
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = True, zero: bool = False):
         self.zero = zero
         super().__init__(in_features, out_features, bias=bias)
 
     def reset_parameters(self) -> None:
+        """Initialise weights and bias; nn.Linear's constructor calls this."""
         if self.zero:
             nn.init.zeros_(self.weight)
         else:
@@ -46,18 +78,22 @@ class _GELUProjection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """D → 4D → D with tanh-approximated GELU. Keys `net.0.proj`, `net.2`, as published."""
+    """D → mult·D → D with tanh-approximated GELU.
+
+    The published keys are `net.0.proj` and `net.2`; the identity at index 1 takes the place of a dropout.
+    """
 
     def __init__(self, dim: int, mult: int = 4):
         super().__init__()
         self.net = nn.Sequential(_GELUProjection(dim, mult * dim), nn.Identity(), Linear(mult * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(…, D) → (…, D)."""
         return self.net(x)
 
 
 class CaptionProjection(nn.Module):
-    """Text features → the stream's width, two layers with GELU between (2.0)."""
+    """Project text features to a stream's width: two layers with a GELU between them (2.0 only)."""
 
     def __init__(self, in_features: int, dim: int):
         super().__init__()
@@ -65,11 +101,12 @@ class CaptionProjection(nn.Module):
         self.linear_2 = Linear(dim, dim)
 
     def forward(self, features: Tensor) -> Tensor:
+        """(B, S, in_features) → (B, S, D)."""
         return self.linear_2(nn.functional.gelu(self.linear_1(features), approximate="tanh"))
 
 
 def sinusoid(timesteps: Tensor, width: int = SINUSOID_WIDTH) -> Tensor:
-    """(…) scaled timesteps → (…, width) float32, cosines first, frequencies 10⁴^(−k/(width/2))."""
+    """Embed scaled timesteps (…) → (…, width) float32: cosines, then sines, at frequencies 10⁴^(−k/(width/2))."""
     half = width // 2
     exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) * -math.log(10_000.0)
     angles = timesteps.float().unsqueeze(-1) * torch.exp(exponents / half)
@@ -96,9 +133,9 @@ class _TimestepEmbedding(nn.Module):
 
 
 class AdaLNSingle(nn.Module):
-    """Timesteps → the modulation rows that all blocks share (PixArt-α §2.3); each block adds its own table.
+    """Make the modulation rows that all blocks share from the timesteps; each block adds its table to them.
 
-    The rows start at zero.
+    PixArt-α's adaLN-single (Chen et al. 2023, arXiv 2310.00426 §2.3). The rows start at zero.
     """
 
     def __init__(self, dim: int, rows: int):
@@ -108,26 +145,33 @@ class AdaLNSingle(nn.Module):
         self.linear = Linear(dim, rows * dim, zero=True)
 
     def forward(self, timesteps: Tensor, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], Tensor]:
-        """(B, K) scaled timesteps → (`rows` tensors (B, K, D), embedded timestep (B, K, D))."""
+        """Scaled timesteps (B, K) → `rows` tensors (B, K, D), and the embedded timesteps (B, K, D)."""
         embedded = self.emb(timesteps, dtype)
         rows = self.linear(nn.functional.silu(embedded))
         return rows.unflatten(-1, (self.rows, -1)).unbind(-2), embedded
 
 
-# Up to so many timesteps in a batch are embedded once each, not once per token.
+# With at most this many distinct timesteps in a batch, each is embedded once and not once per token.
 FEW_TIMESTEPS = 16
 
 
 def distinct_timesteps(timesteps_bt: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """The timesteps to be embedded, and `selection` of `model.norms`: (B, 1), None where a sample's tokens share one
-    memory; (1, K), (B, T, K) of `dtype` where few differ; else as they are, with None.
+    """Choose the timesteps to embed.
 
     Tokens that are given as conditions have another timestep than the rest, so a batch has many tokens and few
-    timesteps; embedding them per token costs as much as several blocks. Values are looked at on a CPU only, where that
-    costs no waiting.
+    timesteps; embedding them per token costs as much as several blocks.
+
+    Args:
+        timesteps_bt: (B, T), or (B, 1) where the tokens of a sample agree.
+        dtype: type of the selection.
+
+    Returns:
+        The timesteps to embed and the `selection` of `model.norms`. (B, 1) and None where the tokens of a sample share
+        one memory; (1, K) and (B, T, K) where few timesteps differ; (B, T) and None else.
     """
     if timesteps_bt.shape[1] == 1 or timesteps_bt.stride(1) == 0:
         return timesteps_bt[:, :1], None
+    # Read values on a CPU only: on a GPU, `unique` would make the host wait.
     if timesteps_bt.device.type == "cpu" and not torch.compiler.is_compiling():
         distinct = timesteps_bt.unique()
         if len(distinct) <= FEW_TIMESTEPS:

@@ -1,11 +1,12 @@
-"""Weights on disk, in any of the three layouts, seen as parts: a configuration and where each of our tensors lies.
+"""Finding and checking of components on disk, in any of the three layouts.
 
 kinotone   <dir>/{component}.safetensors, or one such file; the metadata hold `component` and `config`. An adapter
            beside the transformer (`model.lora`) is merged into it.
-ltx        the published single file, whole or in shards; the upscaler's own file beside it.
+ltx        the published file, single or in shards; the upscaler's file beside it.
 diffusers  <dir>/{transformer, connectors, vae, audio_vae, vocoder, latent_upsampler}/, or one such folder.
 
-Opening reads headers alone. It is strict: every tensor that a part has must be there in its shape, and none else.
+An opened component has its configuration and the place of each tensor. Opening reads headers only. It is strict: every
+tensor of the component must be there in its shape, and no other.
 """
 
 import json
@@ -33,32 +34,43 @@ UPSCALER_SUFFIX = "-upscaler"  # <stem>-upscaler.safetensors beside an ltx file 
 
 @dataclass(frozen=True)
 class StoredComponent:
-    """One part on disk."""
+    """One component on disk.
+
+    Attributes:
+        name: one of `COMPONENTS`.
+        config: its configuration.
+        specs: shape and type of each tensor, by our keys.
+        layout: of its files.
+        adapter: merged into the tensors that `stream` yields.
+    """
 
     name: str
     config: Any
-    specs: dict[str, Spec]  # by our keys
+    specs: dict[str, Spec]
     layout: Layout
     _places: dict[Path, dict[str, str]] = field(repr=False)  # file → {its key: our key}
     _fingerprint: str | None = None
-    adapter: Adapter | None = None  # merged into what is streamed
+    adapter: Adapter | None = None
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
-        """(our key, CPU tensor) one at a time, in the files' order."""
+        """Yield (our key, CPU tensor) one at a time, in the order of the files."""
         for path, names in self._places.items():
             for key, tensor in read_tensors(path, names):
                 ours = names[key]
                 yield ours, tensor if self.adapter is None else self.adapter.merged(ours, tensor)
 
     def identity(self) -> str:
-        """What tells it from other weights at no cost: its fingerprint where one is stored, else its files' sizes."""
+        """Return a text that differs for other weights, without reading tensors.
+
+        It is the stored fingerprint, or names and sizes of the files where none is stored.
+        """
         if self._fingerprint is not None:
             return self._fingerprint
         files = [*self._places, *([self.adapter.path] if self.adapter else [])]
         return ", ".join(f"{file.name} {file.stat().st_size}" for file in files)
 
     def fingerprint(self) -> str:
-        """As stored; computed from the tensors where the file has none."""
+        """Return the stored fingerprint, or compute it from the tensors where none is stored."""
         if self._fingerprint is not None:
             return self._fingerprint
         fingerprint = Fingerprint(config_json(self.config))
@@ -68,12 +80,21 @@ class StoredComponent:
 
 
 def config_json(config: Any) -> dict[str, Any]:
-    """A part's configuration as JSON values."""
+    """Convert a component's configuration to JSON values."""
     return json.loads(json.dumps(asdict(config)))
 
 
 def read_config(name: str, values: Mapping[str, Any], where: str) -> Any:
-    """The inverse of `config_json`; ValueError naming a field that is unknown or does not fit."""
+    """Convert JSON values to a component's configuration; the inverse of `config_json`.
+
+    Args:
+        name: of the component.
+        values: fields.
+        where: file, for messages.
+
+    Raises:
+        ValueError: a field is unknown or does not fit; names it.
+    """
     for kind in CONFIG_CLASSES[name]:
         known = {f.name for f in fields(kind)}
         if known.issuperset(values):
@@ -89,11 +110,16 @@ def read_config(name: str, values: Mapping[str, Any], where: str) -> Any:
 def open_components(
     paths: Paths, layout: Layout | None = None, components: Iterable[str] | None = None
 ) -> list[StoredComponent]:
-    """The parts that lie at `paths`, in the family's order; `components` narrows them down.
+    """Open the components at `paths`, in the order of `COMPONENTS`.
+
+    Args:
+        paths: files or folders.
+        layout: refuse other layouts; None accepts any.
+        components: names of the components to open; None for all.
 
     Raises:
-        ValueError: nothing there, another layout than asked for, a missing or superfluous key, another release, or a
-            component that is asked for and not there.
+        ValueError: there are no weights, the layout is another, a key is missing or unexpected, the release is
+            another, or a requested component is missing.
     """
     given = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
     found: dict[str, StoredComponent] = {}
@@ -119,12 +145,12 @@ def open_components(
 
 def _add(found: dict[str, StoredComponent], part: StoredComponent, path: Path) -> None:
     if part.name in found:
-        raise ValueError(f"{path}: a second {part.name}; give each part once")
+        raise ValueError(f"{path}: a second {part.name}; give each component once")
     found[part.name] = part
 
 
 def detect_layout(path: Path) -> Layout:
-    """Raises ValueError where there are no weights."""
+    """Return the layout of the weights at `path`; raises ValueError where there are none."""
     if path.is_dir():
         if any((path / f"{name}.safetensors").is_file() for name in COMPONENTS):
             return "kinotone"
@@ -150,7 +176,7 @@ def _diffusers_class(folder: Path) -> str | None:
         raise ValueError(f"{folder / 'config.json'}: not a configuration ({error})") from error
 
 
-# ---- our own layout
+# ---- kinotone
 
 
 def _open_kinotone(path: Path, wanted: set[str] | None) -> Iterator[StoredComponent]:
@@ -173,7 +199,7 @@ def _open_kinotone(path: Path, wanted: set[str] | None) -> Iterator[StoredCompon
         yield part
 
 
-# ---- the published single file
+# ---- ltx
 
 
 def _open_ltx(paths: list[Path], wanted: set[str] | None) -> Iterator[StoredComponent]:
@@ -216,12 +242,12 @@ def _open_ltx(paths: list[Path], wanted: set[str] | None) -> Iterator[StoredComp
     for name, by_file in keys.items():
         names = _theirs_to_ours(name, configs[name], by_file, ltx_names)
         places = {file: {key: names.get(key, key) for key in found} for file, found in by_file.items()}
-        own_specs = {names.get(key, key): specs[key] for found in by_file.values() for key in found}
-        yield _check(name, configs[name], places, own_specs, "ltx", fingerprints.get(name))
+        our_specs = {names.get(key, key): specs[key] for found in by_file.values() for key in found}
+        yield _check(name, configs[name], places, our_specs, "ltx", fingerprints.get(name))
 
 
 def _json(header: Header, entry: str, file: Path) -> dict[str, Any]:
-    """An entry of the metadata that is JSON; empty where there is none."""
+    """Parse a JSON entry of the metadata; empty where there is none."""
     try:
         return json.loads(header.metadata.get(entry, "{}"))
     except ValueError as error:
@@ -253,12 +279,12 @@ def _open_diffusers(path: Path, wanted: set[str] | None) -> Iterator[StoredCompo
         )
 
 
-# ---- strictness
+# ---- checks
 
 
 @lru_cache(maxsize=32)
 def expected_specs(config: Any) -> dict[str, Spec]:
-    """Keys, shapes and (freshly built) types of a part's tensors."""
+    """Return keys, shapes and types of the tensors of a newly built component."""
     return specs_of(build_component(config, "meta").state_dict())
 
 
@@ -279,7 +305,17 @@ def _check(
 
 
 def check_keys(name: str, expected: Mapping[str, Spec], found: Mapping[str, Spec], where: str) -> None:
-    """ValueError naming a key that is missing or superfluous (and the release it speaks of), or of another shape."""
+    """Check keys and shapes of a component's tensors.
+
+    Args:
+        name: of the component, for messages.
+        expected: the component's specs.
+        found: specs of the file.
+        where: file, for messages.
+
+    Raises:
+        ValueError: a key is missing or unexpected, or has another shape; names it, and its release if it has one.
+    """
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or extra:
         has, wants = release_of(found), release_of(expected)

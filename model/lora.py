@@ -1,11 +1,11 @@
-"""Low-rank adapters of the transformer (LoRA, arXiv 2106.09685): W + B·A, in the layout that the field's loaders read.
+"""Low-rank adapters of the transformer (LoRA, arXiv 2106.09685 §4.1): W + B·A, in the layout of LoRAs for LTX-2.
 
-    <dir>/transformer.safetensors        the weights that the adapter was trained on
-    <dir>/transformer_lora.safetensors   beside them: what is read as the transformer is then the two merged
+    <dir>/transformer.safetensors        the base: the weights that the adapter was trained on
+    <dir>/transformer_lora.safetensors   the adapter; reading the transformer then merges the two
 
-Keys are those of LoRAs published for LTX-2: `diffusion_model.<module>.lora_A.weight` (rank, in) and `.lora_B.weight`
-(out, rank), with the modules' published names. The scale alpha/rank is multiplied into B, for ltx-core's loader knows
-no alpha, and diffusers' takes alpha = rank where the file does not say. The metadata hold the base's fingerprint.
+Keys are `diffusion_model.<module>.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank), with the published names
+of the modules. The scale alpha/rank is multiplied into B: ltx-core's loader has no alpha, and that of diffusers uses
+alpha = rank where the file gives none. The metadata hold the fingerprint of the base.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,15 +21,18 @@ _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
 def adapter_path(base: Path) -> Path:
-    """Where the adapter of a kinotone weight file lies."""
+    """Return the path of the adapter of a kinotone weight file."""
     return base.with_name(f"{base.stem}_lora.safetensors")
 
 
 def save_adapter(path: Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]], base: str) -> None:
-    """Write an adapter whose keys are `<module>.lora_A.weight` and `.lora_B.weight`, tensor by tensor.
+    """Write an adapter, tensor by tensor.
 
     Args:
-        base: fingerprint of the transformer that it was trained on.
+        path: file to write.
+        specs: shapes and types by key, `<module>.lora_A.weight` and `<module>.lora_B.weight`.
+        tensors: the same keys with their tensors, in any order.
+        base: fingerprint of the transformer that the adapter was trained on.
     """
     metadata = {"format": "pt", "base_fingerprint": base}
     with FileWriter(path, {PREFIX + key: spec for key, spec in specs.items()}, metadata) as file:
@@ -40,17 +43,22 @@ def save_adapter(path: Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter on disk; its tensors are read as they are asked for."""
+    """An adapter on disk. `merged` reads its tensors, a pair at a time."""
 
     path: Path
     header: Header
 
     @classmethod
     def open(cls, path: Path, base: Mapping[str, Spec], fingerprint: Callable[[], str]) -> "Adapter":
-        """Args: `base`, the transformer's tensors; `fingerprint`, which gives its fingerprint.
+        """Open an adapter and check that it belongs to the transformer.
+
+        Args:
+            path: file of the adapter.
+            base: shapes and types of the transformer's tensors.
+            fingerprint: returns the transformer's fingerprint; called only where the adapter names one.
 
         Raises:
-            ValueError: no such file, an adapter of other weights, or one that does not fit their shapes.
+            ValueError: there is no such file, it is an adapter of other weights, or its shapes do not fit.
         """
         header = read_header(path)
         for key, spec in header.specs.items():
@@ -58,16 +66,24 @@ class Adapter:
             other = header.specs.get(f"{PREFIX}{module}{_A if key.endswith(_B) else _B}")
             weight = base.get(f"{module}.weight")
             if other is None or weight is None or not key.startswith(PREFIX):
-                raise ValueError(f"{path}: {key!r} is no half of an adapter of this transformer")
+                raise ValueError(f"{path}: {key!r} is not one half of an adapter of this transformer")
             fits = spec.shape[1] == weight.shape[1] if key.endswith(_A) else spec.shape[0] == weight.shape[0]
             if not fits or spec.shape[key.endswith(_A) - 1] != other.shape[key.endswith(_B) - 1]:
                 raise ValueError(f"{path}: {key!r} has shape {spec.shape}, the weight has {weight.shape}")
         if (said := header.metadata.get("base_fingerprint")) and said != fingerprint():
-            raise ValueError(f"{path}: trained on other weights than those beside it; put it beside its own")
+            raise ValueError(f"{path}: trained on other weights than those beside it; put it beside its base")
         return cls(path, header)
 
     def merged(self, key: str, weight: Tensor) -> Tensor:
-        """W + B·A, computed in float32, in W's type; a tensor that has no adapter as it is."""
+        """Merge the adapter into a tensor of the transformer.
+
+        Args:
+            key: of the tensor.
+            weight: W.
+
+        Returns:
+            W + B·A, computed in float32, in the type of W; `weight` itself where the adapter has no such key.
+        """
         module = f"{PREFIX}{key.removesuffix('.weight')}"
         if module + _A not in self.header.specs:
             return weight

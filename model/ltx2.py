@@ -1,4 +1,4 @@
-"""A whole model: the six parts under their names, built from a preset or a configuration."""
+"""A complete model: the six components under their names, built from a preset or a configuration."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -24,7 +24,7 @@ _CLASSES: dict[type, type[nn.Module]] = {
     VocoderWithBWEConfig: VocoderWithBWE,
     UpscalerConfig: LatentUpscaler,
 }
-# The configuration classes of each part, the usual one first.
+# The configuration classes of each component, the usual one first.
 CONFIG_CLASSES: dict[str, tuple[type, ...]] = {
     "transformer": (TransformerConfig,),
     "text_conditioner": (TextConditionerConfig,),
@@ -36,9 +36,13 @@ CONFIG_CLASSES: dict[str, tuple[type, ...]] = {
 
 
 class LTX2(nn.Module):
-    """The parts of a model by name. A part that was not built or loaded is None.
+    """The components of a model by name. A component that was not built or loaded is None.
 
-    Every part has a `config`, its dataclass; `configs` has them all.
+    Args:
+        components: modules by name; each has its configuration as `config`.
+
+    Raises:
+        ValueError: a name is unknown, or two components do not fit each other.
     """
 
     transformer: DualStreamTransformer
@@ -49,7 +53,6 @@ class LTX2(nn.Module):
     upscaler: LatentUpscaler
 
     def __init__(self, components: Mapping[str, nn.Module]) -> None:
-        """Raises ValueError for an unknown part, and where two parts do not fit each other."""
         super().__init__()
         check_components(components)
         check_fit({name: part.config for name, part in components.items()})
@@ -58,16 +61,17 @@ class LTX2(nn.Module):
 
     @property
     def components(self) -> dict[str, nn.Module]:
-        """The parts at hand by name, in the family's order."""
+        """The components that are not None, in the order of `COMPONENTS`."""
         return {name: part for name in COMPONENTS if (part := getattr(self, name)) is not None}
 
     @property
     def configs(self) -> dict[str, Any]:
+        """The configuration of each of `components`."""
         return {name: part.config for name, part in self.components.items()}
 
 
 def check_components(names: Iterable[str]) -> tuple[str, ...]:
-    """The names in the family's order; ValueError for one that is no part."""
+    """Return the names in the order of `COMPONENTS`; raises ValueError for an unknown one."""
     names = set(names)
     if unknown := sorted(names - set(COMPONENTS)):
         raise ValueError(f"unknown component {unknown[0]!r}; choose among {', '.join(COMPONENTS)}")
@@ -75,17 +79,20 @@ def check_components(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def component_of(part: nn.Module) -> str:
-    """The name under which a part stands in a model; ValueError for a module that is no part."""
+    """Return the name of a component; raises ValueError for a module that is none."""
     for name, configs in CONFIG_CLASSES.items():
         if isinstance(part, tuple(_CLASSES[config] for config in configs)):
             return name
-    raise ValueError(f"{type(part).__name__} is no part of an LTX-2 model; parts are {', '.join(COMPONENTS)}")
+    raise ValueError(f"{type(part).__name__} is not a component of LTX-2; components are {', '.join(COMPONENTS)}")
 
 
 def build_component(config: Any, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The part that a configuration describes, freshly initialised on `device`, its parameters in `dtype`.
+    """Build and initialise the component that a configuration describes.
 
-    Buffers (latent statistics, filters) and the 48 kHz vocoder stay in float32, which they need.
+    Args:
+        config: configuration of a component.
+        device: "meta" builds it without memory.
+        dtype: of the parameters; see `cast`.
     """
     with torch.device(device):
         part = _CLASSES[type(config)](config)
@@ -93,7 +100,10 @@ def build_component(config: Any, device: str | torch.device = "cpu", dtype: torc
 
 
 def cast(part: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """In place: parameters to `dtype`; buffers, and a vocoder with bandwidth extension, stay in float32."""
+    """Convert parameters to `dtype` in place.
+
+    Buffers (latent statistics, filters) and the vocoder with bandwidth extension stay in float32, which they need.
+    """
     if isinstance(part, VocoderWithBWE):
         dtype = torch.float32
     for parameter in part.parameters():
@@ -108,14 +118,16 @@ def build(
     dtype: torch.dtype = torch.float32,
     components: Iterable[str] | None = None,
 ) -> LTX2:
-    """A freshly initialised model; on device "meta" it takes no memory, whatever its size.
+    """Build and initialise a model.
 
     Args:
         preset_or_config: "tiny", "small", "ltx2-19b", "ltx2.3-22b", or a ModelConfig.
-        components: the parts to build (None: all six); the others are None.
+        device: "meta" builds a model of any size without memory.
+        dtype: of the parameters; see `cast`.
+        components: names of the components to build; None for all six.
 
     Raises:
-        ValueError: unknown preset or component.
+        ValueError: the preset or a component is unknown.
     """
     config = preset(preset_or_config) if isinstance(preset_or_config, str) else preset_or_config
     names = check_components(COMPONENTS if components is None else components)

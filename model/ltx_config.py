@@ -1,9 +1,9 @@
-"""Configurations in the words of the published single file ("ltx"), both ways.
+"""Conversion of configurations to and from the metadata of the published single file ("ltx").
 
-One JSON with the sections transformer (the connectors' settings too), vae, audio_vae, vocoder and scheduler, as
-ltx-core's configurators read it; the upscaler has a file, and a flat JSON, of its own. What only our classes vary goes
-into a section `kinotone`, which others ignore. A value that would make another network than ours is refused by name,
-when reading and when writing.
+The metadata is one JSON with the sections transformer (with the settings of the connectors), vae, audio_vae, vocoder
+and scheduler, as ltx-core's configurators read it. The upscaler has a separate file with a flat JSON. Settings that the
+published classes do not have go into a section `kinotone`, which others ignore. Reading and writing refuse, by name, a
+value that means another network than ours.
 """
 
 from collections.abc import Iterable, Mapping
@@ -74,9 +74,9 @@ _TRANSFORMER_CONSTANTS: Section = {
     "av_cross_ada_norm": True,
     "use_middle_indices_grid": True,
 }
-# Read with the opposite default by ltx-core, so never left out.
+# Always written, because ltx-core's defaults are the opposite.
 _ROPE: Section = {"rope_type": "split", "frequencies_precision": "float64"}
-# What tells 2.3's text path from 2.0's; ltx-core takes all four or none.
+# The entries that distinguish the text path of 2.3 from that of 2.0; ltx-core takes all four or none.
 _TEXT_2_3: Section = {
     "caption_proj_before_connector": True,
     "caption_projection_first_linear": False,
@@ -87,7 +87,7 @@ _SCHEDULER: Section = {"_class_name": "RectifiedFlowScheduler", "num_train_times
 
 
 def expect(section: Mapping[str, Any], where: str, expected: Mapping[str, Any]) -> None:
-    """ValueError unless the section says what our modules do, or is silent."""
+    """Raise ValueError where an entry of a section differs from the expected value. A missing entry is accepted."""
     for key, value in expected.items():
         found = section.get(key, value)
         if plain(found) != plain(value):
@@ -95,13 +95,14 @@ def expect(section: Mapping[str, Any], where: str, expected: Mapping[str, Any]) 
 
 
 def take(section: Mapping[str, Any], where: str, key: str) -> Any:
+    """Return an entry of a section; raises ValueError where it is missing."""
     if key not in section:
         raise ValueError(f"{where}.{key} is missing from the configuration")
     return section[key]
 
 
 def plain(value: Any) -> Any:
-    """As JSON would have it: lists for tuples."""
+    """Convert tuples to lists, as JSON does."""
     return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
@@ -109,47 +110,49 @@ def _named(config: Any, names: Iterable[str]) -> Section:
     return {name: plain(getattr(config, name)) for name in names}
 
 
-# ---- all parts
+# ---- all components
 
 
 def to_ltx(configs: Mapping[str, Any]) -> Section:
-    """The sections that describe the parts at hand (all but the upscaler).
+    """Convert configurations by name (without the upscaler's) to sections.
 
     Raises:
-        ValueError: a part is of a shape that the published classes cannot take.
+        ValueError: the published classes cannot take a shape.
     """
     sections: Section = {}
-    own: Section = {}
+    extra: Section = {}
     transformer, text = configs.get("transformer"), configs.get("text_conditioner")
     if transformer or text:
         sections["transformer"] = _transformer_section(transformer, text)
         if transformer and transformer.av_timestep != TransformerConfig.av_timestep:
-            own["av_timestep"] = transformer.av_timestep
+            extra["av_timestep"] = transformer.av_timestep
         if text and text.context_tokens != TextConditionerConfig.context_tokens:
-            own["context_tokens"] = text.context_tokens
+            extra["context_tokens"] = text.context_tokens
     writers = {"video_vae": ("vae", _vae), "audio_vae": ("audio_vae", _audio_vae), "vocoder": ("vocoder", _vocoder)}
     for name, (section, write) in writers.items():
         if name in configs:
             sections[section] = write(configs[name])
     sections["scheduler"] = _SCHEDULER
-    return sections | ({"kinotone": own} if own else {})
+    return sections | ({"kinotone": extra} if extra else {})
 
 
 def from_ltx(sections: Mapping[str, Any], specs: Specs, components: Iterable[str]) -> dict[str, Any]:
-    """The configurations of `components` (all but the upscaler), from the sections and the published file's tensors.
+    """Convert sections to the configurations of `components` (without the upscaler's).
+
+    Some sizes follow only from the tensors of the file, `specs`.
 
     Raises:
-        ValueError: a section is missing, or says what our modules do not do.
+        ValueError: a section is missing, or a value means another network than ours.
     """
-    own = sections.get("kinotone", {})
+    extra = sections.get("kinotone", {})
     configs: dict[str, Any] = {}
     for name in components:
         section = "transformer" if name == "text_conditioner" else {"video_vae": "vae"}.get(name, name)
         found = take(sections, "metadata", section)
         if name == "transformer":
-            configs[name] = _read_transformer(found, own)
+            configs[name] = _read_transformer(found, extra)
         elif name == "text_conditioner":
-            configs[name] = _read_text(found, specs, own)
+            configs[name] = _read_text(found, specs, extra)
         else:
             configs[name] = {"video_vae": _read_vae, "audio_vae": _read_audio_vae, "vocoder": _read_vocoder}[name](
                 found
@@ -158,7 +161,7 @@ def from_ltx(sections: Mapping[str, Any], specs: Specs, components: Iterable[str
 
 
 def version(configs: Mapping[str, Any]) -> str:
-    """The release whose architecture the parts have: "2.3" or "2.0"."""
+    """Return the release whose architecture the components have: "2.3" or "2.0"."""
     transformer, text, vocoder = (configs.get(name) for name in ("transformer", "text_conditioner", "vocoder"))
     later = (transformer is not None and transformer.caption_channels is None) or (
         text is not None and text.per_modality_projections
@@ -166,7 +169,7 @@ def version(configs: Mapping[str, Any]) -> str:
     return "2.3" if later or isinstance(vocoder, VocoderWithBWEConfig) else "2.0"
 
 
-# ---- upscaler: a flat configuration, in a file of its own
+# ---- upscaler: a flat configuration, in a separate file
 
 
 _UPSCALER_NAMES = (
@@ -181,17 +184,22 @@ _UPSCALER_NAMES = (
 
 
 def upscaler_to_ltx(config: UpscalerConfig) -> Section:
+    """Convert the upscaler's configuration to its flat section."""
     return {"_class_name": "LatentUpsampler", "dims": 3, **_named(config, _UPSCALER_NAMES)}
 
 
 def upscaler_from_ltx(section: Mapping[str, Any]) -> UpscalerConfig:
+    """Convert a flat section to the upscaler's configuration; raises ValueError for another network."""
     expect(section, "upscaler", {"dims": 3})
-    defaults: Section = {"mid_channels": 512}  # ltx-core's own, where it differs from ours
+    defaults: Section = {"mid_channels": 512}  # ltx-core's default, which differs from ours
     return upscaler(defaults | {name: section[name] for name in _UPSCALER_NAMES if name in section})
 
 
 def upscaler(arguments: Section) -> UpscalerConfig:
-    """The published classes heed `rational_resampler` in space alone, and the scale only with it."""
+    """Build the upscaler's configuration with the defaults that the published classes apply.
+
+    They use `rational_resampler` only where space alone is scaled, and `spatial_scale` only with it.
+    """
     space_alone = arguments.get("spatial_upsample", True) and not arguments.get("temporal_upsample", False)
     if not (space_alone and arguments.get("rational_resampler", False)):
         arguments = arguments | {"rational_resampler": False, "spatial_scale": 2.0}
@@ -218,7 +226,7 @@ def _transformer_section(transformer: TransformerConfig | None, text: TextCondit
         widths = {"text_conditioner.video_width": text.video_width, "text_conditioner.audio_width": text.audio_width}
         if text.per_modality_projections:
             section |= _TEXT_2_3
-            # ltx-core projects text to the streams' widths; without a transformer the connectors' stand for them.
+            # ltx-core projects text to the widths of the streams; without a transformer, those are the connectors'.
             if not transformer:
                 section |= {
                     "num_attention_heads": text.connector_num_attention_heads,
@@ -252,24 +260,24 @@ def _check_transformer_section(section: Section) -> None:
         expect(section, "transformer", _TEXT_2_3)
 
 
-def _read_transformer(section: Section, own: Section) -> TransformerConfig:
+def _read_transformer(section: Section, extra: Section) -> TransformerConfig:
     _check_transformer_section(section)
     arguments = {name: section[name] for name in _TRANSFORMER_NAMES if name in section}
-    take(section, "transformer", "av_ca_timestep_scale_multiplier")  # ltx-core's default, 1, is nobody's
+    take(section, "transformer", "av_ca_timestep_scale_multiplier")  # no release uses ltx-core's default, 1
     for name in ("timestep_scale_multiplier", "av_ca_timestep_scale_multiplier"):
         if name in arguments:
             arguments[name] = int(arguments[name])
     projected = section.get("caption_proj_before_connector", False)
     return TransformerConfig(
         caption_channels=None if projected else take(section, "transformer", "caption_channels"),
-        av_timestep=own.get("av_timestep", TransformerConfig.av_timestep),
+        av_timestep=extra.get("av_timestep", TransformerConfig.av_timestep),
         **arguments,
     )
 
 
-def _read_text(section: Section, specs: Specs, own: Section) -> TextConditionerConfig:
+def _read_text(section: Section, specs: Specs, extra: Section) -> TextConditionerConfig:
     _check_transformer_section(section)
-    take(section, "transformer", "connector_positional_embedding_max_pos")  # ltx-core's default, 1, is nobody's
+    take(section, "transformer", "connector_positional_embedding_max_pos")  # no release uses ltx-core's default, 1
     arguments = {name: section[name] for name in _CONNECTOR_NAMES if name in section}
     for name in ("num_attention_heads", "attention_head_dim", "num_layers"):
         if f"connector_{name}" in section:
@@ -283,7 +291,7 @@ def _read_text(section: Section, specs: Specs, own: Section) -> TextConditionerC
         hidden_size=hidden,
         num_states=specs[key].shape[1] // hidden,
         per_modality_projections=per_modality,
-        context_tokens=own.get("context_tokens", TextConditionerConfig.context_tokens),
+        context_tokens=extra.get("context_tokens", TextConditionerConfig.context_tokens),
         **arguments,
     )
 
@@ -315,12 +323,12 @@ def _vae(config: VideoVAEConfig) -> Section:
         **_VAE_CONSTANTS,
         "latent_channels": config.latent_channels,
         "encoder_blocks": encoder,
-        "decoder_blocks": decoder[::-1],  # published from the pixels' side
+        "decoder_blocks": decoder[::-1],  # the published order starts at the pixels
         "patch_size": config.patch_size,
         "encoder_base_channels": config.latent_channels,
         "decoder_base_channels": config.decoder_base_channels,
     }
-    # One word for both sides: zeros. Silence means zeros for the encoder and reflection for the decoder.
+    # The published entry applies to both halves; without it, the encoder pads zeros and the decoder reflects.
     return section | ({"spatial_padding_mode": "zeros"} if config.decoder_padding == "zeros" else {})
 
 
@@ -345,7 +353,7 @@ def _read_vae(section: Section) -> VideoVAEConfig:
 def _read_blocks(
     section: Section, name: str, *, suffix: str, default_multiplier: int
 ) -> tuple[tuple[int, ...], tuple[Any, ...], bool]:
-    """(layers of each stage, steps between them, whether the steps of all axes are residual), in the data's order."""
+    """Return layers of each stage, steps between them, and whether "all" steps are residual, in order of execution."""
     blocks = take(section, "vae", name)
     if name == "decoder_blocks":
         blocks = blocks[::-1]
@@ -388,7 +396,7 @@ _AUDIO_PREPROCESSING: Section = {
 
 
 def check_audio_statistics(config: AudioVAEConfig, layout: str) -> None:
-    """The published classes keep the token's statistics at the width of their first layer."""
+    """Raise ValueError unless the first layer is as wide as a token; published classes size the statistics by it."""
     if config.base_channels != config.token_width:
         raise ValueError(
             f"audio_vae.base_channels is {config.base_channels} and its token is {config.token_width} wide; "
@@ -419,7 +427,7 @@ def _audio_vae(config: AudioVAEConfig) -> Section:
 def _read_audio_vae(section: Section) -> AudioVAEConfig:
     parameters = take(take(section, "audio_vae", "model"), "audio_vae.model", "params")
     ddconfig: Section = take(parameters, "audio_vae.model.params", "ddconfig")
-    for key in ("attn_resolutions", "mid_block_add_attention"):  # ltx-core's own defaults have attention
+    for key in ("attn_resolutions", "mid_block_add_attention"):  # ltx-core's defaults have attention
         take(ddconfig, "audio_vae ddconfig", key)
     expect(ddconfig, "audio_vae ddconfig", _DDCONFIG_CONSTANTS)
     expect(section.get("preprocessing", {}).get("stft", {}), "audio_vae stft", _AUDIO_PREPROCESSING["stft"])

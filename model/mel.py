@@ -1,11 +1,14 @@
 """Log-mel spectrogram: the input of the audio VAE and the target of its reconstruction.
 
-LTX-2 (arXiv 2601.03233 §3): 16 kHz, FFT and Hann window of 1024 samples, hop 160 (100 frames/s), 64 slaney mel bands
-from 0 to 8 kHz, magnitude (not power), natural logarithm of at least 1e-5, frames centred on their hop by reflection.
+LTX-2 (arXiv 2601.03233 §3): 16 kHz, FFT and Hann window of 1024 samples, hop 160 (100 frames/s), 64 Slaney mel bands
+from 0 to 8 kHz, magnitude (not power), natural logarithm of at least 1e-5; each frame is centred on its hop, with
+reflection at both ends.
 
-Slaney mel scale and area normalisation: Slaney, Auditory Toolbox (1998); the librosa and torchaudio `"slaney"` options.
+Slaney mel scale and area normalisation: Slaney, Auditory Toolbox (1998); the `"slaney"` options of librosa and
+torchaudio.
 
-Shapes: waveform (B, channels, N) → mel (B, channels, T, bins), T = 1 + N // hop.
+Shapes (suffixes of the tensors below): b batch, c audio channels, n samples, t mel frames, m bins.
+Waveform (b, c, n) → mel (b, c, t, m), t = 1 + n // hop.
 """
 
 from __future__ import annotations
@@ -19,7 +22,15 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class MelConfig:
-    """Defaults are LTX-2's. Sample rate and top frequency in Hz, FFT length and hop in samples."""
+    """Settings of the spectrogram; the defaults are LTX-2's.
+
+    Attributes:
+        sample_rate: in Hz; the top band ends at half of it.
+        fft_length: length of FFT and window in samples.
+        hop_length: in samples.
+        bins: number of mel bands.
+        floor: smallest magnitude before the logarithm.
+    """
 
     sample_rate: int = 16_000
     fft_length: int = 1024
@@ -29,6 +40,7 @@ class MelConfig:
 
     @property
     def frames_per_second(self) -> float:
+        """Mel frames per second."""
         return self.sample_rate / self.hop_length
 
 
@@ -46,9 +58,10 @@ def _mel_to_hz(mel: Tensor) -> Tensor:
 
 
 def slaney_filterbank(sample_rate: int, fft_length: int, bins: int) -> Tensor:
-    """(fft_length // 2 + 1, bins): triangles spaced evenly in mel from 0 Hz to half the sample rate, each of area 1.
+    """Make triangular filters, spaced evenly in mel from 0 Hz to half the sample rate, each of area 1 in Hz.
 
-    float32, computed in float64.
+    Returns:
+        (fft_length // 2 + 1, bins) float32, computed in float64.
     """
     top = sample_rate / 2
     frequencies = torch.linspace(0.0, top, fft_length // 2 + 1, dtype=torch.float64, device="cpu")
@@ -63,12 +76,12 @@ def slaney_filterbank(sample_rate: int, fft_length: int, bins: int) -> Tensor:
 
 
 class MelSpectrogram(nn.Module):
-    """Waveform (B, channels, N) → natural-log mel magnitudes (B, channels, 1 + N // hop, bins), in float32."""
+    """Natural-log mel spectrogram of a waveform."""
 
     def __init__(self, config: MelConfig | None = None) -> None:
         super().__init__()
         self.config = config or MelConfig()
-        # Fixed numbers, so no part of a checkpoint.
+        # Not persistent: the configuration determines both, so no checkpoint holds them.
         self.register_buffer("window", torch.empty(self.config.fft_length), persistent=False)
         self.register_buffer(
             "filterbank", torch.empty(self.config.fft_length // 2 + 1, self.config.bins), persistent=False
@@ -77,21 +90,31 @@ class MelSpectrogram(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Fill the window and the filterbank (again, after `to_empty`)."""
+        """Compute the window and the filterbank; call it again after `to_empty`."""
         config = self.config
         self.get_buffer("window").copy_(torch.hann_window(config.fft_length, device="cpu"))
         bank = slaney_filterbank(config.sample_rate, config.fft_length, config.bins)
         self.get_buffer("filterbank").copy_(bank)
 
     def forward(self, waveform_bcn: Tensor) -> Tensor:
-        """ValueError for a waveform of another rank, or one too short to be reflected (half an FFT window)."""
+        """Compute the log-mel.
+
+        Args:
+            waveform_bcn: (b, c, n).
+
+        Returns:
+            (b, c, 1 + n // hop, bins) float32.
+
+        Raises:
+            ValueError: the waveform is not 3-D, or shorter than half an FFT window, which reflection needs.
+        """
         if waveform_bcn.dim() != 3:
             raise ValueError(f"waveform has shape {tuple(waveform_bcn.shape)}; expected (batch, channels, samples)")
         shortest = self.config.fft_length // 2 + 1
         b, c, n = waveform_bcn.shape
         if n < shortest:
             raise ValueError(f"waveform has {n} samples; the shortest that a mel frame can be made of is {shortest}")
-        # float32 whatever the model's dtype: half precision loses the quiet bands before the logarithm.
+        # float32 for any dtype of the model: half precision loses the quiet bands before the logarithm.
         spectrum = torch.stft(
             waveform_bcn.reshape(b * c, n).float(),
             self.config.fft_length,

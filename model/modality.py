@@ -1,11 +1,13 @@
-"""One stream's input to the transformer, and the way between latents and tokens.
+"""The input of one stream to the transformer, and the conversion between latents and tokens.
 
-Shapes: B batch, C latent channels, f/h/w latent frames/height/width, T tokens, S text tokens, D context width,
-n position axes (video 3: time, height, width; audio 1: time), M mel bins of an audio latent.
+Source: LTX-2 (arXiv 2601.03233 §3).
 
-Video latents are 8×32×32 coarser than the pixels, with one latent for the first frame alone (causal VAE). Audio latents
-are 4 mel frames of 10 ms, with one for the first mel frame alone. Positions are intervals [start, end): time in seconds
-for both streams, so that the two meet on one clock; height and width in pixels.
+Shapes: B batch, C latent channels, f/h/w latent frames/height/width, t audio latent frames, T tokens, S text tokens,
+D context width, n position axes (video 3: time, height, width; audio 1: time), M mel bins of an audio latent.
+
+A video latent covers 8×32×32 pixels, but the first in time covers one frame (causal VAE). An audio latent covers 4 mel
+frames of 10 ms, but the first covers one mel frame. Positions are intervals [start, end): time in seconds for both
+streams, so that they share one clock; height and width in pixels.
 """
 
 from dataclasses import dataclass
@@ -16,18 +18,18 @@ from torch import Tensor
 
 VIDEO_STRIDES = (8, 32, 32)  # pixels per latent: time, height, width
 MEL_FRAMES_PER_LATENT = 4
-MEL_FRAME_S = (160, 16_000)  # hop / sample rate
+MEL_FRAME_S = (160, 16_000)  # hop and sample rate, whose quotient is 10 ms
 
 
 @dataclass(frozen=True)
 class Modality:
-    """The tokens of one stream with all that conditions them.
+    """The noisy tokens of one stream and their conditions.
 
     Attributes:
         latent: (B, T, C) noisy latent tokens.
         timesteps: (B, T) σ of each token in [0, 1], 0 for a clean (given) token; (B, 1) when a sample's tokens agree.
-        sigma: (B,) σ of the sample, what the other stream and the prompt modulation see.
-        positions: (B, n, T, 2) float32, [start, end) in seconds / pixels / pixels (see `video_positions`).
+        sigma: (B,) σ of the sample, which conditions the other stream and the modulation of the prompt.
+        positions: (B, n, T, 2) float32, [start, end) in seconds, pixels, pixels (see `video_positions`).
         context: (B, S, D) text context.
         context_mask: (B, S), nonzero where a text token may be attended; None for all.
         attention_mask: (B, T, T) strength of self-attention in [0, 1]; None for all 1.
@@ -42,7 +44,17 @@ class Modality:
     attention_mask: Tensor | None = None
 
     def check_shapes(self, name: str, channels: int, axes: int, context_width: int) -> None:
-        """Raises ValueError naming the stream, the tensor and the size that would fit. Reads no values."""
+        """Check every shape against the model. Reads no values, so it does not wait for a device.
+
+        Args:
+            name: of the stream, for messages.
+            channels: C.
+            axes: n.
+            context_width: D.
+
+        Raises:
+            ValueError: a shape does not fit; names the stream, the tensor and the shape that fits.
+        """
         if self.latent.ndim != 3 or self.latent.shape[2] != channels:
             raise ValueError(f"{name}.latent is {_shape(self.latent)}; expected (batch, tokens, {channels})")
         batch, tokens, _ = self.latent.shape
@@ -66,9 +78,15 @@ class Modality:
             raise ValueError(f"{name}.positions is {self.positions.dtype}; keep positions in torch.float32")
 
     def validate(self, name: str) -> None:
-        """Raises ValueError for values out of range: NaN or non-σ timesteps, intervals that end before they start.
+        """Check every value.
 
-        Reads values, so on a GPU it waits for the device: `DualStreamTransformer.forward` calls it on CPU tensors only.
+        On a GPU this waits for the device, so `DualStreamTransformer.forward` calls it for CPU tensors only.
+
+        Args:
+            name: of the stream, for messages.
+
+        Raises:
+            ValueError: a timestep is NaN or outside [0, 1], or an interval ends before it starts.
         """
         for field, tensor in (("timesteps", self.timesteps), ("sigma", self.sigma)):
             if not bool(((tensor >= 0) & (tensor <= 1)).all()):
@@ -83,24 +101,24 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
 
 
 def patchify_video(latent_bcfhw: Tensor) -> Tensor:
-    """(B, C, f, h, w) → (B, f·h·w, C), patch size 1."""
+    """Video latent (B, C, f, h, w) → tokens (B, f·h·w, C); patch size 1."""
     return latent_bcfhw.flatten(2).transpose(1, 2)
 
 
 def unpatchify_video(tokens: Tensor, f: int, h: int, w: int) -> Tensor:
-    """(B, f·h·w, C) → (B, C, f, h, w). ValueError when the token count is not f·h·w."""
+    """Tokens (B, f·h·w, C) → video latent (B, C, f, h, w); raises ValueError for another number of tokens."""
     if tokens.shape[1] != f * h * w:
         raise ValueError(f"{tokens.shape[1]} video tokens do not fill {f}×{h}×{w} = {f * h * w} latents")
     return tokens.transpose(1, 2).unflatten(2, (f, h, w))
 
 
 def patchify_audio(latent_bctm: Tensor) -> Tensor:
-    """(B, C, t, M) → (B, t, C·M), channel-major."""
+    """Audio latent (B, C, t, M) → tokens (B, t, C·M), channel-major."""
     return latent_bctm.transpose(1, 2).flatten(2)
 
 
 def unpatchify_audio(tokens: Tensor, channels: int, mel_bins: int) -> Tensor:
-    """(B, t, C·M) → (B, C, t, M). ValueError when the width is not C·M."""
+    """Tokens (B, t, C·M) → audio latent (B, C, t, M); raises ValueError for another width."""
     if tokens.shape[2] != channels * mel_bins:
         raise ValueError(f"audio token width {tokens.shape[2]} is not {channels} channels × {mel_bins} mel bins")
     return tokens.unflatten(2, (channels, mel_bins)).transpose(1, 2)
@@ -109,11 +127,24 @@ def unpatchify_audio(tokens: Tensor, channels: int, mel_bins: int) -> Tensor:
 def video_positions(
     f: int, h: int, w: int, fps: float, *, batch: int = 1, device: torch.device | str | None = None
 ) -> Tensor:
-    """(batch, 3, f·h·w, 2) float32: [start, end) of each video token in seconds, pixels, pixels.
+    """Return the positions of video tokens.
 
-    The first latent frame is one pixel frame, every later one is 8: time bounds are max(0, 8i − 7) / fps. The batch
-    is an expanded view of one stored tensor, so that the transformer finds its rotary table again without comparing
-    values.
+    The first latent frame covers one pixel frame, each later one covers 8: time bounds are max(0, 8i − 7) / fps. The
+    batch is an expanded view of one cached tensor, by which `RopeCache` finds the rotary table.
+
+    Args:
+        f: latent frames.
+        h: latent height.
+        w: latent width.
+        fps: pixel frames per second.
+        batch: B.
+        device: None for the CPU.
+
+    Returns:
+        (B, 3, f·h·w, 2) float32, [start, end) in seconds, pixels, pixels.
+
+    Raises:
+        ValueError: a size is below 1 or `fps` is not positive.
     """
     if min(f, h, w, batch) < 1 or not fps > 0:
         raise ValueError(f"video positions need f, h, w, batch ≥ 1 and fps > 0; got {f}, {h}, {w}, {batch} and {fps}")
@@ -121,7 +152,19 @@ def video_positions(
 
 
 def audio_positions(t: int, *, batch: int = 1, device: torch.device | str | None = None) -> Tensor:
-    """(batch, 1, t, 2) float32: [start, end) of each audio token in seconds, max(0, 4i − 3) mel frames of 10 ms."""
+    """Return the positions of audio tokens; bounds are max(0, 4i − 3) mel frames of 10 ms.
+
+    Args:
+        t: audio latent frames.
+        batch: B; an expanded view, as in `video_positions`.
+        device: None for the CPU.
+
+    Returns:
+        (B, 1, t, 2) float32, [start, end) in seconds.
+
+    Raises:
+        ValueError: a size is below 1.
+    """
     if min(t, batch) < 1:
         raise ValueError(f"audio positions need t, batch ≥ 1; got {t}, {batch}")
     return _audio_positions(t, str(torch.device(device or "cpu"))).expand(batch, -1, -1, -1)
@@ -134,10 +177,10 @@ def _bounds(count: int, stride: int, *, causal: bool) -> Tensor:
     return torch.stack([edges[:-1], edges[1:]], dim=-1)
 
 
-# Few shapes are in use at a time (one per bucket), and a table is 24 B per token.
+# One shape per bucket is in use at a time, and a table takes 24 B per token.
 @lru_cache(maxsize=64)
 def _video_positions(f: int, h: int, w: int, fps: float, device: str) -> Tensor:
-    with torch.inference_mode(False):
+    with torch.inference_mode(False):  # a cached inference tensor could not be used in training
         time = _bounds(f, VIDEO_STRIDES[0], causal=True) / fps
         height = _bounds(h, VIDEO_STRIDES[1], causal=False)
         width = _bounds(w, VIDEO_STRIDES[2], causal=False)

@@ -1,9 +1,10 @@
-"""Sizes of the family: every part's configuration, under one name.
+"""Presets: the configuration of every component under one name.
 
-`ltx2-19b` and `ltx2.3-22b` are the published models. `small` is a 200M transformer over the published VAEs, vocoder
-and upscaler, so that their released weights serve it. `tiny` is the 2.0 architecture in every part, small enough to
-train on two CPU cores within minutes; what the published classes fix stays as they fix it (128 registers, an audio VAE
-as wide as its 128-wide token, connectors as wide as the text encoder), so that it can be exported to them.
+`ltx2-19b` and `ltx2.3-22b` are the published models (arXiv 2601.03233). `small` is a 200M transformer over the
+published VAEs, vocoder and upscaler, so that it can use their released weights. `tiny` is the 2.0 architecture in every
+component, small enough to train on two CPU cores within minutes. It keeps the sizes that the published classes fix, so
+that it can be exported to them: 128 registers, an audio VAE as wide as its 128-wide token, connectors as wide as the
+text encoder.
 """
 
 from dataclasses import dataclass, field
@@ -19,12 +20,13 @@ from model.vocoder import VocoderConfig, VocoderWithBWEConfig
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Configuration of all six parts. The defaults are LTX-2 19B.
+    """Configuration of all six components. The defaults are LTX-2 19B.
 
-    The text encoder is no part of the model; what it must give is in `text_conditioner` (`hidden_size`, `num_states`).
+    The text encoder is not a component; `text_conditioner` has the sizes that it must have (`hidden_size`,
+    `num_states`).
 
     Raises:
-        ValueError: two parts do not fit each other; names both and the values.
+        ValueError: two components do not fit each other; names both and the values.
     """
 
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
@@ -39,7 +41,7 @@ class ModelConfig:
 
 
 def check_fit(configs: dict[str, Any]) -> None:
-    """Raise ValueError unless the parts at hand fit each other."""
+    """Raise ValueError unless the given components (configurations by name) fit each other."""
     transformer, text = configs.get("transformer"), configs.get("text_conditioner")
     video_vae, audio_vae = configs.get("video_vae"), configs.get("audio_vae")
     widths: list[tuple[str, int, str, int]] = []
@@ -50,7 +52,7 @@ def check_fit(configs: dict[str, Any]) -> None:
         width = audio_vae.token_width
         widths.append(("transformer.audio_in_channels", transformer.audio_in_channels, "audio_vae.token_width", width))
     if transformer and text:
-        # 2.0 projects captions inside the transformer; 2.3 takes them at the width that its blocks attend to.
+        # 2.0 projects captions inside the transformer; 2.3 takes them at the width to which its blocks attend.
         projected = transformer.caption_channels is None
         video = transformer.cross_attention_dim if projected else transformer.caption_channels
         audio = transformer.audio_cross_attention_dim if projected else transformer.caption_channels
@@ -148,7 +150,7 @@ PRESETS = tuple(_PRESETS)
 
 
 def preset(name: str) -> ModelConfig:
-    """The configuration of that name; ValueError, with the names there are, for another."""
+    """Return the configuration of a preset; raises ValueError, with the known names, for an unknown one."""
     if name not in _PRESETS:
         raise ValueError(f"unknown preset {name!r}; choose {', '.join(PRESETS)}")
     return _PRESETS[name]()

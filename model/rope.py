@@ -1,11 +1,17 @@
-"""Rotary position embedding, "split" form, over 3-D (video) or 1-D (audio, cross-modal, text) positions.
+"""Rotary position embedding (RoPE), "split" form, over 3-D (video) or 1-D (audio, cross-modal, text) positions.
 
-Shapes: B batch, n position axes, T tokens, H heads, r = head_dim / 2.
+Source: RoFormer (arXiv 2104.09864 §3.2); axes and fractional positions as in LTX-Video (arXiv 2501.00103 §2.2) and
+LTX-2 (arXiv 2601.03233 §3).
 
-The width D of a stream gives D/2 angles. D // 2n frequencies θ^(k/(K−1))·π/2 are spread over the *whole* width and then
-cut into heads, so heads see different frequencies. Angles are frequency × (2·middle/max_pos − 1), flattened with the
-axis fastest; slots left over stand at the front and do not turn. Frequencies are computed in float64 and cast to
-float32; positions and angles stay float32, for θ = 10⁴ makes an angle's rounding in bfloat16 as large as a full turn.
+Shapes: B batch, n position axes, T tokens, H heads, r = head_dim / 2, K frequencies per axis; suffixes b, n, t, h.
+
+The width D of a stream gives D/2 angles. K = D // 2n frequencies θ^(k/(K−1))·π/2 cover the complete width, which is
+then split into heads, so heads see different frequencies. An angle is frequency × (2·middle/max_pos − 1), where middle
+is the middle of the token's interval. Angles are flattened with the axis fastest; where n does not divide D/2, the
+first slots are not rotated.
+
+Frequencies are computed in float64 and cast to float32. Positions and angles stay float32: with θ = 10⁴, bfloat16
+rounds an angle by up to a full turn.
 """
 
 import math
@@ -20,7 +26,21 @@ RopeTable = tuple[Tensor, Tensor]  # cos and sin, each (B or 1, T, H, r) float32
 def rope_table(
     positions: Tensor, dim: int, heads: int, max_pos: tuple[float, ...], theta: float = 10_000.0
 ) -> RopeTable:
-    """cos and sin, each (B, T, heads, dim/(2·heads)) float32, of positions (B, n, T, 2) [start, end) or (B, n, T)."""
+    """Compute the rotary table of positions.
+
+    Args:
+        positions: (B, n, T, 2) intervals [start, end), or (B, n, T).
+        dim: width D.
+        heads: H.
+        max_pos: (n,), the position of each axis whose angle is the frequency itself.
+        theta: θ.
+
+    Returns:
+        cos and sin, each (B, T, H, r) float32.
+
+    Raises:
+        ValueError: `max_pos` has another length than the positions have axes.
+    """
     axes = positions.shape[1]
     if axes != len(max_pos):
         raise ValueError(f"positions have {axes} axes but max_pos names {len(max_pos)}")
@@ -32,31 +52,38 @@ def rope_table(
     fractions = torch.stack([positions[:, axis] / limit for axis, limit in enumerate(max_pos)], dim=-1)
     angles = (fractions * 2 - 1).unsqueeze(-2) * frequencies.unsqueeze(-1)  # (B, T, K, n): the axis is fastest
     angles = angles.flatten(2)
-    unturned = dim // 2 - angles.shape[-1]
-    cos = torch.nn.functional.pad(angles.cos(), (unturned, 0), value=1.0)
-    sin = torch.nn.functional.pad(angles.sin(), (unturned, 0), value=0.0)
+    unrotated = dim // 2 - angles.shape[-1]
+    cos = torch.nn.functional.pad(angles.cos(), (unrotated, 0), value=1.0)
+    sin = torch.nn.functional.pad(angles.sin(), (unrotated, 0), value=0.0)
     return cos.unflatten(-1, (heads, -1)), sin.unflatten(-1, (heads, -1))
 
 
 def rotate(x_bthd: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
-    """Turn (B, T, H, 2r) by the table's angles: halves (a, b) → (a·cos − b·sin, b·cos + a·sin), in float32.
+    """Rotate by the angles of a table: halves (a, b) of each head → (a·cos − b·sin, b·cos + a·sin).
 
-    `back` turns the other way, which is the inverse and the gradient.
+    Args:
+        x_bthd: (B, T, H, 2r) float32.
+        cos: (B or 1, T, H, r).
+        sin: (B or 1, T, H, r).
+        back: rotate by the negative angles, which is the inverse and the backward pass.
     """
     sign = -1 if back else 1
     halves = x_bthd.unflatten(-1, (2, -1))
-    turned = halves * cos.unsqueeze(-2)
-    turned[..., 0, :].addcmul_(halves[..., 1, :], sin, value=-sign)
-    turned[..., 1, :].addcmul_(halves[..., 0, :], sin, value=sign)
-    return turned.flatten(-2)
+    rotated = halves * cos.unsqueeze(-2)
+    rotated[..., 0, :].addcmul_(halves[..., 1, :], sin, value=-sign)
+    rotated[..., 1, :].addcmul_(halves[..., 0, :], sin, value=sign)
+    return rotated.flatten(-2)
 
 
 class RopeCache:
-    """Rotary tables by the identity of the positions they were made from.
+    """Cache of rotary tables, keyed by the memory of the positions that they were made from.
 
-    Comparing values would wait for the device, so a table is found again when the positions are the same memory,
-    unchanged (`video_positions` and `audio_positions` hand out such views). The cache holds the positions, so the
-    memory cannot become another tensor's meanwhile.
+    Comparing values would make the host wait for the device. A table is found when the positions are the same memory
+    in the same version; `video_positions` and `audio_positions` return such views. The cache holds the positions, so
+    their memory cannot be reused for another tensor.
+
+    Args:
+        size: number of tables kept; the least recently used one is dropped.
     """
 
     def __init__(self, size: int = 4):
@@ -65,8 +92,10 @@ class RopeCache:
 
     @torch.no_grad()
     def get(self, positions: Tensor, dim: int, heads: int, max_pos: tuple[float, ...], theta: float) -> RopeTable:
+        """Return the table of `rope_table`, with batch 1 where all samples share one memory."""
         if positions.shape[0] > 1 and positions.stride(0) == 0:
-            positions = positions[:1]  # one table serves a batch of alike positions
+            positions = positions[:1]
+        # These tensors have no memory or no version to compare.
         if positions.is_inference() or positions.is_meta or torch.compiler.is_compiling():
             return rope_table(positions, dim, heads, max_pos, theta)
         place = (positions.device, positions.data_ptr(), positions.shape, positions.stride(), positions._version)

@@ -1,9 +1,12 @@
 """Euler sampling of video and audio together, with up to four guidance passes in one forward.
 
-Shapes: B samples, T tokens of a stream, P guidance passes; the forward runs at batch P·B.
+Source: LTX-2 (arXiv 2601.03233 §4).
 
-A token with strength 0 in `denoise` is given (an image's first frame, a kept sound): it stays as it is and the model
-sees it as clean, timestep 0.
+Shapes: B samples, T tokens of a stream, C channels of a token, S text tokens, n position axes, P guidance passes. The
+forward runs at batch P·B.
+
+A token with 0 in `denoise` is given (a first frame, an existing soundtrack): it does not change, and the model sees it
+as clean, at timestep 0.
 """
 
 import itertools
@@ -23,7 +26,13 @@ UNGUIDED = Guidance(video=NO_GUIDANCE, audio=NO_GUIDANCE, stg_blocks=())
 
 @dataclass(frozen=True)
 class TextContext:
-    """What the text conditioner gives for B prompts: (B, S, ·) for each stream, and the mask (B, S) or None."""
+    """Output of the text conditioner for B prompts.
+
+    Attributes:
+        video: (B, S, ·), context of the video stream.
+        audio: (B, S, ·), context of the audio stream.
+        mask: (B, S), or None where every slot is attended.
+    """
 
     video: Tensor
     audio: Tensor
@@ -36,9 +45,9 @@ class SampleStream:
 
     Attributes:
         positions: (B, n, T, 2) float32.
-        channels: C, width of a latent token.
-        clean: (B, T, C) tokens to start from, when not from pure noise: given tokens, or a first stage to refine.
-        denoise: (B, T) in [0, 1], 1 where a token is sampled, 0 where `clean` is given; None for all 1.
+        channels: C.
+        clean: (B, T, C), given tokens or the result of a first stage; None to start from pure noise.
+        denoise: (B, T) in [0, 1], 1 where a token is sampled, 0 where the token of `clean` is given; None for all 1.
     """
 
     positions: Tensor
@@ -51,12 +60,20 @@ class SampleStream:
         if self.clean is not None and tuple(self.clean.shape) != (batch, tokens, self.channels):
             raise ValueError(f"clean tokens are {tuple(self.clean.shape)}; expected {(batch, tokens, self.channels)}")
         if self.denoise is not None and self.clean is None:
-            raise ValueError("a denoise mask needs the clean tokens that it gives")
+            raise ValueError("a denoise mask needs the clean tokens that it keeps")
         if self.denoise is not None and tuple(self.denoise.shape) != (batch, tokens):
             raise ValueError(f"denoise mask is {tuple(self.denoise.shape)}; expected {(batch, tokens)}")
 
     def start(self, sigma: float, generator: torch.Generator | None) -> Tensor:
-        """(B, T, C) float32 at σ: noise, or the clean tokens with noise. Drawn on the generator's device."""
+        """Make the state at the first σ: noise, or the clean tokens with noise added.
+
+        Args:
+            sigma: first σ of the schedule.
+            generator: draws the noise, on its device; None for the device of the positions.
+
+        Returns:
+            (B, T, C) float32.
+        """
         batch, _, tokens, _ = self.positions.shape
         place = generator.device if generator is not None else self.positions.device
         noise = torch.randn(batch, tokens, self.channels, generator=generator, device=place).to(self.positions.device)
@@ -65,14 +82,14 @@ class SampleStream:
         return add_noise(self.clean.float(), noise, self.timesteps(sigma))
 
     def timesteps(self, sigma: float) -> Tensor:
-        """(B, T) σ of each token; one expanded value when all tokens are sampled."""
+        """Return σ of each token, (B, T); a view of one value where all tokens are sampled."""
         batch, _, tokens, _ = self.positions.shape
         if self.denoise is None:
             return torch.full((batch, 1), sigma, device=self.positions.device).expand(batch, tokens)
         return self.denoise.float() * sigma
 
     def settle(self, x0: Tensor) -> Tensor:
-        """x₀ with the given tokens put back."""
+        """Replace the given tokens in a prediction x₀ (B, T, C)."""
         if self.denoise is None or self.clean is None:
             return x0
         return torch.lerp(self.clean.float(), x0, self.denoise.float().unsqueeze(-1))
@@ -91,17 +108,25 @@ def sample(
     generator: torch.Generator | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Denoise from schedule[0] to schedule[-1]; returns tokens (B, T, C) float32 of the streams given.
+    """Sample one stream or both, from the first σ of the schedule to the last.
 
     Args:
-        negative: contexts of the negative prompt, when the guidance uses text; padded to the length of `context`.
+        transformer: the denoiser.
+        video: the video to sample; None for audio alone.
+        audio: the audio to sample; None for video alone.
+        context: contexts of the prompts.
+        negative: contexts of the negative prompts, needed for text guidance; as long as `context`.
         schedule: falling σ, the last usually 0 (see `model.flow.inference_schedule`).
-        generator: draws the video's noise, then the audio's.
-        on_step: called with (steps done, steps) after each.
+        guidance: strengths and perturbed blocks.
+        generator: draws the noise of the video, then that of the audio.
+        on_step: called after each step with the steps done and the number of steps.
+
+    Returns:
+        Tokens (B, T, C) float32 of video and audio, None for a stream that is None.
 
     Raises:
-        ValueError: no stream, a schedule that does not fall, text guidance without a negative context, contexts of
-            unequal length.
+        ValueError: there is no stream, the schedule does not fall, text guidance has no negative context, or the
+            contexts differ in shape.
     """
     if video is None and audio is None:
         raise ValueError("give the sampler a video stream, an audio stream, or both")
@@ -150,7 +175,9 @@ def sample(
 def _modality(
     stream: SampleStream, state: Tensor, sigma: float, text: Tensor, mask: Tensor | None, passes: int
 ) -> Modality:
+    """Build the transformer's input: state and conditions of one stream, repeated for each pass."""
     batch, tokens, _ = state.shape
+    # Views of one row, where samples agree, keep the short paths of AdaLN and of the rotary cache.
     timesteps = stream.timesteps(sigma)
     if stream.denoise is None:
         timesteps = timesteps[:1, :1].expand(passes * batch, tokens)
@@ -161,7 +188,7 @@ def _modality(
     return Modality(
         latent=state.repeat(passes, 1, 1),
         timesteps=timesteps,
-        # Of the noisiest token, as in training: a stream that is given whole is clean to the other one.
+        # σ of the noisiest token, as in training: the other stream sees a fully given stream as clean.
         sigma=timesteps.amax(1),
         positions=positions[:1].expand(passes * batch, -1, -1, -1) if alike else positions.repeat(passes, 1, 1, 1),
         context=text,
@@ -172,6 +199,7 @@ def _modality(
 def _contexts_of_passes(
     context: TextContext, negative: TextContext | None, passes: tuple[GuidancePass, ...]
 ) -> TextContext:
+    """Concatenate the contexts of all passes along the batch."""
     if "unconditional" not in passes:
         parts = [context] * len(passes)
     elif negative is None:

@@ -1,15 +1,17 @@
-"""Text features for the transformer: all hidden states of the text encoder → one projection → one connector per stream
-(arXiv 2601.03233, §3: multi-layer feature extractor and thinking tokens).
+"""Text contexts for the transformer, from all hidden states of the text encoder.
 
-Shapes: B batch, S text tokens (left-padded), D hidden size and L number of encoder states, W width of a connector.
+A feature extractor projects the states, then one connector per stream makes the context. Source: LTX-2 (arXiv
+2601.03233 §3: multi-layer feature extractor, thinking tokens).
 
-Feature extractor: in 2.0 each sample's layer is centred and divided by its range over all its valid tokens and
-channels, 8·(x − mean)/(max − min); in 2.3 each token's layer is RMS-normed. Layers are flattened D×L with L fastest
-and projected, in 2.0 once for both streams, in 2.3 once per stream.
+Shapes: B batch, S text tokens (left-padded), S' slots of a context, D hidden size and L number of encoder states,
+W width of a connector; suffixes b, s, d, w.
 
-Connector: the valid tokens move to the front and learned registers ("thinking tokens") fill the rest, so that every
-slot is attended; two (2.3: eight) pre-norm transformer blocks with 1-D RoPE follow. Without pads there is no mask:
-the context mask is None.
+Feature extractor. 2.0 centres each state of each sample and divides it by its range over all valid tokens and
+channels, 8·(x − mean)/(max − min); 2.3 RMS-norms each state of each token. The states are flattened D×L with L fastest
+and projected, once for both streams in 2.0, once per stream in 2.3.
+
+Connector. The valid tokens move to the front, and learned registers ("thinking tokens") fill the remaining slots. Two
+(2.3: eight) pre-norm transformer blocks with 1-D RoPE follow. Every slot is attended, so the context mask is None.
 
 State-dict keys are the published ones, `text_embedding_projection.*`, `video_embeddings_connector.*` and
 `audio_embeddings_connector.*` (the connectors without `model.diffusion_model.`).
@@ -18,6 +20,7 @@ State-dict keys are the published ones, `text_embedding_projection.*`, `video_em
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,16 +35,25 @@ _EPS = 1e-6
 
 @dataclass(frozen=True)
 class TextConditionerConfig:
-    """Sizes; the defaults are LTX-2 19B (2.0) over Gemma 3 12B. Connector names are those of the published
-    configuration.
+    """Sizes; the defaults are LTX-2 19B (2.0) over Gemma 3 12B.
 
-    2.3 differs by `per_modality_projections=True`, 8 gated layers, video 32×128 and audio 32×64.
+    Names of the connectors' fields are those of the published configuration. 2.3 differs by
+    `per_modality_projections=True`, 8 gated layers, and heads of 32×128 (video) and 32×64 (audio).
 
     Attributes:
-        hidden_size, num_states: of the text encoder (embedding and every layer: 49 states for 48 layers).
-        per_modality_projections: 2.3's extractor instead of 2.0's.
-        connector_num_learnable_registers: thinking tokens; contexts are a multiple of them long.
-        context_tokens: contexts are at least this long, as published; 0 for the shortest multiple that holds the batch.
+        hidden_size: D, width of the text encoder.
+        num_states: L, states of the text encoder: the embedding and every layer.
+        per_modality_projections: use the feature extractor of 2.3 in place of that of 2.0.
+        connector_num_attention_heads: of the video connector.
+        connector_attention_head_dim: of the video connector.
+        connector_num_layers: of the video connector.
+        audio_connector_num_attention_heads: of the audio connector.
+        audio_connector_attention_head_dim: of the audio connector.
+        audio_connector_num_layers: of the audio connector.
+        connector_apply_gated_attention: per-head output gates in both connectors.
+        connector_num_learnable_registers: number of thinking tokens; the length of a context is a multiple of it.
+        connector_positional_embedding_max_pos: of RoPE, in tokens.
+        context_tokens: shortest context; 0 for the shortest multiple of the registers that holds the batch.
     """
 
     hidden_size: int = 3840
@@ -59,6 +71,7 @@ class TextConditionerConfig:
     context_tokens: int = 1024
 
     def __post_init__(self) -> None:
+        # JSON gives lists; tuples keep the configuration hashable.
         object.__setattr__(
             self, "connector_positional_embedding_max_pos", tuple(self.connector_positional_embedding_max_pos)
         )
@@ -87,13 +100,22 @@ class _ConnectorBlock(nn.Module):
         self.attn1 = Attention(heads * head_dim, heads, head_dim, gated=gated)
         self.ff = FeedForward(heads * head_dim)
 
-    def forward(self, x: Tensor, rope: RopeTable) -> Tensor:
-        x = x + self.attn1(rms_norm(x, _EPS), rope=rope)
-        return x + self.ff(rms_norm(x, _EPS))
+    def forward(self, x_bsw: Tensor, rope: RopeTable) -> Tensor:
+        x_bsw = x_bsw + self.attn1(rms_norm(x_bsw, _EPS), rope=rope)
+        return x_bsw + self.ff(rms_norm(x_bsw, _EPS))
 
 
 class Connector(nn.Module):
-    """Features (B, S, W), left-padded → context (B, S', W), every slot filled."""
+    """Turns left-padded features into a context with every slot filled.
+
+    Args:
+        heads: attention heads; W is this times `head_dim`.
+        head_dim: width of a head.
+        layers: number of blocks.
+        gated: per-head output gates.
+        registers: number of thinking tokens.
+        max_pos: of RoPE, in tokens.
+    """
 
     def __init__(self, heads: int, head_dim: int, layers: int, *, gated: bool, registers: int, max_pos: tuple[int]):
         super().__init__()
@@ -104,19 +126,27 @@ class Connector(nn.Module):
         self._rope = RopeCache(size=2)
 
     def forward(self, features: Tensor, valid: Tensor, length: int) -> Tensor:
-        """`valid` (B,) counts the valid tokens at the end of each row; `length` is S'."""
-        x = self._fill(features.to(self.learnable_registers.dtype), valid, length)
-        positions = _text_positions(length, str(x.device))
-        rope = self._rope.get(positions, x.shape[-1], self.heads, self.max_pos, 10_000.0)
+        """Make a context.
+
+        Args:
+            features: (B, S, W), left-padded.
+            valid: (B,), number of valid tokens of each sample.
+            length: S', at least S.
+
+        Returns:
+            (B, S', W).
+        """
+        x_bsw = self._fill(features.to(self.learnable_registers.dtype), valid, length)
+        positions = _text_positions(length, str(x_bsw.device))
+        rope = self._rope.get(positions, x_bsw.shape[-1], self.heads, self.max_pos, 10_000.0)
         for block in self.transformer_1d_blocks:
-            x = block(x, rope)
-        return rms_norm(x, _EPS)
+            x_bsw = block(x_bsw, rope)
+        return rms_norm(x_bsw, _EPS)
 
     def _fill(self, features: Tensor, valid: Tensor, length: int) -> Tensor:
+        """Move the valid tokens to the front and put registers into the remaining slots → (B, S', W)."""
         slots = torch.arange(length, device=features.device)
-        source = (
-            slots + (features.shape[1] - valid)[:, None]
-        )  # (B, S'): valid tokens from the end of the row to the front
+        source = slots + (features.shape[1] - valid)[:, None]  # (B, S'): index of the token that moves to each slot
         source = source.clamp(max=features.shape[1] - 1)
         front = features.gather(1, source.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
         registers = self.learnable_registers[slots % len(self.learnable_registers)]
@@ -130,7 +160,10 @@ def _text_positions(length: int, device: str) -> Tensor:
 
 
 class TextConditioner(nn.Module):
-    """Hidden states of the text encoder → contexts of both streams."""
+    """Feature extractor and both connectors.
+
+    `project` is the half whose result can be stored with a clip; `connect` is the half that the trainer runs.
+    """
 
     def __init__(self, config: TextConditionerConfig):
         super().__init__()
@@ -144,32 +177,43 @@ class TextConditioner(nn.Module):
         else:
             projections = {"aggregate_embed": Linear(flat, config.video_width, bias=False)}
         self.text_embedding_projection = nn.ModuleDict(projections)
+        shared: dict[str, Any] = {
+            "gated": config.connector_apply_gated_attention,
+            "registers": config.connector_num_learnable_registers,
+            "max_pos": config.connector_positional_embedding_max_pos,
+        }
         self.video_embeddings_connector = Connector(
             config.connector_num_attention_heads,
             config.connector_attention_head_dim,
             config.connector_num_layers,
-            gated=config.connector_apply_gated_attention,
-            registers=config.connector_num_learnable_registers,
-            max_pos=config.connector_positional_embedding_max_pos,
+            **shared,
         )
         self.audio_embeddings_connector = Connector(
             config.audio_connector_num_attention_heads,
             config.audio_connector_attention_head_dim,
             config.audio_connector_num_layers,
-            gated=config.connector_apply_gated_attention,
-            registers=config.connector_num_learnable_registers,
-            max_pos=config.connector_positional_embedding_max_pos,
+            **shared,
         )
 
     def forward(self, hidden_states: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, Tensor, None]:
-        """`connect` of `project`."""
+        """Run `project`, then `connect`."""
         return self.connect(*self.project(hidden_states, mask), mask)
 
     def project(self, hidden_states: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The cacheable half: L states (B, S, D) and mask (B, S) → features (B, S, W) of video and audio.
+        """Project the states of the text encoder to features.
 
-        The same tensor twice in 2.0. Pads are projected from zeros. A token's features depend on the whole sample in
-        2.0 (its layer's mean and range), on the token alone in 2.3; never on the batch.
+        The features of a token depend on all valid tokens of its sample in 2.0 (mean and range of a state), on the
+        token alone in 2.3, and never on other samples. Pads are projected from zeros.
+
+        Args:
+            hidden_states: L tensors (B, S, D).
+            mask: (B, S), left-padded, nonzero for a token.
+
+        Returns:
+            Features (B, S, W) of video and audio; in 2.0 the same tensor twice.
+
+        Raises:
+            ValueError: the states are of another text encoder, or the mask does not fit.
         """
         config = self.config
         if len(hidden_states) != config.num_states or hidden_states[0].shape[-1] != config.hidden_size:
@@ -179,6 +223,7 @@ class TextConditioner(nn.Module):
             )
         valid = self._check_mask(mask, hidden_states[0].shape[1])
         normalise = _rms_normalised if config.per_modality_projections else _range_normalised
+        # (B, S, D·L), L fastest.
         states = torch.stack([normalise(state.float(), valid) for state in hidden_states], dim=-1).flatten(2)
         projection = self.text_embedding_projection
         if not config.per_modality_projections:
@@ -191,10 +236,20 @@ class TextConditioner(nn.Module):
         )
 
     def connect(self, video_features: Tensor, audio_features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Features (B, S, W) and mask (B, S), left-padded → contexts (B, S', W) of video and audio, context mask.
+        """Make the contexts of both streams.
 
-        S' is the next multiple of the registers' count that holds S and `context_tokens`; no feature need be padded
-        that far. The context mask is None: registers fill every pad, so every slot is attended.
+        Args:
+            video_features: (B, S, W), left-padded.
+            audio_features: (B, S, W), left-padded.
+            mask: (B, S), nonzero for a token.
+
+        Returns:
+            Contexts (B, S', W) of video and audio, and the context mask, which is None: registers fill every pad, so
+            every slot is attended. S' is the next multiple of the number of registers that holds S and
+            `context_tokens`.
+
+        Raises:
+            ValueError: the mask does not fit.
         """
         valid = self._check_mask(mask, video_features.shape[1]).sum(1)
         registers = self.config.connector_num_learnable_registers
@@ -209,6 +264,7 @@ class TextConditioner(nn.Module):
         if mask.ndim != 2 or mask.shape[1] != tokens:
             raise ValueError(f"text mask is {tuple(mask.shape)}; expected (batch, {tokens})")
         mask = mask.bool()
+        # Read values on a CPU only: on a GPU this would make the host wait.
         if mask.device.type == "cpu" and bool((mask[:, :-1] & ~mask[:, 1:]).any()):
             raise ValueError("text mask must be left-padded: pads (0) first, then tokens (1)")
         return mask
@@ -220,7 +276,7 @@ def _like(x: Tensor, linear: nn.Module) -> Tensor:
 
 
 def _range_normalised(state_bsd: Tensor, valid_bs: Tensor) -> Tensor:
-    """8·(x − mean)/(max − min) over a sample's valid tokens and all channels; pads zero."""
+    """Normalise to 8·(x − mean)/(max − min) over a sample's valid tokens and all channels; set pads to zero."""
     pad = ~valid_bs.unsqueeze(-1)
     mean = state_bsd.masked_fill(pad, 0).sum((1, 2), keepdim=True) / (
         valid_bs.sum(1)[:, None, None] * state_bsd.shape[-1] + _EPS
@@ -231,5 +287,5 @@ def _range_normalised(state_bsd: Tensor, valid_bs: Tensor) -> Tensor:
 
 
 def _rms_normalised(state_bsd: Tensor, valid_bs: Tensor) -> Tensor:
-    """Each token by its root mean square over channels; pads zero."""
+    """Divide each token by its root mean square over channels; set pads to zero."""
     return rms_norm(state_bsd, _EPS).masked_fill(~valid_bs.unsqueeze(-1), 0)

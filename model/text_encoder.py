@@ -1,8 +1,10 @@
 """Gemma 3 of any size as the text encoder: texts → all hidden states (the embedding and every layer).
 
-As published: the raw prompt without chat template, with BOS, left-padded, truncated at `max_tokens`; the last state is
-after the model's final norm, as transformers gives it. Positions count from each text's own first token, so a text's
-states do not depend on its neighbours in the batch.
+As published (arXiv 2601.03233 §3), the prompt has no chat template, starts with BOS, is left-padded and is truncated
+at `max_tokens`; the last state is after the final norm, as transformers returns it. Positions count from the first
+token of each text, so the states of a text do not depend on the other texts of the batch.
+
+Shapes: B texts, S tokens of the longest text.
 """
 
 import fcntl
@@ -18,7 +20,16 @@ from model.gguf_tokenizer import load_tokenizer
 
 
 class GemmaTextEncoder(nn.Module):
-    """A frozen Gemma 3 text model with its tokenizer. `model` is the decoder stack without head (Gemma3TextModel)."""
+    """A frozen Gemma 3 text model with its tokenizer.
+
+    Args:
+        model: the decoder stack without head (Gemma3TextModel).
+        tokenizer: of transformers.
+        max_tokens: longest text; longer ones are truncated.
+
+    Raises:
+        ValueError: `max_tokens` is below 1.
+    """
 
     def __init__(self, model: nn.Module, tokenizer: Any, max_tokens: int = 1024):
         super().__init__()
@@ -41,8 +52,14 @@ class GemmaTextEncoder(nn.Module):
     ) -> "GemmaTextEncoder":
         """Load from a Hugging Face folder, a hub id or a `.gguf` file.
 
-        A GGUF file is unpacked once, beside itself, to `<name>.unpacked/` (safetensors in bfloat16, and the tokenizer),
-        which takes about a minute; later loads read that folder in seconds.
+        The first load of a GGUF file converts it to the folder `<name>.unpacked/` beside it (safetensors in bfloat16,
+        and the tokenizer), which takes about a minute; later loads read that folder in seconds.
+
+        Args:
+            path_or_id: folder, hub id or `.gguf` file.
+            max_tokens: longest text.
+            dtype: of the weights.
+            device: of the model.
 
         Raises:
             ValueError: the path does not exist, or it is not a Gemma 3 model.
@@ -58,7 +75,7 @@ class GemmaTextEncoder(nn.Module):
 
     @staticmethod
     def sizes(path_or_id: str | Path) -> tuple[int, int]:
-        """(`num_states`, `hidden_size`) as the configuration says, without loading weights; ValueError as `load`."""
+        """Return `num_states` and `hidden_size` of a model without loading weights; raises ValueError as `load`."""
         config = _source(path_or_id)[1].get_text_config()
         return config.num_hidden_layers + 1, config.hidden_size
 
@@ -69,14 +86,22 @@ class GemmaTextEncoder(nn.Module):
 
     @property
     def num_states(self) -> int:
-        """The embedding and every layer."""
+        """Number of states: the embedding and every layer."""
         return int(self.model.config.num_hidden_layers) + 1  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> tuple[tuple[Tensor, ...], Tensor]:
-        """(states, mask): `num_states` tensors (B, S, hidden_size), S the longest text's tokens, and bool (B, S).
+        """Encode texts.
 
-        Pads stand on the left; their states mean nothing. An empty text is its BOS alone.
+        Args:
+            texts: B texts; of an empty one, BOS remains.
+
+        Returns:
+            `num_states` tensors (B, S, hidden_size), and the mask (B, S), False for the pads on the left, whose states
+            have no meaning.
+
+        Raises:
+            ValueError: there is no text.
         """
         if not texts:
             raise ValueError("give the text encoder at least one text")
@@ -100,7 +125,7 @@ class GemmaTextEncoder(nn.Module):
 
 
 def _source(path_or_id: str | Path) -> tuple[str, Any]:
-    """What transformers loads from, and its configuration; ValueError when it is not a Gemma 3 model."""
+    """Return what transformers loads from, and its configuration; raises ValueError for other models."""
     import transformers
 
     path = Path(path_or_id)
@@ -112,7 +137,7 @@ def _source(path_or_id: str | Path) -> tuple[str, Any]:
         source = str(path_or_id)
     try:
         config = transformers.AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:  # nothing there, or no model's configuration
+    except (OSError, ValueError) as error:  # no such path, or no configuration of a model
         raise ValueError(f"text encoder {path_or_id!r} is not a model folder, a hub id or a .gguf file") from error
     if config.model_type not in ("gemma3", "gemma3_text"):
         raise ValueError(f"text encoder {path_or_id!r} is a {config.model_type} model; this family is made for Gemma 3")
@@ -120,9 +145,9 @@ def _source(path_or_id: str | Path) -> tuple[str, Any]:
 
 
 def _unpacked(gguf: Path) -> Path:
-    """The folder that holds a GGUF file's text model and tokenizer, made when it is missing or older than the file.
+    """Return the folder with text model and tokenizer of a GGUF file; make it when it is missing or outdated.
 
-    transformers takes a GGUF apart in Python, which is slow; it is done once, and the lock keeps other processes of
+    transformers decodes a GGUF file in Python, which is slow, so this happens once. The lock keeps other processes of
     this machine from doing it at the same time.
     """
     import transformers

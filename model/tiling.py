@@ -1,14 +1,14 @@
-"""The video VAE over clips that are too long or too large to go through whole: exact in time, blended in space.
+"""The video VAE over clips that are too long or too large for one pass: exact in time, blended in space.
 
-In time nothing is approximated. The clip goes through in chunks, and every convolution keeps the two frames that it
-needs of the chunk before (`model.video_vae.TimeStream`), the centred ones of the decoder holding back one frame; so
-the result is that of the whole clip, and what is kept does not grow with its length.
+Time is exact. The clip runs in chunks, and each convolution keeps the two frames that it needs of the previous chunk
+(`model.video_vae.TimeStream`); the centred convolutions of the decoder hold one frame back. So the result is that of
+one pass, and the kept frames do not grow with the length of the clip.
 
-In space, tiles overlap. A tile's edge is padded instead of seeing its neighbour, an error that fades with the distance
-from the edge; across the middle of each overlap the weight passes linearly from one tile to the next. The weights of
-all tiles sum to 1 everywhere.
+Space is blended. Tiles overlap; the edge of a tile is padded instead of seeing its neighbour, an error that fades with
+the distance from the edge. Across the middle of each overlap the weight moves linearly from one tile to the next. The
+weights of all tiles sum to 1 everywhere.
 
-Memory beyond the clip and the latent themselves: one tile × one chunk of activations and of kept frames.
+Memory beyond the clip and the latent: activations and kept frames of one chunk of one tile.
 
 Shapes (suffixes of the tensors below): b batch, c channels, f frames, h height, w width.
 """
@@ -27,9 +27,12 @@ from model.video_vae import SPACE_STRIDE, TIME_STRIDE, TimeStream, VideoVAE, che
 
 @dataclass(frozen=True)
 class Tiling:
-    """`tile` and `overlap` in pixels of a side (multiples of 32), `chunk` in frames (a multiple of 8).
+    """Sizes of tiles and chunks. The defaults decode 1080p in the memory of 32 frames of 512 × 512.
 
-    The defaults decode 1080p in the memory of 512 × 512 × 32 frames.
+    Attributes:
+        tile: side of a tile in pixels, a multiple of 32.
+        overlap: of neighbouring tiles in pixels, a multiple of 32, at most a third of `tile`.
+        chunk: in frames, a multiple of 8.
     """
 
     tile: int = 512
@@ -54,7 +57,7 @@ class Tiling:
 
 @dataclass(frozen=True)
 class _Span:
-    """Where one tile lies on one side, in latents, and its weight at each latent or pixel."""
+    """Place of a tile on one side, in latents, and its weight at each latent or pixel."""
 
     start: int
     stop: int
@@ -62,16 +65,16 @@ class _Span:
 
 
 def _spans(size: int, tile: int, overlap: int, scale: int) -> list[_Span]:
-    """Tiles of equal length, evenly placed over `size` latents; weights at `scale` positions per latent.
+    """Place tiles of equal length evenly over `size` latents, with weights at `scale` positions per latent.
 
-    Neighbours overlap by at least `overlap`; the weight passes over `overlap` in the middle of what they share.
+    Neighbours overlap by at least `overlap`; the weight moves over `overlap` in the middle of what they share.
     """
     if size <= tile:
         return [_Span(0, size, torch.ones(size * scale))]
     count = -(-(size - overlap) // (tile - overlap))
     starts = [round(i * (size - tile) / (count - 1)) for i in range(count)]
     position = (torch.arange(size * scale) + 0.5) / scale
-    # Rising ramps, one per border; tile i has what the ramp before it has given and the one after it has not yet taken.
+    # Rising ramps, one per border. The weight of tile i is the ramp before it minus the ramp after it.
     ramps = [torch.ones_like(position)]
     for left, right in itertools.pairwise(starts):
         middle = (right + left + tile) / 2
@@ -88,7 +91,7 @@ def _spans(size: int, tile: int, overlap: int, scale: int) -> list[_Span]:
 
 
 def _tiles(height: int, width: int, tiling: Tiling, scale: int) -> Iterator[tuple[_Span, _Span, Tensor]]:
-    """(rows, columns, weight (h, w)) of each tile of an (height, width) latent."""
+    """Yield rows, columns and weights (h, w) of each tile of a latent."""
     tile, overlap = tiling.tile // SPACE_STRIDE, tiling.overlap // SPACE_STRIDE
     for rows in _spans(height, tile, overlap, scale):
         for columns in _spans(width, tile, overlap, scale):
@@ -97,10 +100,20 @@ def _tiles(height: int, width: int, tiling: Tiling, scale: int) -> Iterator[tupl
 
 @torch.no_grad()
 def tiled_decode(vae: VideoVAE, latent: Tensor, tiling: Tiling | None = None) -> Tensor:
-    """Pixels (B, 3, F, H, W), as `vae.decode`, of a normalised latent (B, C, f, h, w).
+    """Decode a normalised latent as `vae.decode` does, in tiles and chunks.
 
-    The latent may lie on another device than the VAE: chunks travel there and back, and the pixels stay where the
-    latent is, in its dtype. ValueError for a latent that the VAE cannot take.
+    The latent may be on another device than the VAE, to which only chunks are copied.
+
+    Args:
+        vae: the video VAE.
+        latent: (b, c, f, h, w), normalised.
+        tiling: None for the defaults.
+
+    Returns:
+        Pixels (b, 3, F, H, W), about in [−1, 1], on the device and in the type of the latent.
+
+    Raises:
+        ValueError: the VAE cannot take the latent.
     """
     tiling = tiling or Tiling()
     vae.check_latent(latent)
@@ -114,7 +127,7 @@ def tiled_decode(vae: VideoVAE, latent: Tensor, tiling: Tiling | None = None) ->
         source = latent[..., rows.start : rows.stop, columns.start : columns.stop]
         stream, done, read, step = TimeStream(), 0, 0, tiling.chunk // TIME_STRIDE
         while done < frames:
-            if read == f:  # the clip has ended; what the decoder holds back comes out, no more than a chunk at a time
+            if read == f:  # the clip has ended: release the frames that the decoder holds back, a chunk at a time
                 stream.release(step)
             chunk = source[:, :, read : read + step].to(weight)
             read += chunk.shape[2]
@@ -127,10 +140,20 @@ def tiled_decode(vae: VideoVAE, latent: Tensor, tiling: Tiling | None = None) ->
 
 @torch.no_grad()
 def tiled_encode(vae: VideoVAE, pixels: Tensor, tiling: Tiling | None = None) -> Tensor:
-    """Normalised latent (B, C, f, h, w), as `vae.encode`, of pixels (B, 3, F, H, W) in [−1, 1].
+    """Encode pixels as `vae.encode` does, in tiles and chunks.
 
-    The pixels may lie on another device than the VAE: chunks travel there and back, and the latent stays where the
-    pixels are, in their dtype. ValueError when F is not 1 + 8k or 32 does not divide H and W.
+    The pixels may be on another device than the VAE, to which only chunks are copied.
+
+    Args:
+        vae: the video VAE.
+        pixels: (b, 3, F, H, W) in [−1, 1].
+        tiling: None for the defaults.
+
+    Returns:
+        Normalised latent (b, c, f, h, w), on the device and in the type of the pixels.
+
+    Raises:
+        ValueError: F is not 1 + 8k, or 32 does not divide H or W.
     """
     tiling = tiling or Tiling()
     if pixels.dim() != 5 or pixels.shape[1] != 3:
@@ -141,7 +164,7 @@ def tiled_encode(vae: VideoVAE, pixels: Tensor, tiling: Tiling | None = None) ->
     channels = vae.config.latent_channels
     h, w = height // SPACE_STRIDE, width // SPACE_STRIDE
     latent = pixels.new_zeros(b, channels, 1 + (frames - 1) // TIME_STRIDE, h, w)
-    # The first latent stands for one frame: a first chunk that is 7 frames short keeps all others on whole latents.
+    # The first latent holds one frame: a first chunk that is 7 frames shorter aligns all others with latents.
     bounds = [0, *range(min(frames, tiling.chunk - TIME_STRIDE + 1), frames, tiling.chunk), frames]
     for rows, columns, blend_hw in _tiles(h, w, tiling, 1):
         blend_hw = blend_hw.to(weight.device)  # float32: in half precision the weights would not sum to 1

@@ -1,18 +1,22 @@
-"""The dual-stream diffusion transformer of LTX-2 (arXiv 2601.03233, §3): a wide video stream and a narrow audio stream,
-joined in every block by attention in both directions.
+"""The dual-stream diffusion transformer of LTX-2.
 
-Shapes: B batch, T tokens of a stream, S text tokens, D width of a stream (video 4096, audio 2048 in `ltx2-19b`).
+A wide video stream and a narrow audio stream, joined in every block by attention in both directions. Source: LTX-2
+(arXiv 2601.03233 §3).
 
-A block: self-attention (RoPE over the stream's positions) → text cross-attention → A↔V attention (RoPE over time alone;
-both directions read the state before either has written) → feed-forward. AdaLN rows come in the published order, which
-differs between tables: self-attention and feed-forward have shift, scale, gate; A↔V has scale before shift.
+Shapes: B batch, T tokens of a stream, S text tokens, D width of a stream (video 4096, audio 2048 in `ltx2-19b`);
+suffixes b, t, s, d. States x_video and x_audio are (B, T, D).
 
-What depends only on the step (rotary tables, AdaLN rows, projected captions, masks) is made once per forward, in
-`_Stream`, never in a block.
+A block: self-attention (RoPE over the stream's positions) → text cross-attention → A↔V attention (RoPE over time only;
+both directions read the states from before this attention) → feed-forward. The rows of the AdaLN tables have the
+published order, which differs between tables: shift, scale, gate for self-attention and feed-forward; scale before
+shift for A↔V attention.
 
-Initialisation: adaLN-Zero. The shared AdaLN layers, the gate rows of every table, the ungated text attention's output
-projection (2.0) and the final projections start at zero, so that every block starts as the identity and the first
-prediction is 0; all else is truncated normal (see `model/layers.py`).
+What is the same for all blocks (rotary tables, AdaLN rows, projected captions, masks) is computed once per forward and
+held by `_Stream`.
+
+Initialisation: adaLN-Zero (Peebles & Xie 2023, arXiv 2212.09748 §3.2). The shared AdaLN layers, the gate rows of every
+table, the output projection of the text attention in 2.0, which has no gate, and the final projections start at zero.
+So every block starts as the identity and the first prediction is 0. All else is truncated normal (`model.layers`).
 
 State-dict keys are those of the published checkpoints without the prefix `model.diffusion_model.`.
 """
@@ -41,16 +45,30 @@ class TransformerConfig:
     2.3 differs by `apply_gated_attention=True`, `cross_attention_adaln=True` and `caption_channels=None`.
 
     Attributes:
-        cross_attention_dim, audio_cross_attention_dim: width of the text context that the blocks attend to.
-        caption_channels: width of the text features that the model projects to the above itself; None when they come
-            projected (2.3).
+        num_layers: number of blocks.
+        num_attention_heads: of the video stream; its width is this times `attention_head_dim`.
+        attention_head_dim: of the video stream.
+        in_channels: channels of a video token.
+        out_channels: channels of a predicted video velocity.
+        cross_attention_dim: width of the text context that the video stream attends to.
+        audio_num_attention_heads: of the audio stream and of A↔V attention.
+        audio_attention_head_dim: of the audio stream and of A↔V attention.
+        audio_in_channels: channels of an audio token.
+        audio_out_channels: channels of a predicted audio velocity.
+        audio_cross_attention_dim: width of the text context that the audio stream attends to.
+        caption_channels: width of the text features, which the model projects to both widths above (2.0); None when
+            the features have these widths already (2.3).
         apply_gated_attention: per-head output gates in every attention.
-        cross_attention_adaln: text cross-attention modulated by timestep (queries, gate) and by σ (keys and values).
-        positional_embedding_max_pos: seconds, pixels, pixels; audio: seconds.
+        cross_attention_adaln: modulate text cross-attention by timestep (queries, gate) and by σ (keys and values).
+        norm_eps: of every norm.
+        positional_embedding_theta: θ of RoPE.
+        positional_embedding_max_pos: of the video: seconds, pixels, pixels.
+        audio_positional_embedding_max_pos: of the audio: seconds.
+        timestep_scale_multiplier: scales σ for the AdaLN layers.
         av_ca_timestep_scale_multiplier: scales σ for the A↔V gates.
-        av_timestep: what conditions A↔V attention. "gate_other" (c, intended by the authors): scale and shift from the
-            stream's own timesteps, gate from the other stream's σ. "own" (a): all from the stream's own timesteps.
-            "other" (b): all from the other stream's σ.
+        av_timestep: what conditions A↔V attention. "gate_other" (the authors' intention): scale and shift from the
+            timesteps of the stream itself, gate from σ of the other stream. "own": all from the timesteps of the
+            stream itself (diffusers). "other": all from σ of the other stream (ltx-core).
     """
 
     num_layers: int = 48
@@ -86,7 +104,7 @@ class TransformerConfig:
             ("audio_attention_head_dim", self.audio_attention_head_dim),
         ):
             if width % 2:
-                raise ValueError(f"{name} {width} must be even, for RoPE turns halves")
+                raise ValueError(f"{name} {width} must be even, because RoPE rotates halves")
         if self.caption_channels is not None:
             for name, found, width in (
                 ("cross_attention_dim", self.cross_attention_dim, self.width),
@@ -99,33 +117,35 @@ class TransformerConfig:
 
     @property
     def width(self) -> int:
+        """Width of the video stream."""
         return self.num_attention_heads * self.attention_head_dim
 
     @property
     def audio_width(self) -> int:
+        """Width of the audio stream."""
         return self.audio_num_attention_heads * self.audio_attention_head_dim
 
 
 @dataclass(frozen=True)
 class _CrossModal:
-    """One stream's part in A↔V attention: AdaLN rows as query or key of each direction, and RoPE over time."""
+    """What A↔V attention needs of one stream. `selection` and `gate_selection` as in `AdaRow`."""
 
-    rows: tuple[Tensor, ...]  # a2v scale, a2v shift, v2a scale, v2a shift
+    rows: tuple[Tensor, ...]  # timestep rows: scale and shift for audio → video, scale and shift for video → audio
     selection: Tensor | None
-    gate: Tensor
+    gate: Tensor  # timestep row of the gate on what this stream receives
     gate_selection: Tensor | None
-    rope: RopeTable
+    rope: RopeTable  # over time only
     keep: Tensor | None  # (B, 1, 1), 0 where a sample skips A↔V attention
 
 
 @dataclass(frozen=True)
 class _Stream:
-    """What every block needs of a stream beside its state."""
+    """What every block needs of one stream, beside its state. It is computed once per forward."""
 
-    rows: tuple[Tensor, ...]  # 6 or 9 AdaLN rows, as in `AdaRow`
+    rows: tuple[Tensor, ...]  # 6 or 9 timestep rows; with `selection` as in `AdaRow`
     selection: Tensor | None
-    embedded: Tensor  # timesteps, for the final modulation
-    context: Tensor
+    embedded: Tensor  # embedded timesteps, for the final modulation
+    context: Tensor  # (B, S, ·)
     context_mask: Tensor | None  # bool (B, 1, 1, S)
     prompt_rows: tuple[Tensor, ...] | None  # shift, scale (B, 1, D) of the context
     rope: RopeTable
@@ -134,7 +154,7 @@ class _Stream:
 
 
 class DualStreamBlock(nn.Module):
-    """One block of both streams. Tables: see the module's head."""
+    """One block of both streams. The module docstring gives the order of its parts and of its table rows."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -173,7 +193,18 @@ class DualStreamBlock(nn.Module):
         audio: _Stream | None,
         pass_value: Tensor | bool = False,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """States (B, T, D) of the streams at hand → their next states."""
+        """Run the block.
+
+        Args:
+            x_video: (B, T, D), state of the video stream; None where it does not run.
+            x_audio: (B, T, D), state of the audio stream; None where it does not run.
+            video: conditions of the video stream.
+            audio: conditions of the audio stream.
+            pass_value: see `Attention.forward`; for the self-attentions.
+
+        Returns:
+            The next states of the two streams.
+        """
         if x_video is not None and video is not None:
             prompt_table = self.prompt_scale_shift_table if self.modulated_text else None
             x_video = self._attend_self_and_text(
@@ -207,7 +238,7 @@ class DualStreamBlock(nn.Module):
 
     def _attend_self_and_text(
         self,
-        x: Tensor,
+        x_btd: Tensor,
         stream: _Stream,
         self_attention: Attention,
         text_attention: Attention,
@@ -216,16 +247,16 @@ class DualStreamBlock(nn.Module):
         pass_value: Tensor | bool,
     ) -> Tensor:
         row = _rows(table, stream.rows, stream.selection)
-        normed = modulated_rms_norm(x, scale=row[1], shift=row[0], eps=self.eps)
-        y = self_attention(normed, rope=stream.rope, mask=stream.mask, pass_value=pass_value)
-        x = gated_residual(x, y, row[2])
-        if prompt_table is None:
-            return x + text_attention(rms_norm(x, self.eps), stream.context, mask=stream.context_mask)
+        normed_btd = modulated_rms_norm(x_btd, scale=row[1], shift=row[0], eps=self.eps)
+        y_btd = self_attention(normed_btd, rope=stream.rope, mask=stream.mask, pass_value=pass_value)
+        x_btd = gated_residual(x_btd, y_btd, row[2])
+        if prompt_table is None:  # 2.0
+            return x_btd + text_attention(rms_norm(x_btd, self.eps), stream.context, mask=stream.context_mask)
         assert stream.prompt_rows is not None
         shift, scale = (one.table + one.row for one in _rows(prompt_table, stream.prompt_rows))
-        context = torch.addcmul(shift, stream.context, 1 + scale)
-        normed = modulated_rms_norm(x, scale=row[7], shift=row[6], eps=self.eps)
-        return gated_residual(x, text_attention(normed, context, mask=stream.context_mask), row[8])
+        context_bsd = torch.addcmul(shift, stream.context, 1 + scale)
+        normed_btd = modulated_rms_norm(x_btd, scale=row[7], shift=row[6], eps=self.eps)
+        return gated_residual(x_btd, text_attention(normed_btd, context_bsd, mask=stream.context_mask), row[8])
 
     def _attend_across(
         self, x_video: Tensor, x_audio: Tensor, video: _CrossModal, audio: _CrossModal
@@ -247,12 +278,14 @@ class DualStreamBlock(nn.Module):
             gated_residual(x_audio, to_audio, AdaRow(audio_table[4], audio.gate, audio.gate_selection)),
         )
 
-    def _feed_forward(self, x: Tensor, stream: _Stream, ff: FeedForward, table: Tensor) -> Tensor:
+    def _feed_forward(self, x_btd: Tensor, stream: _Stream, ff: FeedForward, table: Tensor) -> Tensor:
         row = _rows(table, stream.rows, stream.selection)
-        return gated_residual(x, ff(modulated_rms_norm(x, scale=row[4], shift=row[3], eps=self.eps)), row[5])
+        y_btd = ff(modulated_rms_norm(x_btd, scale=row[4], shift=row[3], eps=self.eps))
+        return gated_residual(x_btd, y_btd, row[5])
 
 
 def _table(rows: int, dim: int, gates: Sequence[int] = ()) -> nn.Parameter:
+    """Make a table (rows, dim) whose rows `gates` are zero."""
     table = truncated_normal_(torch.empty(rows, dim), dim)
     for gate in gates:
         table[gate].zero_()
@@ -260,11 +293,12 @@ def _table(rows: int, dim: int, gates: Sequence[int] = ()) -> nn.Parameter:
 
 
 def _rows(table: Tensor, rows: tuple[Tensor, ...], selection: Tensor | None = None) -> list[AdaRow]:
+    """Pair each row of a block's table with its timestep row."""
     return [AdaRow(*pair, selection) for pair in zip(table.unbind(0), rows, strict=True)]
 
 
 class DualStreamTransformer(nn.Module):
-    """LTX-2's denoiser: noisy video and audio tokens → their velocities."""
+    """LTX-2's denoiser: predicts the velocities of noisy video and audio tokens (see `model.flow`)."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -294,17 +328,24 @@ class DualStreamTransformer(nn.Module):
         self.audio_proj_out = Linear(audio, config.audio_out_channels, zero=True)
 
     def set_activation_checkpointing(self, every: int) -> None:
-        """Recompute in backward: 0 no block, 1 every block, n every n-th block. Non-reentrant."""
+        """Recompute blocks in the backward pass, without reentrant autograd.
+
+        Args:
+            every: 0 for no block, 1 for every block, n for every n-th block.
+
+        Raises:
+            ValueError: `every` is negative.
+        """
         if every < 0:
             raise ValueError(f"checkpoint every {every} blocks: choose 0 (none), 1 (all) or n (every n-th)")
         self.checkpoint_every = every
 
     def set_attention(self, kernel: Callable[[str, str], Callable[..., Tensor]]) -> None:
-        """Another kernel for the attention between the streams' own tokens; text attention keeps its own.
+        """Replace the kernel of self-attention and of A↔V attention; text attention keeps the default.
 
         Args:
-            kernel: called with the streams ("video", "audio") of queries and of keys; gives what is called as
-                `model.attention.attend`.
+            kernel: called with the stream of the queries and that of the keys ("video" or "audio"); returns a function
+                with the signature of `model.attention.attend`.
         """
         for block in cast(Iterable[DualStreamBlock], self.transformer_blocks):
             block.attn1.attend = kernel("video", "video")
@@ -313,9 +354,12 @@ class DualStreamTransformer(nn.Module):
             block.video_to_audio_attn.attend = kernel("audio", "video")
 
     def compile_blocks(self, **options: Any) -> None:
-        """torch.compile each block's forward in place (one graph serves all); keys of the state dict stay.
+        """Compile each block's forward in place; one graph serves all, and the keys of the state dict stay.
 
-        Hooks run outside of the graph: DeepSpeed's gather the block's parameters before it.
+        Hooks stay outside the graph: those of DeepSpeed gather the block's parameters before it runs.
+
+        Args:
+            options: of `torch.compile`.
         """
         for block in self.transformer_blocks:
             cast(Any, block).forward = torch.compile(block.forward, **options)
@@ -329,18 +373,23 @@ class DualStreamTransformer(nn.Module):
         stg_blocks: Sequence[int] = (),
         stg_samples: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Velocities (B, T, out_channels) of the streams given; None for a stream that is None, the other runs alone.
+        """Predict the velocities of one stream or of both.
 
         Args:
-            skip_cross_modal: True skips both A↔V attentions, which makes each stream equal to its running alone; a bool
-                (B,) skips them for single samples.
+            video: tokens and conditions of the video; None to run the audio alone.
+            audio: tokens and conditions of the audio; None to run the video alone.
+            skip_cross_modal: True skips A↔V attention in both directions, so that each stream runs as if alone; a bool
+                tensor (B,) skips it for single samples.
             stg_blocks: blocks whose self-attentions pass their values through (spatio-temporal guidance).
-            stg_samples: bool (B,), the samples that this concerns; None for all.
+            stg_samples: bool (B,), the samples to which `stg_blocks` applies; None for all.
+
+        Returns:
+            Velocities (B, T, out_channels) of video and audio, None for a stream that is None.
 
         Raises:
-            ValueError: no stream is given, sizes do not fit the configuration or each other, or (on CPU tensors, where
-                looking is free) timesteps are NaN or outside [0, 1]. On a GPU call `Modality.validate` where it
-                matters.
+            ValueError: no stream is given, sizes do not fit the configuration or each other, or, for CPU tensors only,
+                timesteps are NaN or outside [0, 1]. On a GPU, call `Modality.validate` where this matters; it waits
+                for the device.
         """
         self._check(video, audio, skip_cross_modal, stg_blocks)
         cross = video is not None and audio is not None and skip_cross_modal is not True
@@ -369,7 +418,17 @@ class DualStreamTransformer(nn.Module):
     def prepare(
         self, modality: Modality, other: Modality | None, keep: Tensor | None, prefix: Literal["", "audio_"]
     ) -> tuple[Tensor, _Stream]:
-        """State and conditions of one stream; `other` is None where no A↔V attention runs."""
+        """Compute the first state of one stream and what all blocks need of it.
+
+        Args:
+            modality: tokens and conditions of the stream.
+            other: those of the other stream; None where no A↔V attention runs.
+            keep: (B, 1, 1), 0 where a sample skips A↔V attention; None for no such sample.
+            prefix: "" for the video, "audio_" for the audio.
+
+        Returns:
+            State (B, T, D) and conditions.
+        """
         config = self.config
         if prefix:
             width, heads, max_pos = (
@@ -395,19 +454,17 @@ class DualStreamTransformer(nn.Module):
             context = getattr(self, f"{prefix}caption_projection")(context)
         cross = None
         if other is not None:
-            foreign = other.sigma[:, None]
-            modulating, modulating_selection = (
-                (foreign, None) if config.av_timestep == "other" else (timesteps, selection)
-            )
-            gating, gating_selection = (timesteps, selection) if config.av_timestep == "own" else (foreign, None)
-            cross_rows, _ = scale_shift(modulating * config.timestep_scale_multiplier, dtype)
-            (gate_row,), _ = gate(gating * config.av_ca_timestep_scale_multiplier, dtype)
+            from_self, from_other = (timesteps, selection), (other.sigma[:, None], None)
+            cross_timesteps, cross_selection = from_other if config.av_timestep == "other" else from_self
+            gate_timesteps, gate_selection = from_self if config.av_timestep == "own" else from_other
+            cross_rows, _ = scale_shift(cross_timesteps * config.timestep_scale_multiplier, dtype)
+            (gate_row,), _ = gate(gate_timesteps * config.av_ca_timestep_scale_multiplier, dtype)
             seconds = (max(config.positional_embedding_max_pos[0], config.audio_positional_embedding_max_pos[0]),)
             cross = _CrossModal(
                 rows=cross_rows,
-                selection=modulating_selection,
+                selection=cross_selection,
                 gate=gate_row,
-                gate_selection=gating_selection,
+                gate_selection=gate_selection,
                 rope=self._table(
                     modality.positions[:, :1], config.audio_width, config.audio_num_attention_heads, seconds
                 ),
@@ -429,14 +486,15 @@ class DualStreamTransformer(nn.Module):
     def _table(self, positions: Tensor, width: int, heads: int, max_pos: tuple[int, ...]) -> RopeTable:
         return self._rope.get(positions, width, heads, max_pos, self.config.positional_embedding_theta)
 
-    def _output(self, x: Tensor | None, stream: _Stream | None, table: Tensor, proj_out: Linear) -> Tensor | None:
-        if x is None or stream is None:
+    def _output(self, x_btd: Tensor | None, stream: _Stream | None, table: Tensor, proj_out: Linear) -> Tensor | None:
+        if x_btd is None or stream is None:
             return None
         shift, scale = table[0] + stream.embedded, 1 + table[1] + stream.embedded
         if stream.selection is not None:
             shift, scale = stream.selection @ shift, stream.selection @ scale
-        normed = nn.functional.layer_norm(x, (x.shape[-1],), eps=self.config.norm_eps)
-        return proj_out(torch.addcmul(shift, normed, scale))
+        # LayerNorm, not RMS norm, as published: the last norm also centres.
+        normed_btd = nn.functional.layer_norm(x_btd, (x_btd.shape[-1],), eps=self.config.norm_eps)
+        return proj_out(torch.addcmul(shift, normed_btd, scale))
 
     def _check(
         self, video: Modality | None, audio: Modality | None, skip: bool | Tensor, stg_blocks: Sequence[int]
@@ -464,7 +522,7 @@ class DualStreamTransformer(nn.Module):
 
 
 def _attention_bias(strength: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Strengths in [0, 1], (B, T, T) → additive log-space bias (B, 1, T, T); a bool mask stays one."""
+    """Convert strengths in [0, 1] (B, T, T) to a bias on the logits (B, 1, T, T), their logarithm; keep a bool mask."""
     if strength is None:
         return None
     if strength.dtype == torch.bool:

@@ -1,10 +1,10 @@
 """Latent upscaler of LTX-2: ×2 or ×1.5 in space, ×2 in time, on un-normalised latents of the video VAE.
 
-Source: LTX-2 (arXiv 2601.03233 §4, two-stage generation); parameter names are those of the published upscaler files
-(which have no prefix), layout shared by diffusers.
+Source: LTX-2 (arXiv 2601.03233 §4, two-stage generation); parameter names are those of the published upscaler files,
+which have no prefix and which diffusers shares.
 
 Shapes (suffixes of the tensors below): b batch, c channels, f frames, h height, w width, all of the latent.
-In time, f latents become 2f − 1: the first stands for one pixel frame and is not doubled.
+In time, f latents become 2f − 1: the first holds one pixel frame and is not doubled.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.video_vae import VideoVAE, depth_to_space, trunc_normal_fan_in
+from model.layers import init_convolution_, repeat_rows_
+from model.video_vae import VideoVAE, depth_to_space
 
 _NORM_GROUPS = 32
 _RATIONAL = {0.75: (3, 4), 1.5: (3, 2), 2.0: (2, 1), 4.0: (4, 1)}
@@ -27,8 +28,14 @@ _BLUR = (1, 4, 6, 4, 1)
 class UpscalerConfig:
     """Shape of the upscaler. The defaults are the published ×2 in space; the class methods give the other two.
 
-    `rational_resampler` upsamples by a numerator and blurs down by a denominator (0.75, 1.5, 2 or 4); without it the
-    spatial scale is 2.
+    Attributes:
+        in_channels: channels of the latent.
+        mid_channels: width, a multiple of 32.
+        num_blocks_per_stage: residual blocks before and after the upsampling.
+        spatial_upsample: scale height and width.
+        temporal_upsample: double time.
+        spatial_scale: 2, or 0.75, 1.5, 2 or 4 with `rational_resampler`.
+        rational_resampler: upsample by the numerator of the scale, then blur and decimate by the denominator.
     """
 
     in_channels: int = 128
@@ -57,17 +64,17 @@ class UpscalerConfig:
 
     @classmethod
     def ltx2_x1_5(cls) -> UpscalerConfig:
-        """The published ×1.5 in space."""
+        """Return the shape of the published ×1.5 in space."""
         return cls(spatial_scale=1.5, rational_resampler=True)
 
     @classmethod
     def ltx2_temporal(cls) -> UpscalerConfig:
-        """The published ×2 in time."""
+        """Return the shape of the published ×2 in time."""
         return cls(mid_channels=512, spatial_upsample=False, temporal_upsample=True)
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with group norm; the second activation comes after the sum."""
+    """Two convolutions with group norm and a skip; the second activation follows the sum."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -77,31 +84,34 @@ class ResBlock(nn.Module):
         self.norm2 = nn.GroupNorm(_NORM_GROUPS, channels)
 
     def forward(self, x_bcfhw: Tensor) -> Tensor:
+        """(b, c, f, h, w) → (b, c, f, h, w)."""
         h_bcfhw = F.silu(self.norm1(self.conv1(x_bcfhw)))
         return F.silu(x_bcfhw + self.norm2(self.conv2(h_bcfhw)))
 
 
 class PixelShuffle(nn.Module):
-    """Channels to positions: (b, c·s·p·q, f, h, w) → (b, c, f·s, h·p, w·q)."""
+    """`depth_to_space` by a fixed stride (s, p, q), as a layer."""
 
     def __init__(self, stride: tuple[int, int, int]) -> None:
         super().__init__()
         self.stride = stride
 
     def forward(self, x_bcfhw: Tensor) -> Tensor:
+        """(b, c·s·p·q, f, h, w) → (b, c, f·s, h·p, w·q)."""
         return depth_to_space(x_bcfhw, self.stride)
 
 
 class FrameConv2d(nn.Conv2d):
-    """A 2-D convolution over each frame of (b, c, f, h, w)."""
+    """2-D convolution of each frame."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """(b, in_channels, f, h, w) → (b, out_channels, f, h, w)."""
         b = input.shape[0]
         return super().forward(input.transpose(1, 2).flatten(0, 1)).unflatten(0, (b, -1)).transpose(1, 2)
 
 
 class BlurDown(nn.Module):
-    """Binomial 5×5 blur, then every `stride`-th position (Zhang 2019, arXiv 1904.11486)."""
+    """Binomial 5×5 blur, then every `stride`-th position (Zhang 2019, arXiv 1904.11486 §3)."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -109,21 +119,23 @@ class BlurDown(nn.Module):
         self.register_buffer("kernel", torch.empty(1, 1, len(_BLUR), len(_BLUR)))
 
     def reset(self) -> None:
+        """Compute the kernel."""
         row = torch.tensor(_BLUR, dtype=torch.float32, device="cpu")
         self.get_buffer("kernel").copy_(torch.outer(row, row) / sum(_BLUR) ** 2)
 
     def forward(self, x_bcfhw: Tensor) -> Tensor:
+        """(b, c, f, h, w) → (b, c, f, h / stride, w / stride)."""
         if self.stride == 1:
             return x_bcfhw
         b, c = x_bcfhw.shape[:2]
-        frames = x_bcfhw.transpose(1, 2).flatten(0, 1)
-        kernel = self.get_buffer("kernel").to(frames).expand(c, -1, -1, -1)
-        frames = F.conv2d(frames, kernel, stride=self.stride, padding=len(_BLUR) // 2, groups=c)
-        return frames.unflatten(0, (b, -1)).transpose(1, 2)
+        frames_nchw = x_bcfhw.transpose(1, 2).flatten(0, 1)  # n = b · f
+        kernel = self.get_buffer("kernel").to(frames_nchw).expand(c, -1, -1, -1)
+        frames_nchw = F.conv2d(frames_nchw, kernel, stride=self.stride, padding=len(_BLUR) // 2, groups=c)
+        return frames_nchw.unflatten(0, (b, -1)).transpose(1, 2)
 
 
 class RationalResampler(nn.Module):
-    """Up by the numerator with a learned convolution, down by the denominator with a fixed blur."""
+    """Upsample by the numerator with a learned convolution, downsample by the denominator with a fixed blur."""
 
     def __init__(self, channels: int, scale: float) -> None:
         super().__init__()
@@ -133,11 +145,12 @@ class RationalResampler(nn.Module):
         self.blur_down = BlurDown(down)
 
     def forward(self, x_bcfhw: Tensor) -> Tensor:
+        """(b, c, f, h, w) → (b, c, f, scale · h, scale · w)."""
         return self.blur_down(depth_to_space(self.conv(x_bcfhw), self.stride))
 
 
 class LatentUpscaler(nn.Module):
-    """Un-normalised latent (b, c, f, h, w) → the same with more positions. `upscale` does it for normalised ones."""
+    """Upscaler of un-normalised latents (b, c, f, h, w); `upscale` takes and returns normalised ones."""
 
     def __init__(self, config: UpscalerConfig) -> None:
         super().__init__()
@@ -150,7 +163,7 @@ class LatentUpscaler(nn.Module):
             self.upsampler: nn.Module = RationalResampler(width, config.spatial_scale)
         else:
             stride = (2 if config.temporal_upsample else 1, *([2 if config.spatial_upsample else 1] * 2))
-            # Space alone is scaled frame by frame, as published.
+            # The published model that scales space only does so frame by frame.
             conv = nn.Conv3d if config.temporal_upsample else FrameConv2d
             shuffle = PixelShuffle((stride[0], stride[1], stride[2]))
             self.upsampler = nn.Sequential(conv(width, width * math.prod(stride), 3, padding=1), shuffle)
@@ -160,15 +173,14 @@ class LatentUpscaler(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Initialise for training from scratch (ours: nothing is published upstream).
+        """Initialise for training from scratch. The rules are ours; none are published.
 
         Truncated normals of variance 1 / fan-in, biases 0, norms 1 and 0: the group norm in each block keeps the scale
-        at any depth. The convolution before the pixel shuffle starts alike for all positions that it makes of one, so
-        that the first output has no checkerboard (Aitken et al. 2017, arXiv 1707.02937).
+        at any depth. All positions that depth-to-space makes of one start equal (see `repeat_rows_`).
         """
         for module in self.modules():
             if isinstance(module, nn.Conv3d | nn.Conv2d):
-                trunc_normal_fan_in(module, gain_squared=1.0)
+                init_convolution_(module, gain_squared=1.0)
             elif isinstance(module, nn.GroupNorm):
                 module.reset_parameters()
             elif isinstance(module, BlurDown):
@@ -176,23 +188,41 @@ class LatentUpscaler(nn.Module):
         conv = self.upsampler.conv if isinstance(self.upsampler, RationalResampler) else self.upsampler[0]  # type: ignore[index]
         assert isinstance(conv, nn.Conv3d | nn.Conv2d)
         copies = conv.out_channels // self.config.mid_channels
-        conv.weight.copy_(conv.weight[::copies].repeat_interleave(copies, dim=0))
+        repeat_rows_(conv.weight, copies)
 
     def forward(self, z_bcfhw: Tensor) -> Tensor:
-        """ValueError for another shape than (batch, in_channels, frames, height, width)."""
+        """Upscale an un-normalised latent.
+
+        Args:
+            z_bcfhw: (b, in_channels, f, h, w).
+
+        Returns:
+            (b, in_channels, f or 2f − 1, scale · h, scale · w).
+
+        Raises:
+            ValueError: `z_bcfhw` has another shape.
+        """
         if z_bcfhw.dim() != 5 or z_bcfhw.shape[1] != self.config.in_channels:
             expected = f"(batch, {self.config.in_channels}, frames, height, width)"
             raise ValueError(f"latent has shape {tuple(z_bcfhw.shape)}; expected {expected}")
-        x = F.silu(self.initial_norm(self.initial_conv(z_bcfhw)))
+        x_bcfhw = F.silu(self.initial_norm(self.initial_conv(z_bcfhw)))
         for block in self.res_blocks:
-            x = block(x)
-        x = self.upsampler(x)
+            x_bcfhw = block(x_bcfhw)
+        x_bcfhw = self.upsampler(x_bcfhw)
         if self.config.temporal_upsample:
-            x = x[:, :, 1:]
+            x_bcfhw = x_bcfhw[:, :, 1:]
         for block in self.post_upsample_res_blocks:
-            x = block(x)
-        return self.final_conv(x)
+            x_bcfhw = block(x_bcfhw)
+        return self.final_conv(x_bcfhw)
 
     def upscale(self, latent_bcfhw: Tensor, vae: VideoVAE) -> Tensor:
-        """Normalised latent → normalised latent, by way of the un-normalised space that the upscaler works in."""
+        """Upscale a normalised latent: un-normalise it with the VAE's statistics, upscale, normalise.
+
+        Args:
+            latent_bcfhw: (b, in_channels, f, h, w), normalised.
+            vae: the video VAE that made the latent.
+
+        Returns:
+            Normalised latent, in the shape that `forward` returns.
+        """
         return vae.normalize(self(vae.denormalize(latent_bcfhw)))

@@ -4,8 +4,9 @@
 2.3  `VocoderWithBWE`: BigVGAN v2 (Lee et al. 2023, arXiv 2206.04658: SnakeBeta, anti-aliased activations) to 16 kHz,
      then a second generator that extends the bandwidth: its output is added to the 16 kHz wave resampled ×3 = 48 kHz.
 
-Both ears go through one network: the mels of left and right are stacked as 2 · bins channels. Parameter names are those
-of the published single-file checkpoint below `vocoder.` (weight normalisation folded in, as published).
+One network makes both audio channels: the mels of left and right are stacked as 2 · bins channels. Source: LTX-2 (arXiv
+2601.03233 §3); parameter names are those of the published single-file checkpoint below `vocoder.`, where weight
+normalisation is folded into the weights.
 
 Shapes (suffixes of the tensors below): b batch, s stereo (2), t mel frames, m mel bands, c channels, n samples.
 """
@@ -22,13 +23,26 @@ from torch import Tensor, nn
 from torch.amp.autocast_mode import is_autocast_available
 from torch.nn import functional as F
 
+from model.layers import TRUNCATED_STD, init_convolution_
 from model.mel import slaney_filterbank
-from model.video_vae import trunc_normal_fan_in
 
 
 @dataclass(frozen=True)
 class VocoderConfig:
-    """Shape of one generator. The defaults are LTX-2 19B's HiFi-GAN; `sample_rate` is that of the output, in Hz."""
+    """Shape of one generator. The defaults are LTX-2 19B's HiFi-GAN.
+
+    Attributes:
+        mel_bins: mel bands per audio channel.
+        channels: width of the first layer; each upsampling halves it.
+        upsample_rates: factor of each upsampling.
+        upsample_kernels: kernel of each upsampling.
+        res_kernels: kernel of each residual block that follows an upsampling.
+        res_dilations: dilations of each of those blocks.
+        activation: "leaky_relu" (HiFi-GAN) or "snakebeta" (BigVGAN).
+        final: what limits the waveform to [−1, 1].
+        final_bias: give the last convolution a bias.
+        sample_rate: of the output, in Hz.
+    """
 
     mel_bins: int = 64
     channels: int = 1024
@@ -42,6 +56,7 @@ class VocoderConfig:
     sample_rate: int = 24_000
 
     def __post_init__(self) -> None:
+        # JSON gives lists; tuples keep the configuration hashable.
         for name in ("upsample_rates", "upsample_kernels", "res_kernels"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "res_dilations", tuple(tuple(d) for d in self.res_dilations))
@@ -65,6 +80,7 @@ class VocoderConfig:
 
     @property
     def samples_per_frame(self) -> int:
+        """Output samples per mel frame."""
         return math.prod(self.upsample_rates)
 
 
@@ -93,7 +109,14 @@ def _bandwidth_extension() -> VocoderConfig:
 
 @dataclass(frozen=True)
 class VocoderWithBWEConfig:
-    """The defaults are LTX-2.3 22B's. FFT length and hop in samples of the first generator's output."""
+    """Shape of the vocoder with bandwidth extension. The defaults are LTX-2.3 22B's.
+
+    Attributes:
+        vocoder: the first generator.
+        bwe: the second generator, which extends the bandwidth.
+        fft_length: of the mel between them, in samples of the first generator's output.
+        hop_length: of the same mel, in the same samples.
+    """
 
     vocoder: VocoderConfig = field(default_factory=_bigvgan)
     bwe: VocoderConfig = field(default_factory=_bandwidth_extension)
@@ -101,7 +124,7 @@ class VocoderWithBWEConfig:
     hop_length: int = 80
 
     def __post_init__(self) -> None:
-        # Configurations come back from JSON, which knows no dataclasses.
+        # JSON gives dicts in place of the nested dataclasses.
         for name in ("vocoder", "bwe"):
             value = getattr(self, name)
             if isinstance(value, dict):
@@ -115,6 +138,7 @@ class VocoderWithBWEConfig:
 
     @property
     def ratio(self) -> int:
+        """Output sample rate as a multiple of the first generator's."""
         return self.bwe.sample_rate // self.vocoder.sample_rate
 
 
@@ -123,7 +147,7 @@ class VocoderWithBWEConfig:
 
 
 class ResBlock1d(nn.Module):
-    """Three pairs of (activation, dilated convolution, activation, convolution), each around a skip."""
+    """HiFi-GAN's residual block: per dilation (activation, dilated convolution, activation, convolution) and a skip."""
 
     def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
         super().__init__()
@@ -133,20 +157,28 @@ class ResBlock1d(nn.Module):
         self.convs2 = nn.ModuleList(nn.Conv1d(channels, channels, kernel, padding=(kernel - 1) // 2) for _ in dilations)
 
     def forward(self, x_bcn: Tensor) -> Tensor:
+        """(b, c, n) → (b, c, n)."""
         for conv1, conv2 in zip(self.convs1, self.convs2, strict=True):
             x_bcn = x_bcn + conv2(F.leaky_relu(conv1(F.leaky_relu(x_bcn, 0.1)), 0.1))
         return x_bcn
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# BigVGAN: activations at twice the rate, between low-pass filters, so that their harmonics do not alias
+# BigVGAN: activations run at twice the rate, between low-pass filters, so that their harmonics do not alias
 
 
 def kaiser_sinc_filter(cutoff: float, half_width: float, taps: int) -> Tensor:
-    """(1, 1, taps) low-pass filter of unit gain. `cutoff` and the transition's `half_width` are in cycles per sample.
+    """Make a low-pass filter of unit gain with a Kaiser window (Kaiser & Schafer 1980).
 
-    Kaiser's window, with his estimate of β from the stop-band attenuation (Kaiser & Schafer 1980); float32, on the CPU.
+    Args:
+        cutoff: in cycles per sample.
+        half_width: half the width of the transition, in cycles per sample.
+        taps: length of the filter.
+
+    Returns:
+        (1, 1, taps) float32, on the CPU.
     """
+    # Kaiser's estimate of β from the attenuation in the stop band, in dB.
     attenuation = 2.285 * (taps // 2 - 1) * math.pi * 4 * half_width + 7.95
     if attenuation > 50:
         beta = 0.1102 * (attenuation - 8.7)
@@ -160,10 +192,21 @@ def kaiser_sinc_filter(cutoff: float, half_width: float, taps: int) -> Tensor:
     return (kernel / kernel.sum()).view(1, 1, taps)
 
 
-def hann_sinc_filter(ratio: int, *, rolloff: float = 0.99, zeros: int = 6) -> Tensor:
-    """(1, 1, taps) Hann-windowed sinc that resamples by an integer ratio (Smith, Digital Audio Resampling, 2002).
+def _resampling_filter(ratio: int) -> Tensor:
+    """Return BigVGAN's filter for resampling by `ratio`, inside its activations."""
+    return kaiser_sinc_filter(0.5 / ratio, 0.6 / ratio, 6 * ratio)
 
-    `zeros` zero crossings to either side, cut off at `rolloff` of the lower rate's Nyquist frequency.
+
+def hann_sinc_filter(ratio: int, *, rolloff: float = 0.99, zeros: int = 6) -> Tensor:
+    """Make a Hann-windowed sinc that resamples by an integer ratio (Smith, Digital Audio Resampling, 2002).
+
+    Args:
+        ratio: higher rate / lower rate.
+        rolloff: cutoff as a share of the lower rate's Nyquist frequency.
+        zeros: zero crossings on each side.
+
+    Returns:
+        (1, 1, taps), on the CPU.
     """
     width = math.ceil(zeros / rolloff)
     time = (torch.arange(2 * width * ratio + 1, device="cpu") / ratio - width) * rolloff
@@ -172,9 +215,12 @@ def hann_sinc_filter(ratio: int, *, rolloff: float = 0.99, zeros: int = 6) -> Te
 
 
 class UpSample1d(nn.Module):
-    """Upsample each channel by an integer ratio with a sinc filter; n samples become ratio · n.
+    """Upsample each channel by an integer ratio with a sinc filter: n samples become ratio · n.
 
-    Kaiser (BigVGAN's, inside activations; part of the checkpoint) or Hann window (the resampler; not part of it).
+    Args:
+        ratio: factor.
+        window: "kaiser" inside BigVGAN's activations, where the checkpoint holds the filter; "hann" in the resampler,
+            where it does not.
     """
 
     def __init__(self, ratio: int, window: Literal["kaiser", "hann"]) -> None:
@@ -195,12 +241,14 @@ class UpSample1d(nn.Module):
     def _filter(self) -> Tensor:
         if self.window == "hann":
             return hann_sinc_filter(self.ratio)
-        return kaiser_sinc_filter(0.5 / self.ratio, 0.6 / self.ratio, 6 * self.ratio)
+        return _resampling_filter(self.ratio)
 
     def reset(self) -> None:
+        """Compute the filter."""
         self.get_buffer("filter").copy_(self._filter())
 
     def forward(self, x_bcn: Tensor) -> Tensor:
+        """(b, c, n) → (b, c, ratio · n)."""
         channels = x_bcn.shape[1]
         kernel = self.get_buffer("filter").to(x_bcn).expand(channels, -1, -1)
         x_bcn = F.pad(x_bcn, (self.pad, self.pad), mode="replicate")
@@ -209,7 +257,7 @@ class UpSample1d(nn.Module):
 
 
 class LowPass1d(nn.Module):
-    """Low-pass filter and decimation by an integer ratio."""
+    """Low-pass filter, then every `ratio`-th sample."""
 
     def __init__(self, ratio: int) -> None:
         super().__init__()
@@ -218,9 +266,11 @@ class LowPass1d(nn.Module):
         self.register_buffer("filter", torch.empty(1, 1, self.taps))
 
     def reset(self) -> None:
-        self.get_buffer("filter").copy_(kaiser_sinc_filter(0.5 / self.ratio, 0.6 / self.ratio, self.taps))
+        """Compute the filter."""
+        self.get_buffer("filter").copy_(_resampling_filter(self.ratio))
 
     def forward(self, x_bcn: Tensor) -> Tensor:
+        """(b, c, n) → (b, c, n / ratio)."""
         channels = x_bcn.shape[1]
         even = 1 - self.taps % 2
         x_bcn = F.pad(x_bcn, (self.taps // 2 - even, self.taps // 2), mode="replicate")
@@ -229,13 +279,14 @@ class LowPass1d(nn.Module):
 
 
 class DownSample1d(nn.Module):
-    """The published layout nests the filter one level deeper here than in `UpSample1d`."""
+    """`LowPass1d` under the name `lowpass`: the published keys nest it one level deeper than in `UpSample1d`."""
 
     def __init__(self, ratio: int) -> None:
         super().__init__()
         self.lowpass = LowPass1d(ratio)
 
     def forward(self, x_bcn: Tensor) -> Tensor:
+        """(b, c, n) → (b, c, n / ratio)."""
         return self.lowpass(x_bcn)
 
 
@@ -248,10 +299,12 @@ class SnakeBeta(nn.Module):
         self.beta = nn.Parameter(torch.zeros(channels))
 
     def reset(self) -> None:
+        """Set α and β to 1."""
         nn.init.zeros_(self.alpha)
         nn.init.zeros_(self.beta)
 
     def forward(self, x_bcn: Tensor) -> Tensor:
+        """(b, c, n) → (b, c, n)."""
         alpha, beta = self.alpha.exp()[:, None], self.beta.exp()[:, None]
         return x_bcn + torch.sin(x_bcn * alpha).square() / (beta + 1e-9)
 
@@ -266,22 +319,20 @@ class AntiAliasedSnake(nn.Module):
         self.downsample = DownSample1d(2)
 
     def forward(self, x_bcn: Tensor) -> Tensor:
+        """(b, c, n) → (b, c, n)."""
         return self.downsample(self.act(self.upsample(x_bcn)))
 
 
-class AMPBlock(nn.Module):
-    """BigVGAN's residual block: as HiFi-GAN's, with its own anti-aliased Snake before each convolution."""
+class AMPBlock(ResBlock1d):
+    """BigVGAN's residual block: HiFi-GAN's convolutions, with an anti-aliased Snake before each of them."""
 
     def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
-        super().__init__()
-        self.convs1 = nn.ModuleList(
-            nn.Conv1d(channels, channels, kernel, dilation=d, padding=d * (kernel - 1) // 2) for d in dilations
-        )
-        self.convs2 = nn.ModuleList(nn.Conv1d(channels, channels, kernel, padding=(kernel - 1) // 2) for _ in dilations)
+        super().__init__(channels, kernel, dilations)
         self.acts1 = nn.ModuleList(AntiAliasedSnake(channels) for _ in dilations)
         self.acts2 = nn.ModuleList(AntiAliasedSnake(channels) for _ in dilations)
 
     def forward(self, x_bcn: Tensor) -> Tensor:
+        """(b, c, n) → (b, c, n)."""
         for conv1, conv2, act1, act2 in zip(self.convs1, self.convs2, self.acts1, self.acts2, strict=True):
             x_bcn = x_bcn + conv2(act2(conv1(act1(x_bcn))))
         return x_bcn
@@ -292,7 +343,7 @@ class AMPBlock(nn.Module):
 
 
 class Vocoder(nn.Module):
-    """One generator: log-mel (B, 2, T, mel_bins) → waveform (B, 2, T · samples_per_frame) in [−1, 1]."""
+    """One generator: log-mel (b, 2, t, mel_bins) → waveform (b, 2, t · samples_per_frame) in [−1, 1]."""
 
     def __init__(self, config: VocoderConfig) -> None:
         super().__init__()
@@ -315,40 +366,51 @@ class Vocoder(nn.Module):
 
     @property
     def sample_rate(self) -> int:
-        """Of the output, in Hz."""
+        """Sample rate of the output, in Hz."""
         return self.config.sample_rate
 
     @torch.no_grad()
     def init_weights(self) -> None:
         """Initialise for training from scratch.
 
-        Ours, since HiFi-GAN's own rule (σ = 0.01 under weight normalisation) needs weights that the published layout
-        has not: truncated normals that keep the variance at any width, the second convolution of each residual pair
-        zero, log-mels (about −6 ± 4) brought to unit scale by the first convolution, and a quiet wave (about 0.05).
+        The rules are ours: HiFi-GAN's rule (σ = 0.01 under weight normalisation) needs parameters that the published
+        layout does not have. Truncated normals keep the variance at any width, the second convolution of each
+        residual pair is zero, the first convolution brings log-mels (about −6 ± 4) to unit scale, and the output is a
+        quiet waveform (about 0.05).
         """
         gain_squared = 0.8 if self.config.activation == "snakebeta" else 1.98  # 1 / E[act(x)²] for a unit normal
         for module in self.modules():
             if isinstance(module, nn.Conv1d):
-                trunc_normal_fan_in(module, gain_squared=gain_squared)
+                init_convolution_(module, gain_squared=gain_squared)
             elif isinstance(module, SnakeBeta | UpSample1d | LowPass1d):
                 module.reset()
-        trunc_normal_fan_in(self.conv_pre, gain_squared=1 / 50)
+        init_convolution_(self.conv_pre, gain_squared=1 / 50)
         for up, rate in zip(self.ups, self.config.upsample_rates, strict=True):
             assert isinstance(up, nn.ConvTranspose1d)
             fan_in = up.in_channels * up.kernel_size[0] / rate
             std = math.sqrt(1.98 / fan_in) if self.config.activation == "leaky_relu" else math.sqrt(1 / fan_in)
-            nn.init.trunc_normal_(up.weight, std=std / 0.8796, a=-2 * std, b=2 * std)
+            nn.init.trunc_normal_(up.weight, std=std / TRUNCATED_STD, a=-2 * std, b=2 * std)
             assert up.bias is not None
             nn.init.zeros_(up.bias)
         for block in self.resblocks:
-            assert isinstance(block, ResBlock1d | AMPBlock)
+            assert isinstance(block, ResBlock1d)
             for conv in block.convs2:
                 assert isinstance(conv, nn.Conv1d)
                 nn.init.zeros_(conv.weight)
         self.conv_post.weight.mul_(0.05)
 
     def forward(self, mel_bstm: Tensor) -> Tensor:
-        """ValueError for another shape than (batch, 2, time ≥ 1, mel_bins)."""
+        """Synthesise a waveform.
+
+        Args:
+            mel_bstm: (b, 2, t, mel_bins) natural-log mel, t ≥ 1.
+
+        Returns:
+            (b, 2, t · samples_per_frame).
+
+        Raises:
+            ValueError: `mel_bstm` has another shape.
+        """
         _check_mel(mel_bstm, self.config.mel_bins)
         x_bcn = self.conv_pre(mel_bstm.transpose(2, 3).flatten(1, 2))
         kernels = len(self.config.res_kernels)
@@ -365,10 +427,10 @@ class Vocoder(nn.Module):
 
 
 class CausalSTFT(nn.Module):
-    """DFT rows times a Hann window, as a convolution: real rows, then imaginary ones.
+    """Short-time Fourier transform as a convolution: Hann-windowed DFT rows, the real ones, then the imaginary ones.
 
     The bases are buffers because the checkpoint holds them, rounded as they were in training. Nothing reads the inverse
-    basis; it is there because the published layout has it.
+    basis; it exists because the published layout has it.
     """
 
     def __init__(self, fft_length: int, hop_length: int) -> None:
@@ -380,6 +442,7 @@ class CausalSTFT(nn.Module):
         self.register_buffer("inverse_basis", torch.empty(rows, 1, fft_length))
 
     def reset(self) -> None:
+        """Compute the forward basis in float64 and round it; set the inverse basis to zero."""
         n = self.fft_length
         time = torch.arange(n, dtype=torch.float64, device="cpu")
         phase = 2 * math.pi / n * torch.outer(torch.arange(n // 2 + 1, dtype=torch.float64, device="cpu"), time)
@@ -389,16 +452,16 @@ class CausalSTFT(nn.Module):
         self.get_buffer("inverse_basis").zero_()
 
     def forward(self, wave_bn: Tensor) -> Tensor:
-        """Magnitudes (b, fft_length // 2 + 1, n / hop); padded on the past side only."""
+        """Waveform (b, n) → magnitudes (b, fft_length // 2 + 1, n / hop_length); pads the past side only."""
         padded = F.pad(wave_bn[:, None], (self.fft_length - self.hop_length, 0))
         spectrum = F.conv1d(padded, self.get_buffer("forward_basis"), stride=self.hop_length)
         real, imaginary = spectrum.chunk(2, dim=1)
-        # The square root has no finite slope at silence; the floor is far below the mel's own.
+        # The slope of the square root is infinite at silence; this floor is far below the mel's.
         return (real.square() + imaginary.square()).clamp(min=1e-14).sqrt()
 
 
 class MelSTFT(nn.Module):
-    """Causal log-mel of the first generator's wave: (b, n) → (b, bins, n / hop)."""
+    """Causal log-mel of the first generator's waveform."""
 
     def __init__(self, sample_rate: int, fft_length: int, hop_length: int, bins: int) -> None:
         super().__init__()
@@ -408,18 +471,20 @@ class MelSTFT(nn.Module):
         self.register_buffer("mel_basis", torch.empty(bins, fft_length // 2 + 1))
 
     def reset(self) -> None:
+        """Compute the bases and the filterbank."""
         self.stft_fn.reset()
         bank = slaney_filterbank(self.sample_rate, self.stft_fn.fft_length, self.bins)
         self.get_buffer("mel_basis").copy_(bank.T)
 
     def forward(self, wave_bn: Tensor) -> Tensor:
+        """Waveform (b, n) → natural-log mel (b, bins, n / hop_length)."""
         return (self.get_buffer("mel_basis") @ self.stft_fn(wave_bn)).clamp(min=1e-5).log()
 
 
 class VocoderWithBWE(nn.Module):
-    """Two generators: log-mel (B, 2, T, mel_bins) → waveform (B, 2, T · 480) at 48 kHz in [−1, 1], in float32.
+    """Two generators: log-mel (b, 2, t, mel_bins) → waveform (b, 2, t · 480) at 48 kHz in [−1, 1].
 
-    float32 only, autocast or not: SnakeBeta's sine of large arguments is noise in half precision.
+    It runs in float32 only, also under autocast: SnakeBeta's sine of large arguments is noise in half precision.
     """
 
     def __init__(self, config: VocoderWithBWEConfig) -> None:
@@ -433,31 +498,41 @@ class VocoderWithBWE(nn.Module):
 
     @property
     def sample_rate(self) -> int:
-        """Of the output, in Hz."""
+        """Sample rate of the output, in Hz."""
         return self.config.bwe.sample_rate
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """As `Vocoder.init_weights`; the filters and bases are computed."""
+        """Initialise both generators as `Vocoder.init_weights` does; compute the filters and the bases."""
         self.vocoder.init_weights()
         self.bwe_generator.init_weights()
         self.mel_stft.reset()
         self.resampler.reset()
 
     def forward(self, mel_bstm: Tensor) -> Tensor:
-        """ValueError for a wrong shape, or for weights in another precision than float32."""
+        """Synthesise a waveform.
+
+        Args:
+            mel_bstm: (b, 2, t, mel_bins) natural-log mel, t ≥ 1.
+
+        Returns:
+            (b, 2, t · 480) float32.
+
+        Raises:
+            ValueError: `mel_bstm` has another shape, or the weights are not float32.
+        """
         if self.vocoder.conv_pre.weight.dtype != torch.float32:
             dtype = str(self.vocoder.conv_pre.weight.dtype).removeprefix("torch.")
             raise ValueError(
                 f"the 48 kHz vocoder runs in float32 only and its weights are {dtype}: call .float() on it"
             )
         device = mel_bstm.device.type
-        # The meta device, on which FLOPs are counted, knows no autocast.
+        # The meta device, on which FLOPs are counted, has no autocast.
         full = torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext()
         with full:
             wave_bsn = self.vocoder(mel_bstm.float())
             b, s, n = wave_bsn.shape
-            # Whole hops, so that the second generator's frames cover the wave exactly.
+            # Pad to complete hops, so that the second generator's frames cover the waveform exactly.
             wave_bsn = F.pad(wave_bsn, (0, -n % self.config.hop_length))
             mel_bsmt = self.mel_stft(wave_bsn.flatten(0, 1)).unflatten(0, (b, s))
             extension_bsn = self.bwe_generator(mel_bsmt.transpose(2, 3))

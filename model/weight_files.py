@@ -1,11 +1,11 @@
-"""The safetensors file, one tensor at a time.
+"""Reading and writing of safetensors files, one tensor at a time.
 
-A safetensors file is: 8 bytes little-endian header length, a JSON header {key: {dtype, shape, data_offsets}} with an
-optional `__metadata__` of strings, then the tensors' bytes without gaps. Its library writes a file only from all
-tensors at once; a 38 GB model must never stand whole in one host's memory, so the writer here takes shapes and types
-first and then tensors as they come. Reading goes through the library, which maps the file.
+A safetensors file has 8 bytes of header length (little-endian), a JSON header {key: {dtype, shape, data_offsets}} with
+an optional `__metadata__` of strings, then the bytes of the tensors without gaps. The safetensors library writes a file
+only from all tensors at once, but a 38 GB model must never be in the memory of one host completely. So the writer here
+takes shapes and types first, then tensors in any order. Reading uses the library, which maps the file.
 
-Nothing is unpickled, here or anywhere.
+Nothing is unpickled, here or elsewhere.
 """
 
 import hashlib
@@ -39,18 +39,21 @@ _UNKNOWN_HASH = "0" * 64
 
 
 class Spec(NamedTuple):
-    """What a tensor is, without its values."""
+    """Shape and type of a tensor."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
 
 class Header(NamedTuple):
+    """Header of a safetensors file: the specs by key, and the metadata."""
+
     specs: dict[str, Spec]
     metadata: dict[str, str]
 
 
 def specs_of(tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
+    """Return shape and type of each tensor."""
     return {key: Spec(tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}
 
 
@@ -58,7 +61,7 @@ def specs_of(tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
 
 
 def read_header(path: str | os.PathLike) -> Header:
-    """Keys, shapes, types and metadata of a safetensors file, without its tensors.
+    """Read keys, shapes, types and metadata of a safetensors file, without its tensors.
 
     Raises:
         ValueError: there is no such file, or it is not a safetensors file.
@@ -80,8 +83,8 @@ def read_header(path: str | os.PathLike) -> Header:
 
 
 def read_tensors(path: str | os.PathLike, keys: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """(key, CPU tensor) one at a time, in the file's order, or of `keys` alone."""
-    from safetensors import safe_open  # ships without torch's help; asked for only when a file is read
+    """Yield (key, CPU tensor) one at a time, in the order of `keys`, or of the file where `keys` is None."""
+    from safetensors import safe_open  # here, because model/ runs with torch alone as long as it reads no file
 
     with safe_open(path, framework="pt", device="cpu") as file:
         for key in file.keys() if keys is None else keys:
@@ -89,12 +92,14 @@ def read_tensors(path: str | os.PathLike, keys: Iterable[str] | None = None) -> 
 
 
 def shards_of(path: str | os.PathLike) -> list[Path]:
-    """The files behind `path`: itself, or those that an `*.index.json` (as Hugging Face writes it) lists.
+    """List the safetensors files of a model.
 
-    `path` is a .safetensors file, an index file, or a folder with one index or else .safetensors files.
+    Args:
+        path: a .safetensors file, an `*.index.json` as Hugging Face writes it, or a folder with one index or, without
+            an index, with .safetensors files.
 
     Raises:
-        ValueError: nothing there, or a shard named by the index is missing.
+        ValueError: there is no such file, or a shard that the index names is missing.
     """
     path = Path(path)
     if path.is_dir():
@@ -126,10 +131,10 @@ def shards_of(path: str | os.PathLike) -> list[Path]:
 
 
 class FileWriter:
-    """Writes one safetensors file, tensor by tensor, in any order, and renames it into place when complete.
+    """Writes one safetensors file, tensor by tensor in any order, and renames it into place when it is complete.
 
-    `metadata` values that hold the hash placeholder are settled by `finish`, because hashes follow from tensors that
-    come after the header.
+    The header precedes the tensors, so a metadata value that is a hash of tensors starts as a placeholder of the same
+    length, which `finish` replaces.
 
         with FileWriter(path, specs, metadata) as file:
             file.write(key, tensor)
@@ -141,7 +146,7 @@ class FileWriter:
         self._specs = dict(specs)
         self._missing = set(specs)
         self._metadata = dict(metadata)
-        # As the library does: wide types first, so that every tensor is aligned to its own width.
+        # Wide types first, as the library does, so that every tensor is aligned to the width of its type.
         order = sorted(specs, key=lambda key: (-specs[key].dtype.itemsize, key))
         self._offsets: dict[str, tuple[int, int]] = {}
         end = 0
@@ -152,13 +157,14 @@ class FileWriter:
             self._offsets[key] = (start, end)
         self._header_length = len(self._header())
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside its place, so that the rename is atomic.
+        # In the same folder, so that the rename is atomic.
         handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
         os.fchmod(handle, 0o644)
         self._temporary = Path(name)
         self._file: IO[bytes] = os.fdopen(handle, "wb")
 
     def write(self, key: str, tensor: Tensor) -> None:
+        """Write one tensor of `specs`; each exactly once."""
         assert key in self._missing, f"{key} written twice or not announced"
         assert Spec(tuple(tensor.shape), tensor.dtype) == self._specs[key], f"{key} is not what was announced"
         self._missing.remove(key)
@@ -166,7 +172,14 @@ class FileWriter:
         self._file.write(raw_bytes(tensor))
 
     def finish(self, metadata: Mapping[str, str] | None = None) -> None:
-        """Settle metadata (the same keys, values of the same length) and put the file in its place."""
+        """Replace metadata values and rename the file into place.
+
+        Args:
+            metadata: new values, of the same length, for keys that the header has.
+
+        Raises:
+            ValueError: a tensor was not written.
+        """
         if self._missing:
             raise ValueError(f"{self.path}: {len(self._missing)} tensors were never written, e.g. {min(self._missing)}")
         self._metadata.update(metadata or {})
@@ -195,7 +208,7 @@ class FileWriter:
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """The tensor's bytes, row-major, little-endian; copies only what is not on the CPU or not contiguous."""
+    """Return a tensor's bytes, row-major, little-endian. Copies only what is not contiguous on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
 
@@ -211,7 +224,11 @@ def _nbytes(spec: Spec) -> int:
 
 
 class Fingerprint:
-    """SHA-256 of a component's configuration and tensors, whatever the order and the layout they are stored in."""
+    """SHA-256 of a component's configuration and tensors, the same for every order and layout of storage.
+
+    Args:
+        config: the configuration as JSON values.
+    """
 
     LENGTH = len(_UNKNOWN_HASH)
     PLACEHOLDER = _UNKNOWN_HASH
@@ -221,12 +238,14 @@ class Fingerprint:
         self._digests: dict[str, bytes] = {}
 
     def add(self, key: str, tensor: Tensor) -> None:
+        """Add a tensor; the order of the calls does not matter."""
         digest = hashlib.sha256(f"{key} {_NAMES[tensor.dtype]} {list(tensor.shape)}\n".encode())
         digest.update(raw_bytes(tensor))
         self._digests[key] = digest.digest()
 
     def hexdigest(self) -> str:
-        whole = hashlib.sha256(self._config.encode())
+        """Return the fingerprint of what was added, in hexadecimal."""
+        digest = hashlib.sha256(self._config.encode())
         for key in sorted(self._digests):
-            whole.update(self._digests[key])
-        return whole.hexdigest()
+            digest.update(self._digests[key])
+        return digest.hexdigest()

@@ -1,15 +1,15 @@
-"""Weights: saved and loaded in three layouts, tensor by tensor, safetensors only.
+"""Saving and loading of weights in three layouts, tensor by tensor, in safetensors files only.
 
 - `kinotone`: a **model folder**, `<dir>/{component}.safetensors`, each with its configuration and a fingerprint (hash
-  of configuration and tensors) in the metadata. The text encoder is no part of it.
-- `ltx`: the published single file of LTX-2 (2.0 and 2.3), the upscaler in `<stem>-upscaler.safetensors` beside it.
-- `diffusers`: a folder per part, config.json and diffusion_pytorch_model.safetensors.
+  of configuration and tensors) in the metadata. The text encoder is not in it.
+- `ltx`: the published single file of LTX-2 (2.0 and 2.3), with the upscaler in `<stem>-upscaler.safetensors` beside it.
+- `diffusers`: a folder per component with config.json and diffusion_pytorch_model.safetensors.
 
-Strict both ways: a missing or superfluous key, another shape, another release are a ValueError that names it. No file
-is ever whole in memory: files are written and read one tensor at a time, and `stream` hands the tensors out one by one,
-under our names, to whoever fills partitions with them.
+Both directions are strict: a key that is missing or unexpected, another shape or another release raises a ValueError
+that names it. Files are written and read one tensor at a time, so no file is ever in memory completely. `stream`
+yields the tensors one by one under our names, for callers that fill partitions with them (ZeRO-3).
 
-Sources: the published checkpoints' keys and metadata, as ltx-core and diffusers read them.
+Source: keys and metadata of the published checkpoints, as ltx-core and diffusers read them.
 """
 
 import hashlib
@@ -55,9 +55,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Component:
-    """A part to save: what it is, what its tensors are, and a way to get them one by one.
+    """A component to save.
 
-    `stream()` yields (key, tensor) in any order, each of `specs` once; it may gather a tensor from partitions.
+    Attributes:
+        name: one of `COMPONENTS`.
+        config: its configuration.
+        specs: shape and type of each tensor, by our keys.
+        stream: yields (key, tensor) in any order, each key of `specs` once; it may gather a tensor from partitions.
     """
 
     name: str
@@ -70,15 +74,17 @@ class Component:
 
 
 def save(obj: LTX2 | nn.Module, path: str | Path, layout: Layout = "kinotone") -> None:
-    """Write a model, or a single part of one, in a layout.
+    """Write a model, or a single component, in a layout.
 
     Args:
-        path: kinotone and diffusers: a folder (of a single part, kinotone: also a .safetensors file); parts that lie
-            there already and are not in `obj` stay. ltx: a .safetensors file.
+        obj: model or component.
+        path: for kinotone and diffusers a folder, where components that are not in `obj` stay; for kinotone and a
+            single component also a .safetensors file; for ltx a .safetensors file.
+        layout: of the files.
 
     Raises:
-        ValueError: `obj` is no part of LTX-2, the published classes have no room for its shape, or `path` is not of
-            the layout's kind.
+        ValueError: `obj` is no component of LTX-2, the published classes cannot take its shape, or `path` does not fit
+            the layout.
     """
     modules = obj.components if isinstance(obj, LTX2) else {component_of(obj): obj}
     save_components([_part(name, module) for name, module in modules.items()], path, layout)
@@ -90,7 +96,7 @@ def _part(name: str, module: nn.Module) -> Component:
 
 
 def save_components(components: Iterable[Component], path: str | Path, layout: Layout = "kinotone") -> None:
-    """`save` for tensors that come one by one, as from ZeRO-3 partitions."""
+    """Write components whose tensors come one by one, as from ZeRO-3 partitions; otherwise as `save`."""
     components, path = list(components), Path(path)
     for part in components:
         check_keys(part.name, expected_specs(part.config), part.specs, "what is to be saved")
@@ -106,16 +112,23 @@ def convert(
     components: Iterable[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> None:
-    """From one layout to another, tensor by tensor, without building the model.
+    """Convert weights to another layout, tensor by tensor, without building the model.
 
     Args:
-        progress: called with (part, tensors written, tensors of the part).
+        paths: files or folders to read, in any layout.
+        output: file or folder to write (see `save`).
+        layout: of the output.
+        components: names of the components to convert; None for all.
+        progress: called after each tensor with the component, its tensors written and its number of tensors.
+
+    Raises:
+        ValueError: as `load` and `save`.
     """
     found = [Component(p.name, p.config, p.specs, p.stream) for p in open_components(paths, components=components)]
-    save_components([_followed(part, progress) for part in found] if progress else found, output, layout)
+    save_components([_with_progress(part, progress) for part in found] if progress else found, output, layout)
 
 
-def _followed(part: Component, progress: Callable[[str, int, int], None]) -> Component:
+def _with_progress(part: Component, progress: Callable[[str, int, int], None]) -> Component:
     def stream() -> Iterator[tuple[str, Tensor]]:
         for count, item in enumerate(part.stream(), start=1):
             yield item
@@ -127,7 +140,9 @@ def _followed(part: Component, progress: Callable[[str, int, int], None]) -> Com
 def _save_kinotone(components: list[Component], path: Path) -> None:
     single = path.suffix == ".safetensors"
     if single and len(components) != 1:
-        raise ValueError(f"{path}: {len(components)} parts go into a folder, not into one file; drop the .safetensors")
+        raise ValueError(
+            f"{path}: {len(components)} components go into a folder, not into one file; drop the .safetensors"
+        )
     for part in components:
         config = json.dumps(config_json(part.config))
         metadata = {"format": "pt", "component": part.name, "config": config, "fingerprint": Fingerprint.PLACEHOLDER}
@@ -174,7 +189,7 @@ def _save_diffusers(components: list[Component], path: Path) -> None:
 
 
 def _write(file: FileWriter, part: Component, names: dict[str, str]) -> str:
-    """Write a part's tensors under other names; its fingerprint."""
+    """Write a component's tensors under other names; return its fingerprint."""
     fingerprint = Fingerprint(config_json(part.config))
     for key, tensor in part.stream():
         fingerprint.add(key, tensor)
@@ -192,15 +207,19 @@ def load(
     dtype: torch.dtype | None = None,
     components: Iterable[str] | None = None,
 ) -> LTX2:
-    """A model from a folder or file of any layout, or from several (each part once).
+    """Load a model from files or folders of any layout.
 
     Args:
-        layout: refuse another one; None: whichever it is.
-        dtype: of the parameters; None: as stored. Buffers (statistics, filters) and the 48 kHz vocoder come in float32.
-        components: the parts to load (None: all that are there).
+        paths: one path or several, with each component once.
+        layout: refuse other layouts; None accepts any.
+        device: of the tensors.
+        dtype: of the parameters; None for the stored type. Buffers (statistics, filters) and the 48 kHz vocoder are
+            always float32.
+        components: names of the components to load; None for all that are there.
 
     Raises:
-        ValueError: see the module's head; also where a part that is asked for is not there.
+        ValueError: the weights are not strictly those of LTX-2 (see the module docstring), or a requested component
+            is missing.
     """
     names = None if components is None else check_components(components)
     found = open_components(paths, layout, names)
@@ -210,15 +229,15 @@ def load(
 def load_component(
     path: Paths, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> nn.Module:
-    """One part, as `load` does."""
+    """Load one component; otherwise as `load`."""
     return getattr(load(path, device=device, dtype=dtype, components=[name]), name)
 
 
 def load_into(obj: LTX2 | nn.Module, paths: Paths) -> None:
-    """Fill a model, or a part, in place; its device and types stay.
+    """Load weights into a model, or into a component, in place; its device and types stay.
 
     Raises:
-        ValueError: as `load`; also where the stored configuration is another than the model's, naming the entry.
+        ValueError: as `load`; or the stored configuration differs from the model's, with the name of the entry.
     """
     modules = obj.components if isinstance(obj, LTX2) else {component_of(obj): obj}
     for part in open_components(paths, components=modules):
@@ -238,9 +257,12 @@ def load_into(obj: LTX2 | nn.Module, paths: Paths) -> None:
 
 
 def stream(paths: Paths, component: str | None = None) -> Iterator[tuple[str, Tensor]]:
-    """(key, CPU tensor) one at a time, from any layout, under our names.
+    """Yield (key, CPU tensor) one at a time, from any layout, under our names.
 
-    With `component`, the keys of that part's state dict; without, those of the whole model's ("transformer.…").
+    Args:
+        paths: files or folders.
+        component: yield this component, with the keys of its state dict; None yields all, with the keys of the
+            model's state dict ("transformer.…").
     """
     for part in open_components(paths, components=None if component is None else [component]):
         for key, tensor in part.stream():
@@ -248,12 +270,12 @@ def stream(paths: Paths, component: str | None = None) -> Iterator[tuple[str, Te
 
 
 def configs(paths: Paths) -> dict[str, Any]:
-    """The configuration of each part at `paths`; reads headers alone."""
+    """Return the configuration of each component at `paths`. Reads headers only."""
     return {part.name: part.config for part in open_components(paths)}
 
 
 def fingerprint(paths: Paths, component: str | None = None) -> str:
-    """SHA-256 of configuration and tensors of a part, or of all parts at `paths`; the same in every layout."""
+    """Return the SHA-256 of configuration and tensors of a component, or of all at `paths`; equal in every layout."""
     components = open_components(paths, components=None if component is None else [component])
     if len(components) == 1:
         return components[0].fingerprint()
@@ -261,18 +283,18 @@ def fingerprint(paths: Paths, component: str | None = None) -> str:
 
 
 def projection_fingerprint(paths: Paths) -> str:
-    """SHA-256 of the feature projection W alone, the half of a text conditioner that stored features come from."""
-    own = Fingerprint({})
+    """Return the SHA-256 of the feature projection, the half of the text conditioner that makes stored features."""
+    digest = Fingerprint({})
     for key, tensor in stream(paths, "text_conditioner"):
         if key.startswith("text_embedding_projection."):
-            own.add(key, tensor)
-    return own.hexdigest()
+            digest.add(key, tensor)
+    return digest.hexdigest()
 
 
 def _materialize(
     config: Any, tensors: Iterable[tuple[str, Tensor]], device: torch.device, dtype: torch.dtype | None
 ) -> nn.Module:
-    """A part from its tensors, none of which is allocated before it is read."""
+    """Build a component from its tensors; allocate none before it is read."""
     module = build_component(config, "meta")
     parameters = dict(module.named_parameters())
     if isinstance(config, VocoderWithBWEConfig):
@@ -281,7 +303,7 @@ def _materialize(
         wanted = tensor.dtype
         if tensor.is_floating_point():
             wanted = (dtype or tensor.dtype) if key in parameters else torch.float32
-        # A copy, so that no part of the file stays mapped.
+        # Copy, so that no part of the file stays mapped.
         value = torch.empty(tensor.shape, dtype=wanted, device=device).copy_(tensor)
         owner_name, _, name = key.rpartition(".")
         owner = module.get_submodule(owner_name)
@@ -294,7 +316,7 @@ def _materialize(
 
 
 def _fill_computed_buffers(module: nn.Module, device: torch.device) -> None:
-    """Buffers that no file holds are computed by their module's `reset`."""
+    """Compute the buffers that no file holds by the `reset` of their module."""
     for owner in module.modules():
         missing = [name for name, buffer in owner.named_buffers(recurse=False) if buffer.is_meta]
         if missing and device.type != "meta":

@@ -11,18 +11,14 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from data_prep.dataset import storage
-from data_prep.loading.buckets import Bucket
 from data_prep.media.write_mp4 import write_mp4
 from data_prep.packaged_weights import resolve
-from data_prep.settings import Settings
 from model import LTX2, weights
 from model.flow import inference_schedule
 from model.guidance import Guidance, GuidanceScales
@@ -31,43 +27,10 @@ from model.sampler import SampleStream, TextContext, sample
 from model.text_encoder import GemmaTextEncoder
 from pipelines.model_folder import model_folder
 from pipelines.report.previews import contact_sheet, spectrogram
-from pipelines.tracking.run import TrackingSettings, start_run
+from pipelines.settings import GenerateSettings, ScaleSettings, TrackingSettings
+from pipelines.tracking.run import start_run
 
 COMPONENTS = ("transformer", "text_conditioner", "video_vae", "audio_vae", "vocoder")
-
-
-class ScaleSettings(Settings):
-    """Guidance strengths of one stream (arXiv 2601.03233, §4)."""
-
-    text: float = Field(default=3.0, description="pull away from the negative prompt; 1: none")
-    stg: float = Field(default=0.0, description="spatio-temporal guidance, with stg-blocks; 0: none")
-    modality: float = Field(default=1.0, description="pull towards what the other stream adds; 1: none, published: 3")
-    rescale: float = Field(
-        default=0.7, ge=0, le=1, description="share of the result brought back to the unguided deviation"
-    )
-
-    def scales(self) -> GuidanceScales:
-        return GuidanceScales(self.text, self.stg, self.modality, self.rescale)
-
-
-class GenerateSettings(Settings):
-    """What is sampled, and how."""
-
-    shape: Bucket = Field(default=Bucket(), description="size, frames and frame rate of the samples")
-    steps: int = Field(default=40, ge=1, description="Euler steps; each costs one forward of up to four passes")
-    video: ScaleSettings = ScaleSettings()
-    audio: ScaleSettings = ScaleSettings(text=7.0)
-    stg_blocks: tuple[int, ...] = Field(
-        default=(), description="blocks that STG perturbs; published: 29 in 2.0, 28 in 2.3"
-    )
-    negative_prompt: str = Field(
-        default="", description="what text guidance pulls away from; empty: no caption, as in training's dropout"
-    )
-    text_encoder: str = Field(
-        default="package:gemma3-270m", description="Gemma 3: folder, hub id, .gguf file or package:NAME"
-    )
-    seed: int = Field(default=0, ge=0, description="of the noise, with the sample's number")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU when there is one")
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -178,7 +141,7 @@ def _sample(
         context=contexts[0],
         negative=contexts[1],
         schedule=inference_schedule(settings.steps),
-        guidance=Guidance(settings.video.scales(), settings.audio.scales(), settings.stg_blocks),
+        guidance=Guidance(_scales(settings.video), _scales(settings.audio), settings.stg_blocks),
         generator=torch.Generator().manual_seed(seed),
     )
     assert video is not None
@@ -189,6 +152,10 @@ def _sample(
         mel = model.audio_vae.decode(unpatchify_audio(audio, config.latent_channels, config.latent_bins))
         waveform = model.vocoder(mel)
     return _frames(pixels), _fitted(waveform[0], round(shape.duration_s * model.vocoder.sample_rate))
+
+
+def _scales(given: ScaleSettings) -> GuidanceScales:
+    return GuidanceScales(given.text, given.stg, given.modality, given.rescale)
 
 
 def _frames(pixels_bcfhw: Tensor) -> np.ndarray:

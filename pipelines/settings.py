@@ -1,312 +1,89 @@
-"""Settings of a training run. What every task shares stands at the top; each task adds a section of its own."""
+"""Settings of encoding, generation and tracking. Those of a training run are in `pipelines/training/settings.py`."""
 
-from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field
 
-from data_prep.loading.batch_plan import BatchSettings
 from data_prep.loading.buckets import Bucket
-from data_prep.settings import Settings
+from data_prep.settings import LocalPath, Settings
+
+COMPONENTS = ("video_vae", "audio_vae", "text_conditioner")
 
 
-class OptimizerSettings(Settings):
-    """AdamW, its learning rate over time, and the average of the weights."""
+class EncodeSettings(Settings):
+    """The shapes and weights that clips are encoded with."""
 
-    lr: float = Field(default=3e-4, description="peak learning rate", gt=0)
-    warmup_steps: int = Field(default=20, description="steps of linear warm-up", ge=0)
-    schedule: Literal["constant", "cosine"] = Field(default="cosine", description="learning rate after the warm-up")
-    final_lr: float = Field(default=0.1, description="learning rate at the last step, as a part of lr", ge=0, le=1)
-    beta1: float = Field(default=0.9, description="AdamW's first moment decay", ge=0, lt=1)
-    beta2: float = Field(default=0.99, description="AdamW's second moment decay", ge=0, lt=1)
-    eps: float = Field(default=1e-8, description="AdamW's denominator floor", gt=0)
-    weight_decay: float = Field(default=0.01, description="AdamW's decoupled decay, of matrices only", ge=0)
-    clip_norm: float = Field(default=1.0, description="gradients are scaled down to this norm", gt=0)
-    ema_decay: float = Field(
-        default=0.99,
-        description="decay of the moving average of the weights, which is what is exported; 0: none",
-        ge=0,
-        lt=1,
-    )
-
-
-class CheckpointSettings(Settings):
-    """When the state is saved, and how much of it is kept."""
-
-    every_steps: int = Field(default=200, description="steps between checkpoints", ge=1)
-    keep: int = Field(default=2, description="newest whole checkpoints kept", ge=1)
-
-
-class WorkerSettings(Settings):
-    """The processes that train."""
-
-    count: int = Field(default=2, description="workers (ranks)", ge=1)
-    gpu: bool = Field(default=False, description="one GPU per worker")
-    cpus: int = Field(default=1, description="CPUs, and threads, per worker", ge=1)
-    zero_stage: Literal[1, 2, 3] | None = Field(
-        default=None, description="DeepSpeed ZeRO stage; default: 3 for dit and text-projection, 1 for the others"
-    )
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="bf16 keeps fp32 master weights; discriminators stay fp32"
-    )
-    recompute: int = Field(
-        default=0,
-        description="transformer blocks run again in backward, to save memory: 0 none, 1 all, n every n-th",
-        ge=0,
-    )
-    sequence_parallel: int = Field(
-        default=1,
-        description="workers that share the tokens of each sample, for long clips (dit, text-projection)",
-        ge=1,
-    )
-    compile: bool = Field(default=False, description="torch.compile the transformer's blocks; minutes at the start")
-    persistence_threshold: int = Field(
-        default=100_000, description="ZeRO-3: parameters of at most so many values stay whole on every rank", ge=0
-    )
-    max_failures: int = Field(default=0, description="times that lost workers are started again", ge=0)
-
-    @model_validator(mode="after")
-    def _groups_are_whole(self) -> Self:
-        if self.count % self.sequence_parallel:
-            raise ValueError(
-                f"count {self.count} is not a multiple of sequence_parallel {self.sequence_parallel}; make it one"
-            )
-        return self
-
-    @property
-    def replicas(self) -> int:
-        """Groups of workers that work on samples of their own."""
-        return self.count // self.sequence_parallel
-
-
-class ConditioningSettings(Settings):
-    """Parts of the samples that are given some tokens clean, by kind; a sample is of one kind at most."""
-
-    first_frame: float = Field(default=0.0, description="given the first latent frame (image to video)", ge=0, le=1)
-    extend_forward: float = Field(
-        default=0.0, description="given some of the first latent frames with their sound", ge=0, le=1
-    )
-    extend_backward: float = Field(
-        default=0.0, description="given some of the last latent frames with their sound", ge=0, le=1
-    )
-    inpaint: float = Field(default=0.0, description="given the picture outside a rectangle", ge=0, le=1)
-    outpaint: float = Field(default=0.0, description="given the picture inside a rectangle", ge=0, le=1)
-    audio_to_video: float = Field(default=0.0, description="given all of the sound", ge=0, le=1)
-    video_to_audio: float = Field(default=0.0, description="given all of the picture", ge=0, le=1)
-
-    @model_validator(mode="after")
-    def _are_parts(self) -> Self:
-        if self.total > 1:
-            raise ValueError(f"the parts add up to {self.total:g}; lower them, for together they are at most 1")
-        return self
-
-    @property
-    def total(self) -> float:
-        """Part of the samples that are given anything."""
-        return sum(probability for _, probability in self)
-
-
-class DiffusionSettings(Settings):
-    """The diffusion loss: rectified flow on both modalities."""
-
-    sigma: Literal["independent", "shared"] = Field(
-        default="independent", description="each modality draws its own noise level, or both take one"
-    )
-    video_weight: float = Field(default=1.0, description="weight of the video loss", ge=0)
-    audio_weight: float = Field(default=1.0, description="weight of the audio loss", ge=0)
-    caption_dropout: float = Field(
-        default=0.1, description="part of the samples trained without their caption (for text guidance)", ge=0, le=1
-    )
-    cross_modal_dropout: float = Field(
-        default=0.1, description="part of the steps trained without A↔V attention (for modality guidance)", ge=0, le=1
-    )
-    conditioning: ConditioningSettings = ConditioningSettings()
-    frozen: tuple[str, ...] = Field(
-        default=(),
-        description="parameters that are not trained, by name with wildcards, e.g. 'transformer.audio_*'",
-    )
-    sigma_bins: int = Field(default=4, description="equal bins of sigma over which the losses are logged", ge=1)
-
-
-class LoRASettings(Settings):
-    """Low-rank adapters (LoRA) on given weights that stay as they are."""
-
-    rank: int = Field(default=0, description="rank of the adapters; 0: none, the weights themselves are trained", ge=0)
-    alpha: int = Field(default=32, description="the adapters are scaled by alpha / rank", ge=1)
-    targets: tuple[str, ...] = Field(
-        default=("to_q", "to_k", "to_v", "to_out.0"),
-        description="linear layers that get one, by the end of their names, with wildcards, e.g. 'audio_ff.net.*'",
+    buckets: list[Bucket] = Field(
+        default=[Bucket(), Bucket(height=192, width=128), Bucket(frames=25, fps=12)],
         min_length=1,
+        description="shapes that clips are scaled and cut to; each clip takes the nearest that it can fill",
     )
-
-
-class DiTSettings(DiffusionSettings):
-    """The transformer, on the text features that encode stored."""
-
-    train_connectors: bool = Field(
-        default=True, description="train the text connectors with the transformer; not under lora"
+    video_vae: LocalPath = Field(
+        default="", description="model folder that holds video_vae.safetensors; empty: untrained"
     )
-    lora: LoRASettings = LoRASettings()
-
-
-class TextProjectionSettings(DiffusionSettings):
-    """The text projection W and the connectors, on a text encoder that runs beside them."""
-
-    text_encoder: str = Field(
+    audio_vae: LocalPath = Field(
+        default="", description="model folder that holds audio_vae.safetensors; empty: untrained"
+    )
+    text_conditioner: LocalPath = Field(
+        default="", description="model folder that holds text_conditioner.safetensors (W); empty: untrained"
+    )
+    preset: str = Field(
+        default="tiny", description="preset of the components without weights, for a trial of the pipeline"
+    )
+    text_encoder: LocalPath = Field(
         default="package:gemma3-270m", description="Gemma 3: package:gemma3-270m, a folder, a hub id or a .gguf file"
     )
-    max_text_tokens: int = Field(default=256, ge=1, description="longer captions are cut, tokens")
-    train_transformer: bool = Field(
-        default=True, description="train the transformer with them, as in the paper; else it must be given"
-    )
-
-    @field_validator("text_encoder")
-    @classmethod
-    def _absolute(cls, name: str) -> str:
-        # A worker's working directory is not the user's. What is no path here is a package's name or a hub id.
-        return str(Path(name).absolute()) if Path(name).exists() else name
-
-
-class AdversarySettings(Settings):
-    """Discriminators that the task is trained against, and their AdamW; the rest is as in the run's optimizer."""
-
-    weight: float = Field(default=0.0, description="weight of the adversarial loss; 0: no discriminators", ge=0)
-    start_step: int = Field(default=0, description="steps of reconstruction alone before the discriminators join", ge=0)
-    channels: int = Field(default=64, description="width of the discriminators after their first layer", ge=4)
-    lr: float = Field(default=2e-4, description="their peak learning rate; it warms up from start_step on", gt=0)
-    beta1: float = Field(default=0.5, description="AdamW's first moment decay", ge=0, lt=1)
-    beta2: float = Field(default=0.9, description="AdamW's second moment decay", ge=0, lt=1)
-
-
-class WaveAdversarySettings(AdversarySettings):
-    """Multi-period and multi-scale discriminators; the defaults are HiFi-GAN's (arXiv 2010.05646 §2.3, §3)."""
-
-    feature_matching: float = Field(
-        default=2.0, description="weight of the feature matching loss, beside the adversarial one's 1", ge=0
-    )
-    channels: int = Field(default=32, description="width of the discriminators after their first layer", ge=4)
-    beta1: float = Field(default=0.8, description="AdamW's first moment decay", ge=0, lt=1)
-    beta2: float = Field(default=0.99, description="AdamW's second moment decay", ge=0, lt=1)
-
-
-class PerceptualSettings(Settings):
-    """LPIPS distance of frames."""
-
-    weight: float = Field(default=0.0, description="weight of the perceptual loss; 0: none", ge=0)
-    backbone: str = Field(default="", description="file of torchvision's vgg16 weights (.pth or .safetensors)")
-    heads: str = Field(default="", description="file of LPIPS heads (lpips' vgg.pth); none: all channels alike")
-
-    @field_validator("backbone", "heads")
-    @classmethod
-    def _absolute(cls, path: str) -> str:
-        # A worker's working directory is not the user's.
-        return str(Path(path).absolute()) if path else path
-
-
-class VideoVAESettings(Settings):
-    """Reconstruction of crops out of curated clips."""
-
-    buckets: tuple[Bucket, ...] = Field(
-        default=(Bucket(),),
-        description="clips are scaled as encode will scale them: give encode's buckets",
-        min_length=1,
-    )
-    crop_frames: int = Field(default=17, description="frames of a crop: 1 + a multiple of 8", ge=9)
-    crop_size: int = Field(default=96, description="height and width of a crop, pixels: a multiple of 32", ge=32)
-    still_fraction: float = Field(
-        default=0.0, description="part of the samples that are a single frame; a batch holds one kind", ge=0, lt=1
-    )
-    l1: float = Field(default=1.0, description="weight of the absolute error", ge=0)
-    pyramid: float = Field(
-        default=1.0, description="weight of the error of averages over blocks of 8 and 32 pixels", ge=0
-    )
-    gradient: float = Field(default=0.1, description="weight of the error of the picture's edges", ge=0)
-    kl: float = Field(default=1e-5, description="weight of the KL divergence to N(0, 1), per latent value", ge=0)
-    perceptual: PerceptualSettings = PerceptualSettings()
-    adversary: AdversarySettings = AdversarySettings()
-
-
-class AudioVAESettings(Settings):
-    """Reconstruction of log-mel spectrograms."""
-
-    crop_latents: int = Field(default=25, description="length of a crop, audio latents (25 per second)", ge=3)
-    l1: float = Field(default=1.0, description="weight of the absolute error of the log-mel", ge=0)
-    gradient: float = Field(default=0.5, description="weight of the error of its differences in time and pitch", ge=0)
-    coarse: float = Field(
-        default=1.0, description="weight of the error of the mel at 2, 4 and 8 times coarser frames and bands", ge=0
-    )
-    kl: float = Field(default=1e-5, description="weight of the KL divergence to N(0, 1), per latent value", ge=0)
-    adversary: AdversarySettings = AdversarySettings()
-
-
-class VocoderSettings(Settings):
-    """Waveforms from log-mel spectrograms."""
-
-    crop_mel_frames: int = Field(default=50, description="length of a crop, mel frames (100 per second)", ge=16)
-    stft: float = Field(default=1.0, description="weight of the multi-resolution STFT loss", ge=0)
-    mel: float = Field(
-        default=1.0, description="weight of the log-mel loss; HiFi-GAN's is 45 beside an adversary of weight 1", ge=0
-    )
-    decoded_fraction: float = Field(
-        default=0.0, description="part of the steps whose mels the given audio VAE has encoded and decoded", ge=0, le=1
-    )
-    adversary: WaveAdversarySettings = WaveAdversarySettings()
-
-
-class UpscalerSettings(Settings):
-    """Latents of crops out of curated clips, at two resolutions."""
-
-    scale: Literal["x2", "x1.5", "temporal-x2"] = Field(
-        default="x2", description="what is upscaled, and by how much: height and width, or the frame rate"
-    )
-    buckets: tuple[Bucket, ...] = Field(
-        default=(Bucket(),),
-        description="clips are scaled as encode will scale them: give encode's buckets",
-        min_length=1,
-    )
-    crop_frames: int = Field(
-        default=17, description="frames of a crop: 1 + a multiple of 8, of 16 for temporal-x2", ge=9
-    )
-    crop_size: int = Field(
-        default=128,
-        description="height and width of a crop at the high resolution, pixels: a multiple of 64 (x2) or 96 (x1.5)",
-        ge=64,
-    )
-    latent: float = Field(default=1.0, description="weight of the latents' absolute error, in deviations", ge=0)
-    decoded: float = Field(
-        default=1.0, description="weight of the decoded picture's absolute error; 0: nothing is decoded", ge=0
-    )
-
-
-class TrainSettings(Settings):
-    """A training run."""
-
-    input: str = Field(default="", description="encoded set (dit, text-projection), or curated set (the other tasks)")
-    preset: str = Field(default="tiny", description="the model family's preset")
-    init_from: tuple[str, ...] = Field(
-        default=(), description="model folders or files to start from; what they lack starts from random weights"
-    )
-    seed: int = Field(default=0, description="of weights, data order, noise and crops", ge=0)
-    steps: int = Field(default=400, description="optimizer steps", ge=1)
-    log_every: int = Field(default=10, description="steps between log entries", ge=1)
-    statistics_clips: int = Field(
-        default=256, description="clips, spread over the set, from which a VAE's latent statistics are computed", ge=1
-    )
-    cache_mb: int = Field(
-        default=1024, description="decoded clips each worker keeps in memory, MiB (tasks that read media)", ge=0
-    )
-    batch: BatchSettings = BatchSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    workers: WorkerSettings = WorkerSettings()
-    dit: DiTSettings = DiTSettings()
-    text_projection: TextProjectionSettings = TextProjectionSettings()
-    video_vae: VideoVAESettings = VideoVAESettings()
-    audio_vae: AudioVAESettings = AudioVAESettings()
-    vocoder: VocoderSettings = VocoderSettings()
-    upscaler: UpscalerSettings = UpscalerSettings()
+    max_text_tokens: int = Field(default=256, ge=1, description="longest caption, tokens; longer ones are cut")
+    batch: int = Field(default=4, ge=1, description="clips of one segment in a batch of a VAE")
 
     @property
-    def micro_batches_each(self) -> int:
-        """Micro-batches that a worker takes in a step."""
-        return self.batch.micro_batches // self.workers.replicas
+    def untrained(self) -> list[str]:
+        """Components without weights. Their latents are good for a trial, not for training."""
+        return [part for part in COMPONENTS if not getattr(self, part)]
+
+
+class ScaleSettings(Settings):
+    """Guidance strengths of one stream (arXiv 2601.03233, §4)."""
+
+    text: float = Field(default=3.0, description="text guidance, away from the negative prompt; 1: none")
+    stg: float = Field(default=0.0, description="spatio-temporal guidance (STG), in stg-blocks; 0: none")
+    modality: float = Field(
+        default=1.0, description="modality guidance, towards what the other stream adds; 1: none, published: 3"
+    )
+    rescale: float = Field(
+        default=0.7, ge=0, le=1, description="share of the result that is rescaled to the unguided standard deviation"
+    )
+
+
+class GenerateSettings(Settings):
+    """What is sampled, and with which guidance."""
+
+    shape: Bucket = Field(default=Bucket(), description="size, frames and frame rate of the samples")
+    steps: int = Field(default=40, ge=1, description="Euler steps; each costs one to four forward passes")
+    video: ScaleSettings = ScaleSettings()
+    audio: ScaleSettings = ScaleSettings(text=7.0)
+    stg_blocks: tuple[int, ...] = Field(
+        default=(), description="blocks that STG perturbs; published: 29 in 2.0, 28 in 2.3"
+    )
+    negative_prompt: str = Field(
+        default="", description="what text guidance leads away from; empty: no caption, as in caption dropout"
+    )
+    text_encoder: LocalPath = Field(
+        default="package:gemma3-270m", description="Gemma 3: folder, hub id, .gguf file or package:NAME"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of the noise; sample n takes seed + n")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU where there is one")
+
+
+class TrackingSettings(Settings):
+    """Where runs are tracked."""
+
+    uri: str = Field(
+        default="",
+        description="MLflow tracking server, e.g. http://mlflow:5000; empty: an SQLite store beside the output",
+    )
+    patience_s: float = Field(
+        default=20.0,
+        ge=0,
+        description="how long the end of a run waits for a tracking server that does not answer, seconds",
+    )

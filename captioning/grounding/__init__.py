@@ -1,0 +1,1 @@
+"""The checker: which sentences of a caption follow from the facts."""

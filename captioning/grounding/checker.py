@@ -1,8 +1,8 @@
-"""Does a caption name only what is there? Every sentence is taken apart into claims, and each claim is tested.
+"""Check that a caption states only what was measured: parse each sentence into claims, and test each claim.
 
 A claim is a quote, a time, an order, a sound, a number of speakers, a colour, a language, a movement … It must follow
-from the clip's `Facts`. What is left of the sentence once its claims are taken out may only hold words that claim
-nothing. So an invented subject, an emotion or a guess is caught without being on a list; the lists only name the kind.
+from the clip's `Facts`. Once the claims are taken out of the sentence, only words that claim nothing may remain. So an
+invented subject, an emotion or a guess is caught even if it is on no list; the lists only give the reason a kind.
 """
 
 import re
@@ -10,21 +10,23 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from captioning.grounding.claims import CLAIMS, LANGUAGE_NAMES, PEOPLE, Holds, holds
-from captioning.hear.transcribe import normalise
-from captioning.write.compose import Facts, Sentence, nameable_sounds, stretches
+from captioning.hear.text_normalisation import normalise
+from captioning.write.compose import Facts, Sentence, find_utterances, nameable_sounds
 from captioning.write.vocabulary import FORBIDDEN, MUSIC, SPEECH, spans
-from captioning.write.wording import FRAME, NUMBERS, stem, usual, ways
+from captioning.write.wording import NEUTRAL_WORDS, NUMBERS, canonical, stem, ways_to_name
 
 Spans = list[tuple[float, float]]
 
-_TOLERANCE_S = 0.3  # between a time in a caption and the time that was measured
-_MOMENTARY = -1.0  # stands for the end of a time that is a moment
+_TOLERANCE_S = 0.3  # largest difference between a time in a caption and the measured time
+_MOMENTARY = -1.0  # the end of a time that is a moment ("at 2.0 seconds")
 _QUOTE = re.compile(r"“([^“”]*)”|\"([^\"]*)\"")
 _WRITTEN = re.compile(r"\b[Tt]he (?:text|writing|words?) “([^“”]*)” (?:is|are) (?:shown|seen|visible)\b")
-_MAKERS = ("speech", "voice", "says", "say", "said", "speaking", "spoken", "speaks", "talking", "utters", "reads")
-_HEARING = re.compile(rf"\ue000|\b(?:sounds?|heard?|hears|hearing|audible|music|{'|'.join(_MAKERS)})\b")
-_SEEN = 0xE100  # the first of the characters that stand for what was seen, in a sentence that is read
-_PRIVATE = re.compile("[\ue000-\uf8ff]")  # no letters of anybody's: here they stand for quotes and for what was seen
+_SPEECH_WORDS = ("speech", "voice", "says", "say", "said", "speaking", "spoken", "speaks", "talking", "utters", "reads")
+_HEARING = re.compile(rf"\ue000|\b(?:sounds?|heard?|hears|hearing|audible|music|{'|'.join(_SPEECH_WORDS)})\b")
+# Two kinds of private-use characters replace parts of a sentence while it is parsed: U+E000 a quote, and from U+E100 on
+# one character for each seen phrase.
+_FIRST_SEEN_MARK = 0xE100
+_PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
 _NUMBER = r"(\d+(?:\.\d+)?)(?: seconds\b| ?s\b)?"
 _TIMES = re.compile(rf"(?:\bfrom |\bbetween |\b){_NUMBER} ?(?:to|and|until|till|–) {_NUMBER}")
 _MOMENT = re.compile(r"\bat (\d+(?:\.\d+)?) ?(?:seconds|s)\b")
@@ -39,7 +41,7 @@ _PIECE = re.compile(r"[^\W_]+")
 
 @dataclass(frozen=True)
 class Removed:
-    """A sentence that was taken out, and each reason as "kind: words"."""
+    """A sentence that was removed, and each reason as "kind: words"."""
 
     text: str
     reasons: tuple[str, ...]
@@ -47,7 +49,7 @@ class Removed:
 
 @dataclass
 class _Clause:
-    """Claims that share their times, and how they follow on the part before: "", "then", "after" or "while"."""
+    """Claims that share their times, and their link to the clause before: "", "then", "after" or "while"."""
 
     link: str = ""
     claims: list[Spans] = field(default_factory=list)
@@ -59,16 +61,20 @@ class _Clause:
         return bool(self.times) or self.throughout
 
     def when(self) -> list[Spans]:
-        """When each of its claims is said to be: at its own times, else wherever it was measured."""
+        """Return the spans of each claim: the times that the clause gives, else those that were measured."""
         return [[(s, max(s, e)) for s, e in self.times]] if self.times else self.claims
 
 
 def ground(sentences: list[Sentence], facts: Facts) -> tuple[list[Sentence], list[Removed]]:
-    """The sentences whose every claim follows from the facts, and those that were taken out."""
+    """Remove the sentences with unsupported claims.
+
+    Returns:
+        The sentences whose every claim follows from the facts, and the removed ones with their reasons.
+    """
     kept, removed = [], []
     before = ""
     for sentence in sentences:
-        reasons = check(sentence.text, facts, before)
+        reasons = unsupported_claims(sentence.text, facts, before)
         before = sentence.text
         if reasons:
             removed.append(Removed(sentence.text, tuple(reasons)))
@@ -78,11 +84,15 @@ def ground(sentences: list[Sentence], facts: Facts) -> tuple[list[Sentence], lis
 
 
 def ground_text(text: str, facts: Facts) -> tuple[str, list[Removed]]:
-    """As `ground`, for a caption as running text, whoever wrote it. "Then …" is checked against the sentence before."""
+    """Remove the sentences with unsupported claims from a text, whoever wrote it.
+
+    Returns:
+        The text of the supported sentences, and the removed ones with their reasons.
+    """
     kept, removed = [], []
     before = ""
-    for sentence in split(text):
-        reasons = check(sentence, facts, before)
+    for sentence in split_sentences(text):
+        reasons = unsupported_claims(sentence, facts, before)
         before = sentence
         if reasons:
             removed.append(Removed(sentence, tuple(reasons)))
@@ -91,8 +101,8 @@ def ground_text(text: str, facts: Facts) -> tuple[str, list[Removed]]:
     return " ".join(kept), removed
 
 
-def split(text: str) -> list[str]:
-    """Sentences; what stands inside quotation marks ends none."""
+def split_sentences(text: str) -> list[str]:
+    """Split a text into sentences; a full stop inside quotation marks does not end one."""
     sentences, start, inside, straight = [], 0, False, False
     for index, character in enumerate(text):
         if character == "“":
@@ -108,70 +118,97 @@ def split(text: str) -> list[str]:
     return [sentence for sentence in (*sentences, text[start:].strip()) if sentence]
 
 
-def check(sentence: str, facts: Facts, before: str = "") -> list[str]:
-    """Why a sentence is not supported, as "kind: words"; empty when every claim in it follows from the facts.
+def unsupported_claims(sentence: str, facts: Facts, before: str = "") -> list[str]:
+    """List the reasons why a sentence is not supported.
 
     Args:
-        before: the sentence before it, which a "Then …" at its start follows on.
+        sentence: The sentence to check.
+        facts: All that was measured of the clip.
+        before: The sentence before it, which a "Then …" at its start refers to.
+
+    Returns:
+        Reasons as "kind: words"; empty if every claim follows from the facts.
     """
-    return _Reading(sentence, facts).reasons(before)
+    return _ParsedSentence(sentence, facts).reasons(before)
 
 
 def evidence_of(sentence: str, facts: Facts) -> list[list[float]]:
-    """Where in the clip the claims of a sentence were measured: [[start, end]] in seconds, ordered."""
-    spans = {span for clause in _Reading(sentence, facts).clauses() for claim in clause.claims for span in claim}
+    """List where in the clip the claims of a sentence were measured: sorted [[start, end]] in seconds."""
+    spans = {span for clause in _ParsedSentence(sentence, facts).clauses() for claim in clause.claims for span in claim}
     return [list(span) for span in sorted(spans)]
 
 
-class _Reading:
-    """One sentence: what it claims, where, and what of it no claim accounts for (`rest`, of unchanged length)."""
+class _ParsedSentence:
+    """One sentence, parsed into the claims that it makes and the words that no claim accounts for.
+
+    Each step recognises one kind of claim, and blanks its words in `rest`, so that no later step reads them again.
+    Blanks keep the length of `rest`: a position orders the elements, whichever step found them. The order of the steps
+    is part of the grammar; the comments in `__init__` give the reasons.
+
+    Attributes:
+        facts: What the claims must follow from.
+        rest: The sentence in its canonical wording, with the words of every recognised claim blanked.
+        elements: (position, kind, value) of each part found. A "claim" has the spans where it was measured (none if it
+            is false), a "time", "moment" or "throughout" its numbers, a "link" its word.
+        errors: Reasons found while parsing.
+        claim_count: How many claims were found; a sentence without any is refused.
+        utterance_of_quote: For the span of each quote, the span of the utterance that it is part of.
+        names_onset: The sentence says that something begins, so that "at 2.0 seconds" is the time of an onset.
+    """
 
     def __init__(self, sentence: str, facts: Facts):
         self.facts = facts
-        self.wrong: list[str] = []
-        self.items: list[tuple[int, str, object]] = []  # where, what ("claim", "time", "throughout", "link"), value
-        self.claims = 0
-        self.around: dict[tuple[float, float], tuple[float, float]] = {}  # a quote's span → that of the talk it is in
-        seen = _named_as_seen(facts)
-        sentence = _PRIVATE.sub(" ", sentence)
-        sentence = self._written(sentence, facts)
+        self.errors: list[str] = []
+        self.elements: list[tuple[int, str, object]] = []
+        self.claim_count = 0
+        self.utterance_of_quote: dict[tuple[float, float], tuple[float, float]] = {}
+        seen = _seen_phrases(facts)
+        # The text may come from a model or from speech: it must not contain the marks that this parser inserts.
+        sentence = _PRIVATE_USE.sub(" ", sentence)
+        # Writing and quotes first: whatever words they contain claim nothing themselves.
+        sentence = self._take_written(sentence, facts)
         quotes = [curly or plain for curly, plain in _QUOTE.findall(sentence)]
         sentence = _QUOTE.sub(" \ue000 ", sentence).lower()
+        # Seen phrases before the canonical wording, which could change their words.
         for at, one in enumerate(seen):
-            sentence = one.pattern.sub(chr(_SEEN + at), sentence)
-        self.rest = usual(sentence)
-        self._seen(seen)
+            sentence = one.pattern.sub(chr(_FIRST_SEEN_MARK + at), sentence)
+        self.rest = canonical(sentence)
+        self._take_seen(seen)
         if re.search('[“”"]', self.rest):
-            self.wrong.append("quote: a quotation mark without its pair")
-        self._quotes(quotes)
-        self.onsets = re.search(r"\b(?:begin|start|come)s?\b", self.rest) is not None
+            self.errors.append("quote: a quotation mark without its pair")
+        self._take_quotes(quotes)
+        self.names_onset = re.search(r"\b(?:begin|start|come)s?\b", self.rest) is not None
         for kind, pattern in (("time", _TIMES), ("moment", _MOMENT), ("throughout", _THROUGHOUT)):
             for match in self._take(pattern):
                 when = tuple(map(float, match.groups()))
-                self.items.append((match.start(), kind, when))
+                self.elements.append((match.start(), kind, when))
                 if kind == "time" and when[1] < when[0]:
-                    self.wrong.append(f"time: {match.group(0).strip()}")
+                    self.errors.append(f"time: {match.group(0).strip()}")
         links = list(_LINK.finditer(self.rest))
-        self.items += [(match.start(), "link", match.group(1)) for match in links]
-        self._claims(PEOPLE)
-        self._sounds(bool(quotes))
-        self._claims(CLAIMS)
-        for _ in self._take(_LINK):
-            pass
+        self.elements += [(match.start(), "link", match.group(1)) for match in links]
+        # Speakers before sounds, since a voice is also a sound. Sounds before the other claims, since "white noise"
+        # names no colour.
+        self._take_claims(PEOPLE)
+        self._take_sounds(bool(quotes))
+        self._take_claims(CLAIMS)
+        # Links last: they separate the names of sounds.
+        self._take(_LINK)
 
     def reasons(self, before: str = "") -> list[str]:
-        """Why the sentence is not supported."""
-        reasons = self.wrong + self._when(before) + self._unknown()
-        if not self.claims and not reasons:
+        """List the reasons why the sentence is not supported."""
+        reasons = self.errors + self._time_and_order_errors(before) + self._unaccounted_words()
+        if not self.claim_count and not reasons:
             reasons.append("empty: nothing measured is named")
         return reasons
 
     def clauses(self) -> list[_Clause]:
-        """The claims by the times that they share, in the order in which they are told."""
+        """Group the claims by the times that they share, in the order of the sentence."""
         clauses = [_Clause()]
-        items = sorted(self.items, key=lambda item: item[0])
-        leading = next((kind for _, kind, _ in items if kind != "link"), "") != "claim"  # times before their claims
-        turned = ""  # "After the music, a dog barks": the second part follows on the first
+        items = sorted(self.elements, key=lambda item: item[0])
+        times_first = (
+            next((kind for _, kind, _ in items if kind != "link"), "") != "claim"
+        )  # "From 1.0 to 2.0 seconds a dog barks": times come before their claims
+        inverted_link = ""  # "After the music, a dog barks": the link applies to the second clause
         for at, kind, value in items:
             clause = clauses[-1]
             if kind == "link":
@@ -179,19 +216,19 @@ class _Reading:
                 if clause.claims or clause.timed:
                     clauses.append(_Clause({"before": "then"}.get(value, value)))
                 elif value in ("after", "before") and len(clauses) == 1:
-                    turned = {"after": "then", "before": "after"}[value]
+                    inverted_link = {"after": "then", "before": "after"}[value]
                 else:
                     clause.link = {"before": "then"}.get(value, value)
             elif kind == "claim":
                 assert isinstance(value, list)
-                if turned and clause.claims and "," in self.rest[:at]:
-                    clauses.append(_Clause(turned))
-                    turned = ""
-                elif clause.claims and clause.timed and not leading:
+                if inverted_link and clause.claims and "," in self.rest[:at]:
+                    clauses.append(_Clause(inverted_link))
+                    inverted_link = ""
+                elif clause.claims and clause.timed and not times_first:
                     clauses.append(_Clause())
                 clauses[-1].claims.append(value)
             else:
-                if leading and clause.claims and clause.timed:
+                if times_first and clause.claims and clause.timed:
                     clauses.append(_Clause())
                 if kind == "throughout":
                     clauses[-1].throughout = True
@@ -199,13 +236,15 @@ class _Reading:
                     assert isinstance(value, tuple)
                     clauses[-1].times.append((value[0], value[1] if kind == "time" else _MOMENTARY))
         for index in range(len(clauses) - 1, 0, -1):
-            if not clauses[index].claims and not clauses[index].link:  # "… and from 5.0 to 6.0 seconds"
+            if (
+                not clauses[index].claims and not clauses[index].link
+            ):  # more times of one claim: "… and from 5.0 to 6.0 seconds"
                 clauses[index - 1].times += clauses[index].times
                 del clauses[index]
         return clauses
 
     def _take(self, pattern: re.Pattern) -> list[re.Match]:
-        """All matches, which are taken out of the rest."""
+        """Blank all matches in `rest`, and return them."""
         found = list(pattern.finditer(self.rest))
         for match in found:
             self._blank(match.start(), match.end())
@@ -214,72 +253,79 @@ class _Reading:
     def _blank(self, start: int, end: int) -> None:
         self.rest = f"{self.rest[:start]}{' ' * (end - start)}{self.rest[end:]}"
 
-    def _claims(self, known: list[tuple[re.Pattern, str, Holds]]) -> None:
+    def _take_claims(self, known: list[tuple[re.Pattern, str, Holds]]) -> None:
         for pattern, kind, test in known:
             for match in self._take(pattern):
-                self.claims += 1
+                self.claim_count += 1
                 if not holds(test, match, self.facts):
-                    self.wrong.append(f"{kind}: {match.group(0).strip()}")
+                    self.errors.append(f"{kind}: {match.group(0).strip()}")
 
-    def _written(self, sentence: str, facts: Facts) -> str:
-        """The sentence without its quotes of writing in the picture, each of which must be there."""
+    def _take_written(self, sentence: str, facts: Facts) -> str:
+        """Blank the quotes of writing in the picture, and test that each was read there."""
         there = [one for one in facts.seen if one["kind"] == "text"]
         for match in reversed(list(_WRITTEN.finditer(sentence))):
             found = [one for one in there if normalise(one["text"]) == normalise(match.group(1))]
-            self.claims += 1
+            self.claim_count += 1
             if not found:
-                self.wrong.append(f"text: {match.group(1)[:60]!r} was not read on the screen")
-            self.items.append((match.start(), "claim", [tuple(span) for one in found for span in one["spans"]]))
+                self.errors.append(f"text: {match.group(1)[:60]!r} was not read on the screen")
+            self.elements.append((match.start(), "claim", [tuple(span) for one in found for span in one["spans"]]))
             sentence = f"{sentence[: match.start()]}{' ' * len(match.group(0))}{sentence[match.end() :]}"
         return sentence
 
-    def _seen(self, seen: list["_Seen"]) -> None:
-        """Takes out what was seen. It is no evidence of a sound or of who speaks, and one's looks are no other's."""
-        marks = re.compile(f"[{chr(_SEEN)}-{chr(_SEEN + len(seen))}]")
+    def _take_seen(self, seen: list["_SeenPhrase"]) -> None:
+        """Take the seen phrases.
+
+        A seen phrase is no evidence of a sound or of a speaker, so it may not stand in a sentence about hearing. An
+        appearance must follow the subject that it belongs to.
+        """
+        marks = re.compile(f"[{chr(_FIRST_SEEN_MARK)}-{chr(_FIRST_SEEN_MARK + len(seen))}]")
         heard = _HEARING.search(self.rest)
         last: set[int] = set()
         for match in self._take(marks):
-            one = seen[ord(match.group(0)) - _SEEN]
-            self.claims += 1
-            self.items.append((match.start(), "claim", one.spans))
+            one = seen[ord(match.group(0)) - _FIRST_SEEN_MARK]
+            self.claim_count += 1
+            self.elements.append((match.start(), "claim", one.spans))
             if heard:
-                self.wrong.append(f"sound: {one.words} was seen, not heard")
-            elif one.looks_of and not one.looks_of & last:
-                self.wrong.append(f"appearance: {one.words}")
+                self.errors.append(f"sound: {one.words} was seen, not heard")
+            elif one.appearance_of and not one.appearance_of & last:
+                self.errors.append(f"appearance: {one.words}")
             last = one.subjects or last
 
-    def _quotes(self, quotes: list[str]) -> None:
-        """Each quote was said, and by whom the sentence says."""
+    def _take_quotes(self, quotes: list[str]) -> None:
+        """Take quotes and speakers, and test that each quote was said by the speaker that the sentence names."""
         places = [match.start() for match in self._take(re.compile("\ue000"))]
         who = [(match.start(), int(match.group(1) or _ORDINALS.get(match.group(2), 0))) for match in self._take(_WHO)]
         for at, said in zip(places, quotes, strict=False):
-            self.claims += 1
+            self.claim_count += 1
             speaker = next((k for place, k in reversed(who) if place < at), who[0][1] if who else None)
-            found = _said(said, self.facts)
+            found = _quote_spans(said, self.facts)
             if not found:
-                self.wrong.append(f"quote: {said[:60]!r} was not said")
-            elif speaker is not None and not (found := _said(said, self.facts, speaker)):
-                self.wrong.append(f"speaker: {said[:60]!r} was not said by speaker {speaker}")
-            self.items.append((at, "claim", found))
-            self.around |= {span: _stretch(*span, self.facts) for span in found}
+                self.errors.append(f"quote: {said[:60]!r} was not said")
+            elif speaker is not None and not (found := _quote_spans(said, self.facts, speaker)):
+                self.errors.append(f"speaker: {said[:60]!r} was not said by speaker {speaker}")
+            self.elements.append((at, "claim", found))
+            self.utterance_of_quote |= {span: _utterance_span(*span, self.facts) for span in found}
         if who and not quotes:
             known = {item["speaker"]: item["spans"] for item in self.facts.transcript.get("speakers", [])}
             for at, speaker in who:
-                self.claims += 1
+                self.claim_count += 1
                 if speaker not in known:
-                    self.wrong.append(f"speakers: speaker {speaker}")
-                self.items.append((at, "claim", [tuple(span) for span in known.get(speaker, [])]))
+                    self.errors.append(f"speakers: speaker {speaker}")
+                self.elements.append((at, "claim", [tuple(span) for span in known.get(speaker, [])]))
 
-    def _sounds(self, quoted: bool) -> None:
-        """Takes out what names a sound that was measured. A phrase names one sound: of "a dog meowing", where a dog
-        barks and a cat meows, one word is left over."""
+    def _take_sounds(self, quoted: bool) -> None:
+        """Take the words that name measured sounds.
+
+        The words between two breaks may name one sound only, and music beside it. So "a dog meowing" leaves a word
+        over if a dog barks and a cat meows.
+        """
         named = _audible_names(self.facts)
         ends = [match.start() for match in _BREAK.finditer(self.rest)]
-        ends = sorted({0, *ends, *(at for at, kind, _ in self.items if kind != "link"), len(self.rest)})
+        ends = sorted({0, *ends, *(at for at, kind, _ in self.elements if kind != "link"), len(self.rest)})
         for start, end in pairwise(ends):
             by_stem: dict[str, list[tuple[int, int]]] = {}
             for match in _PIECE.finditer(self.rest, start, end):
-                if match.group(0) not in FRAME:
+                if match.group(0) not in NEUTRAL_WORDS:
                     by_stem.setdefault(stem(match.group(0)), []).append(match.span())
             named_here: set[str] = set()
             while True:
@@ -295,15 +341,15 @@ class _Reading:
                 most = max(fitting, key=lambda fit: fit[0])[2]
                 names = sorted({name for _, name, way in fitting if way == most})
                 named_here.add(names[0])
-                self.claims += 1
+                self.claim_count += 1
                 at = min(by_stem[one][0][0] for one in most)
                 if not (names == ["speech"] and quoted):
-                    self.items.append((at, "claim", sorted({s for name in names for s in named[name][1]})))
+                    self.elements.append((at, "claim", sorted({s for name in names for s in named[name][1]})))
                 for one in most:
                     for first, last in by_stem.pop(one):
                         self._blank(first, last)
 
-    def _when(self, before: str) -> list[str]:
+    def _time_and_order_errors(self, before: str) -> list[str]:
         reasons = []
         clauses = self.clauses()
         timed = [clause for clause in clauses if clause.timed]
@@ -311,16 +357,20 @@ class _Reading:
             return ["time: of nothing that was measured"]
         for clause in timed:
             for measured in clause.claims:
-                there = measured + [self.around[span] for span in measured if span in self.around]
+                there = measured + [
+                    self.utterance_of_quote[span] for span in measured if span in self.utterance_of_quote
+                ]
                 reasons += [
-                    f"time: from {s} to {e} seconds" for s, e in clause.times if not _at(there, s, e, self.onsets)
+                    f"time: from {s} to {e} seconds"
+                    for s, e in clause.times
+                    if not _time_fits(there, s, e, self.names_onset)
                 ]
                 if clause.throughout and sum(e - s for s, e in measured) < 0.85 * self.facts.seconds:
                     reasons.append("time: throughout")
             if not clause.claims:
                 reasons.append("time: of nothing that was measured")
         if clauses[0].link and before:
-            clauses = [_Reading(before, self.facts).clauses()[-1], *clauses]
+            clauses = [_ParsedSentence(before, self.facts).clauses()[-1], *clauses]
         elif clauses[0].link:
             reasons.append(f"order: {clauses[0].link} nothing")
         for first, second in pairwise(clauses):
@@ -328,13 +378,13 @@ class _Reading:
                 reasons.append(f"order: {second.link}")
         return reasons
 
-    def _unknown(self) -> list[str]:
-        """Words that no fact stands behind, with the kind of thing that they claim where it is known."""
+    def _unaccounted_words(self) -> list[str]:
+        """List the words that no claim accounts for, with the kind of claim where it is known."""
         about_sound = re.search(r"\b(sound of|hear|heard|hears|sounds)\b", self.rest) is not None
         reasons = []
         for match in _WORD.finditer(self.rest):
             word = match.group(0)
-            if word in FRAME:
+            if word in NEUTRAL_WORDS:
                 continue
             if word in FORBIDDEN:
                 kind = "forbidden"
@@ -348,8 +398,8 @@ class _Reading:
         return reasons
 
 
-def _at(measured: Spans, start: float, end: float, onset: bool) -> bool:
-    """Whether something is there from start to end; for a moment, whether it begins or is there then."""
+def _time_fits(measured: Spans, start: float, end: float, onset: bool) -> bool:
+    """Return whether something was measured from start to end, or, for a moment, began or was present then."""
     if end == _MOMENTARY and onset:
         return any(abs(start - s) <= _TOLERANCE_S for s, _ in measured)
     if end == _MOMENTARY:
@@ -358,7 +408,7 @@ def _at(measured: Spans, start: float, end: float, onset: bool) -> bool:
 
 
 def _in_order(first: _Clause, second: _Clause) -> bool:
-    """Whether what the second part tells stands to the first as its link says; of what has no time, it does not."""
+    """Return whether the times of two clauses agree with the second's link; never if a claim has no time."""
     one, other = first.when(), second.when()
     if not one or not other or not all(one) or not all(other):
         return False
@@ -369,11 +419,11 @@ def _in_order(first: _Clause, second: _Clause) -> bool:
     return all(any(sign * (g - s) > 0 for s, _ in a for g, _ in b) for a, b in pairs)
 
 
-def _said(quoted: str, facts: Facts, speaker: int | None = None) -> Spans:
-    """When exactly these words were said (by that speaker), in this order and without a gap; every place."""
+def _quote_spans(quoted: str, facts: Facts, speaker: int | None = None) -> Spans:
+    """Find every span in which exactly these words were said in a row (by that speaker, if one is given)."""
     words = facts.transcript.get("words", [])
     spoken = [
-        (token if word.get("quotable", True) else "", index)  # no quote goes across a word that is not sure
+        (token if word.get("quotable", True) else "", index)  # no quote may include a word of low confidence
         for index, word in enumerate(words)
         for token in normalise(word["word"])
     ]
@@ -388,50 +438,50 @@ def _said(quoted: str, facts: Facts, speaker: int | None = None) -> Spans:
     ]
 
 
-def _stretch(start_s: float, end_s: float, facts: Facts) -> tuple[float, float]:
-    """When the talk that holds these words is heard; some of its words may be too unsure to be quoted."""
+def _utterance_span(start_s: float, end_s: float, facts: Facts) -> tuple[float, float]:
+    """Return the span of the utterance around a quote, which may also have words too uncertain to be quoted."""
     words = facts.transcript["words"]
-    spans = [(words[first]["start"], words[last - 1]["end"]) for first, last in stretches(words)]
+    spans = [(words[first]["start"], words[last - 1]["end"]) for first, last in find_utterances(words)]
     starts = [s for s, e in spans if s <= start_s <= e]
     ends = [e for s, e in spans if s <= end_s <= e]
     return starts[0] if starts else start_s, ends[-1] if ends else end_s
 
 
 @dataclass
-class _Seen:
-    """A phrase that may be named as seen: when, the subjects that it names, and those whose looks it tells."""
+class _SeenPhrase:
+    """Words of a seen phrase, its spans, and the subjects that it names or whose appearance it describes."""
 
     words: str
     spans: Spans = field(default_factory=list)
     subjects: set[int] = field(default_factory=set)
-    looks_of: set[int] = field(default_factory=set)
+    appearance_of: set[int] = field(default_factory=set)
 
     @property
     def pattern(self) -> re.Pattern:
         return re.compile(rf"(?<!\w){re.escape(self.words)}(?!\w)")
 
 
-def _named_as_seen(facts: Facts) -> list[_Seen]:
-    """What may be named as seen, in these words; the longest first. Another article names the same thing."""
-    found: dict[str, _Seen] = {}
+def _seen_phrases(facts: Facts) -> list[_SeenPhrase]:
+    """List what may be named as seen, longest first; the article is dropped, so that any article may be used."""
+    found: dict[str, _SeenPhrase] = {}
     for one in facts.seen:
         if one["kind"] != "text":
             words = re.sub(r"^(?:a|an|the) ", "", one["text"].lower())
-            named = found.setdefault(words, _Seen(words))
+            named = found.setdefault(words, _SeenPhrase(words))
             named.spans += [tuple(span) for span in one["spans"]]
             if one["subject"] is not None:
-                (named.subjects if one["kind"] == "subject" else named.looks_of).add(one["subject"])
+                (named.subjects if one["kind"] == "subject" else named.appearance_of).add(one["subject"])
     return sorted(found.values(), key=lambda one: (-len(one.words), one.words))
 
 
 def _audible_names(facts: Facts) -> dict[str, tuple[frozenset[frozenset[str]], Spans]]:
-    """What may be named as heard: the ways to name it, and its spans."""
-    heard = {name: (ways(name), spans(tags)) for name, tags in nameable_sounds(facts.tags).items()}
+    """Return for each sound that may be named the sets of stems that name it, and its spans."""
+    heard = {name: (ways_to_name(name), spans(tags)) for name, tags in nameable_sounds(facts.tags).items()}
     if music := [tag for tag in facts.tags if tag.label in MUSIC]:
-        heard["music"] = (ways("music"), spans(music))
+        heard["music"] = (ways_to_name("music"), spans(music))
     words = [word for word in facts.transcript.get("words", []) if not word.get("doubted")]
     voiced = facts.transcript.get("voiced", [])
-    speech = frozenset(frozenset({stem(word)}) for word in _MAKERS)
+    speech = frozenset(frozenset({stem(word)}) for word in _SPEECH_WORDS)
     if words:
         heard["speech"] = (speech, [(words[0]["start"], words[-1]["end"])])
     elif voiced and any(tag.label in SPEECH for tag in facts.tags):

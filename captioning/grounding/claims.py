@@ -1,14 +1,15 @@
-"""What a caption may claim of a picture, a sound's level and its speakers, and what must hold for it.
+"""The claims that a caption may make about picture, sound level and speakers, and the test of each.
 
-Each claim is a pattern over the usual wording (`wording.usual`), its kind, and a test against the clip's facts. Longer
-forms come before the shorter ones that they hold. A claim about what was never measured does not hold.
+Each claim is a pattern over the canonical wording (`wording.canonical`), its kind, and a test against the clip's facts.
+A pattern comes before the shorter patterns that its matches contain. A claim about something that was not measured does
+not hold.
 """
 
 import re
 from collections.abc import Callable
 
 from captioning.look.picture_statistics import COLOURS
-from captioning.write.compose import IN_PICTURE, Facts, largest
+from captioning.write.compose import MIN_AV_AGREEMENT, Facts, largest
 from captioning.write.vocabulary import LANGUAGES
 from captioning.write.wording import NUMBERS
 
@@ -24,7 +25,7 @@ Holds = Callable[[re.Match, Facts], bool]
 
 
 def holds(test: Holds, match: re.Match, facts: Facts) -> bool:
-    """Whether a claim holds; one about what was never measured does not."""
+    """Return whether a claim holds; a claim about something that was not measured does not."""
     try:
         return bool(test(match, facts))
     except (KeyError, TypeError):
@@ -32,7 +33,7 @@ def holds(test: Holds, match: re.Match, facts: Facts) -> bool:
 
 
 def speakers(facts: Facts) -> int:
-    """How many people speak, 0 where nobody was told from anybody."""
+    """Return how many speakers were distinguished; 0 if fewer than two were."""
     return len(facts.transcript.get("speakers", []))
 
 
@@ -66,7 +67,7 @@ def _language(match: re.Match, facts: Facts) -> bool:
     )
 
 
-def _many(match: re.Match, facts: Facts) -> bool:
+def _speaker_count(match: re.Match, facts: Facts) -> bool:
     word = match.group(1)
     return speakers(facts) == (int(word) if word.isdigit() else NUMBERS[word])
 
@@ -75,15 +76,15 @@ def _side(match: re.Match, facts: Facts) -> bool:
     return facts.sound["side_db"] * (1 if match.group(1) == "right" else -1) >= 6
 
 
-def _course(match: re.Match, facts: Facts) -> bool:
+def _level_trend(match: re.Match, facts: Facts) -> bool:
     return facts.sound["course_db"] * (1 if match.group(1) == "louder" else -1) >= 10
 
 
-# How many speak; read before the sounds, of which a voice is one.
+# How many people speak. Parsed before sounds, since a voice is also a sound.
 PEOPLE: list[tuple[re.Pattern, str, Holds]] = [
     (re.compile(pattern), kind, test)
     for pattern, kind, test in (
-        (rf"\b(?:exactly |only |just |a )?({_COUNT}|\d+) (?:different )?{_PEOPLE}\b", "speakers", _many),
+        (rf"\b(?:exactly |only |just |a )?({_COUNT}|\d+) (?:different )?{_PEOPLE}\b", "speakers", _speaker_count),
         (r"\b(?:several|many|multiple) (?:speakers|voices|people)\b", "speakers", lambda m, f: speakers(f) > 1),
         (r"\b(?:a|the|another) (?:speaker|voice|person)\b", "speakers", lambda m, f: bool(f.transcript["words"])),
     )
@@ -150,11 +151,11 @@ CLAIMS: list[tuple[re.Pattern, str, Holds]] = [
         (
             r"\bsounds? begins? as something in the picture moves\b",
             "picture and sound",
-            lambda m, f: f.sound["av_agreement"] >= IN_PICTURE,
+            lambda m, f: f.sound["av_agreement"] >= MIN_AV_AGREEMENT,
         ),
         (r"\b(?:sound|it) is quiet\b", "level", lambda m, f: f.sound["level_db"] < -40),
         (r"\b(?:sound|it) is loud\b", "level", lambda m, f: f.sound["level_db"] > -12),
-        (r"\b(?:sound|it) grows (louder|quieter)\b", "level", _course),
+        (r"\b(?:sound|it) grows (louder|quieter)\b", "level", _level_trend),
         (r"\b(?:sound|it) is louder on the (left|right)(?: part)?\b", "side", _side),
         (rf"\b({_NAMED})(?:-language|-speaking)?\b", "language", _language),
     )

@@ -1,0 +1,1 @@
+"""What is heard in a clip: transcript, speakers, sound levels, onsets of sounds."""

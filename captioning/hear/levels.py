@@ -1,24 +1,28 @@
-"""What is measured in a clip's sound without a model: its level, its course and its side."""
+"""Measure a clip's sound without a model: its level, the trend of the level, its side, its steady background."""
 
 import numpy as np
 
 _FRAME_S = 0.1
-_ACTIVE_DB = -60.0  # below, a frame is silent
-_STEADY_DB = -50.0  # a background that is fainter is not told
-_STEADY_BELOW_DB = 10.0  # and what never ceases is at most this far below the clip's level
+_ACTIVE_DB = -60.0  # a quieter frame is silent
+_STEADY_DB = -50.0  # a quieter background is not reported
+_STEADY_BELOW_DB = 10.0  # nor one further than this below the clip's level
 _BANDS_HZ = {"low": (50.0, 400.0), "middle": (400.0, 3000.0), "high": (3000.0, 8000.0)}
-_MOST = 0.6  # of the steady sound's energy: a band with this much is told
+_DOMINANT_SHARE = 0.6  # share of the steady sound's energy that makes a band its dominant one
 
 
 def measure(audio: np.ndarray, sample_rate: int) -> dict:
-    """Audio (channels, N) float32 → plain data.
+    """Measure audio (channels, N) float32.
+
+    Args:
+        audio: The samples; the first channel is the left one, the last the right one.
+        sample_rate: In Hz.
 
     Returns:
-        seconds; level_db: RMS over the frames that sound, dB below full scale (None: all silent); sounding: share of
-        frames above -60 dB; course_db: last third's level less the first third's (None where either is silent);
-        side_db: the right channel's level less the left's (None when silent); travel: "left to right", "right to
-        left" or ""; steady: {level_db, band} of the sound that is there nine tenths of the time (band "low", "middle",
-        "high" or ""), None where there is none to be told.
+        Plain data. seconds; level_db: RMS level of the frames that are not silent, in dB relative to full scale (None
+        if all are silent); sounding: share of frames above -60 dB; course_db: level of the last third minus that of
+        the first third (None if either is silent); side_db: level of the right channel minus that of the left one
+        (None if silent); travel: "left to right", "right to left" or ""; steady: {level_db, band} of a sound that is
+        present nine tenths of the time (band "low", "middle", "high", or "" if none dominates), or None.
     """
     seconds = audio.shape[1] / sample_rate
     size = int(_FRAME_S * sample_rate)
@@ -44,9 +48,9 @@ def measure(audio: np.ndarray, sample_rate: int) -> dict:
 
 
 def _steady(frames: np.ndarray, sample_rate: int, level_db: float) -> dict | None:
-    """What never ceases in frames (count, samples): of each band the level that nine tenths of the frames exceed."""
+    """Measure the steady sound in frames (count, samples): the level of each band that 90 % of frames exceed."""
     hertz = np.fft.rfftfreq(frames.shape[1], 1 / sample_rate)
-    power = 2 * np.abs(np.fft.rfft(frames)) ** 2 / frames.shape[1] ** 2  # sums to the mean square
+    power = 2 * np.abs(np.fft.rfft(frames)) ** 2 / frames.shape[1] ** 2  # its sum is the mean square of the frame
     floors = {
         name: float(np.percentile(power[:, (hertz >= low) & (hertz < high)].sum(axis=1), 10))
         for name, (low, high) in _BANDS_HZ.items()
@@ -56,7 +60,7 @@ def _steady(frames: np.ndarray, sample_rate: int, level_db: float) -> dict | Non
     if floor_db < max(_STEADY_DB, level_db - _STEADY_BELOW_DB):
         return None
     loudest = max(floors, key=lambda name: floors[name])
-    return {"level_db": round(floor_db, 1), "band": loudest if floors[loudest] >= _MOST * total else ""}
+    return {"level_db": round(floor_db, 1), "band": loudest if floors[loudest] >= _DOMINANT_SHARE * total else ""}
 
 
 def _db(power: float) -> float:

@@ -1,13 +1,14 @@
-"""When a tagged sound begins and ends: the tagger hears windows of 0.96 s, so its own times are that coarse.
+"""Refine when a tagged sound begins and ends: the tagger's windows of 0.96 s give only coarse times.
 
-A beginning is a sudden rise of the spectrum, at least four of its bands together (spectral flux, as in Bello et al.
-2005, "A Tutorial on Onset Detection in Music Signals", §III-A, on a logarithmic scale). Within the window in which the
-tagger first hears a sound, it begins at the first rise that leads to about the window's level; where nothing rises, the
-tagger's time stands. A window that lay badly may have missed the first of several knocks: so the tagger is asked again,
-with windows laid on the beginnings before, and where it hears the same sound there, that is where it begins.
+An onset is a sudden rise of at least four bands of the spectrum together (spectral flux, as in Bello et al. 2005, "A
+Tutorial on Onset Detection in Music Signals", §III-A, on a logarithmic scale). Within the window in which the tagger
+first hears a sound, the sound begins at the first onset that leads to about the window's level. If there is no onset,
+the tagger's time is kept. The tagger's grid of windows can miss the first of several knocks. So the tagger is run again
+on windows that start at the earlier onsets; if it hears the same sound there, the sound begins there.
 
-What knocks on what is often beyond the tagger: it half hears a hammer, a door and a wood block at once. That it is one
-of them is then sure, and said with the name that AudioSet's ontology has above them: "Generic impact sounds".
+The tagger often cannot tell which object knocks: it gives low scores to a hammer, a door and a wood block at once. Then
+it is still certain that one of them sounds. Such onsets get the label that AudioSet's ontology has above them, "Generic
+impact sounds".
 """
 
 from collections.abc import Sequence
@@ -24,23 +25,29 @@ RATE = 16_000  # Hz
 _WINDOW, _HOP = 512, 160  # samples: 32 ms every 10 ms
 # First bins of the bands, each 31 Hz: 3 wide up to 500 Hz, then a sixth of their frequency, up to 7.5 kHz.
 _EDGES = np.array([4, 7, 10, 13, 16, 19, 23, 27, 32, 37, 43, 50, 58, 68, 79, 92, 107, 125, 146, 170, 199, 240])
-_SILENCE = 1e-8  # a band below -80 dB holds nothing
-_BEFORE, _GAP, _AFTER = 8, 2, 4  # frames: what was there (the last two left out), what comes
-_TOGETHER = 4  # bands that rise most
-_RISE_DB = 8.0
-_LOUD_DB = 15.0  # a beginning leads to a level at most this far below the window's loudest
-_FADED_DB = 25.0  # below the loudest, a sound has ended
+_SILENCE = 1e-8  # energy floor of a band: -80 dB
+_BEFORE, _GAP, _AFTER = 8, 2, 4  # frames compared: from 8 to 2 before a frame, and 4 from it on
+_TOGETHER = 4  # average the rise of the bands that rise most
+_RISE_DB = 8.0  # smallest rise of an onset
+_LOUD_DB = 15.0  # an onset leads to a level at most this far below the window's loudest frame
+_FADED_DB = 25.0  # a sound ends when it falls this far below its loudest frame
 _PATCH_S = 0.96  # the tagger's window
-_LEAD_S = 0.1  # of a window before the beginning that it is laid on
-_STEP_S = 1.2  # between beginnings of one sound that is repeated
-_HALF_HEARD = 0.08  # a score that is enough where the tagger is sure of the same sound soon after
-_IMPACTS = 2  # surely heard, at least
-_EARLY_S = 0.1  # a rise this long before the window is still the window's
+_LEAD_S = 0.1  # a window for the second run starts this long before its onset
+_STEP_S = 1.2  # longest time between the onsets of one repeated sound
+_HALF_HEARD = 0.08  # sufficient score at an earlier onset, since the tagger is sure of the sound soon after
+_IMPACTS = 2  # fewest certain knocks that make a tag
+_EARLY_S = 0.1  # an onset this long before the window still belongs to it
 
 
-def refined(tags: Sequence[Tag], audio: np.ndarray, tagger: Tagger, least: float) -> tuple[Tag, ...]:
-    """The tags of a clip, mono (N,) float32 at 16 kHz, that reach `least`, with times to some hundredths of a second;
-    with them, impacts that no tag names."""
+def refine_tags(tags: Sequence[Tag], audio: np.ndarray, tagger: Tagger, min_score: float) -> tuple[Tag, ...]:
+    """Refine the times of a clip's tags to a few hundredths of a second, and add impacts that no tag names.
+
+    Args:
+        tags: The tags from curation.
+        audio: Mono (N,) float32 at 16 kHz.
+        tagger: The network that gave the tags.
+        min_score: Tags below this score are left out.
+    """
     power = band_energies(audio)
     levels, begins = _db(power.max(axis=1)), onsets(power)
     scores = tagger.scores(_windows_at(audio, begins))
@@ -48,20 +55,23 @@ def refined(tags: Sequence[Tag], audio: np.ndarray, tagger: Tagger, least: float
     knocks = 1 - np.prod([1 - by_class[name] for name in KNOCKS if name in by_class] or [np.ones(len(begins))], axis=0)
     by_class |= dict.fromkeys((*KNOCKS, IMPACT), knocks)
     found = []
-    for tag in (*(tag for tag in tags if tag.score >= least), *_impacts(begins, knocks, least, len(audio) / RATE)):
+    for tag in (
+        *(tag for tag in tags if tag.score >= min_score),
+        *_impacts(begins, knocks, min_score, len(audio) / RATE),
+    ):
         loudest = levels[_frame(tag.start_s) : _frame(min(tag.end_s, tag.start_s + _PATCH_S)) + 1].max(initial=-np.inf)
         loud = np.array([levels[frame : frame + _BEFORE].max() >= loudest - _LOUD_DB for frame in begins], bool)
-        start_s = _begin(tag, begins[loud])
+        start_s = _start_of(tag, begins[loud])
         if tag.label in by_class:
-            start_s = _earlier(start_s, begins[loud], by_class[tag.label][loud])
-        end_s = _end(tag, start_s, levels)
+            start_s = _first_repetition(start_s, begins[loud], by_class[tag.label][loud])
+        end_s = _end_of(tag, start_s, levels)
         found.append(replace(tag, start_s=round(float(start_s), 2), end_s=round(float(end_s), 2)))
     return tuple(found)
 
 
-def _impacts(begins: np.ndarray, knocks: np.ndarray, least: float, seconds: float) -> list[Tag]:
-    """From the first to the last of the beginnings that are surely a knock of some kind; one alone may be a mistake."""
-    sure = np.flatnonzero(knocks >= least)
+def _impacts(begins: np.ndarray, knocks: np.ndarray, min_score: float, seconds: float) -> list[Tag]:
+    """Tag impacts from the first to the last onset that is certainly a knock; a single one may be a mistake."""
+    sure = np.flatnonzero(knocks >= min_score)
     if len(sure) < _IMPACTS:
         return []
     first_s, last_s = _seconds(int(begins[sure[0]])), _seconds(int(begins[sure[-1]]))
@@ -70,14 +80,14 @@ def _impacts(begins: np.ndarray, knocks: np.ndarray, least: float, seconds: floa
 
 
 def _windows_at(audio: np.ndarray, begins: np.ndarray) -> np.ndarray:
-    """The tagger's windows (K, 96, 64) that have a beginning at their start, where the next events do not cover it."""
+    """Cut a tagger's window (K, 96, 64) at each onset, so that the onset is at the window's start."""
     mel = log_mel(audio)
     first = np.clip(np.round((begins * _HOP / RATE - _LEAD_S) * RATE / HOP).astype(int), 0, len(mel) - PATCH)
     return mel[first[:, None] + np.arange(PATCH)]
 
 
-def _earlier(start_s: float, begins: np.ndarray, scores: np.ndarray) -> float:
-    """The first of the beginnings that lead up to `start_s` in short steps and at which the tagger hears it too."""
+def _first_repetition(start_s: float, begins: np.ndarray, scores: np.ndarray) -> float:
+    """Go back from `start_s` over onsets in short steps, and return the earliest where the tagger hears the sound."""
     for frame, score in zip(begins[::-1], scores[::-1], strict=True):
         at_s = _seconds(frame)
         if at_s < start_s:
@@ -89,8 +99,10 @@ def _earlier(start_s: float, begins: np.ndarray, scores: np.ndarray) -> float:
 
 
 def onsets(power: np.ndarray) -> np.ndarray:
-    """Frames (K,) at which something begins to sound, from band energies (T, B). What sounds at the first frame begins
-    there."""
+    """Find the frames (K,) at which a sound begins, from band energies (T, B).
+
+    What sounds at the first frame counts as an onset there.
+    """
     total = np.concatenate([np.zeros((1, power.shape[1])), np.cumsum(power, axis=0, dtype=np.float64)])
     frames = np.arange(len(power))
     first, last = np.maximum(frames - _BEFORE, 0), np.maximum(frames - _GAP, 0)
@@ -104,12 +116,12 @@ def onsets(power: np.ndarray) -> np.ndarray:
     return np.flatnonzero((rise >= _RISE_DB) & (rise > padded[:-2]) & (rise >= padded[2:]))
 
 
-def _begin(tag: Tag, begins: np.ndarray) -> float:
+def _start_of(tag: Tag, begins: np.ndarray) -> float:
     first_s, last_s = tag.start_s - _EARLY_S, min(tag.end_s, tag.start_s + _PATCH_S)
     return next((at_s for at_s in map(_seconds, begins) if first_s <= at_s <= last_s), tag.start_s)
 
 
-def _end(tag: Tag, start_s: float, levels: np.ndarray) -> float:
+def _end_of(tag: Tag, start_s: float, levels: np.ndarray) -> float:
     first, last = _frame(max(start_s, tag.end_s - _PATCH_S)), _frame(tag.end_s)
     part = levels[first : last + 1]
     if not len(part):
@@ -124,12 +136,12 @@ def _frame(at_s: float) -> int:
 
 
 def _seconds(frame: int) -> float:
-    """The moment of a frame, its middle; the first frame is the clip's start."""
+    """Return the time of a frame: its middle, but 0 for the first frame."""
     return 0.0 if frame == 0 else (frame * _HOP + _WINDOW / 2) / RATE
 
 
 def band_energies(audio: np.ndarray) -> np.ndarray:
-    """(N,) at 16 kHz → energies (T, B) of bands, over that of full scale, none below silence."""
+    """Compute band energies (T, B) of audio (N,) at 16 kHz, relative to full scale, at least `_SILENCE`."""
     if len(audio) < _WINDOW:
         audio = np.pad(audio, (0, _WINDOW - len(audio)))
     frames = np.lib.stride_tricks.sliding_window_view(audio, _WINDOW)[::_HOP] * np.hanning(_WINDOW).astype(np.float32)

@@ -1,9 +1,9 @@
-"""Who speaks when: voices told apart by their embeddings, or by a pyannote pipeline where its weights are given.
+"""Who speaks when: speaker diarization by clustering voice embeddings, or by a pyannote pipeline if one is given.
 
-The embedding is that of Wan et al. 2018 (Generalized End-to-End Loss, arXiv 1710.10467) as the package resemblyzer
-trained it: a 3-layer LSTM over 40 mel bands, 256 numbers of unit length per 1.6 s. Voiced windows are clustered (Ward);
-each moment goes to the speaker whose mean its windows are nearest to. Two speakers at once are told as one: only
-pyannote knows overlap.
+The embedding is that of Wan et al. 2018 (Generalized End-to-End Loss, arXiv 1710.10467) as trained for the package
+resemblyzer: a 3-layer LSTM over 40 mel bands gives a unit vector of 256 numbers per 1.6 s. Voiced windows are clustered
+(Ward), and each moment is assigned to the speaker whose mean embedding is nearest to its windows. Two people who speak
+at once count as one: only pyannote detects overlap.
 """
 
 from collections.abc import Callable
@@ -24,16 +24,16 @@ Spans = list[tuple[float, float]]
 Turn = tuple[float, float, int]  # start and end in seconds, speaker
 
 _HOP, _FFT, _BANDS = 160, 400, 40  # samples, samples, mel bands
-_WINDOW = 160  # mel frames of an embedding: 1.6 s
+_WINDOW = 160  # mel frames per embedding: 1.6 s
 _STEP = 16  # mel frames between embeddings
-_LEVEL_DB = -30.0  # a quieter voice is turned up to this before it is embedded
-_TURN_STEP_S = 0.05
-_BLUR_S = 0.3  # how far a window speaks for the moments around its middle
+_LEVEL_DB = -30.0  # amplify a quieter voice to this level before embedding it
+_TURN_STEP_S = 0.05  # time resolution of turns
+_BLUR_S = 0.3  # standard deviation of a window's weight around its middle
 _PYANNOTE = "pyannote:"
 
 
 class VoiceEncoder(nn.Module):
-    """mel power (B, 160, 40) → embeddings (B, 256) of unit length. Names as in the published checkpoint."""
+    """The voice encoder. Its parameter names are those of the published checkpoint."""
 
     def __init__(self):
         super().__init__()
@@ -43,11 +43,15 @@ class VoiceEncoder(nn.Module):
         self.register_buffer("window", torch.hann_window(_FFT), persistent=False)
 
     def forward(self, mel: Tensor) -> Tensor:
+        """Embed mel power (B, 160, 40) as unit vectors (B, 256)."""
         _, (hidden, _) = self.lstm(mel)
         return nn.functional.normalize(self.linear(hidden[-1]).relu(), dim=1)
 
     def mel(self, voice: Tensor) -> Tensor:
-        """(N,) at 16 kHz → (1 + N // 160, 40) mel power; librosa's `melspectrogram` with 25 ms and 10 ms."""
+        """Compute mel power (1 + N // 160, 40) of a voice (N,) at 16 kHz.
+
+        Equal to librosa's `melspectrogram` with windows of 25 ms every 10 ms.
+        """
         assert isinstance(self.window, Tensor)
         assert isinstance(self.bank, Tensor)
         spectrum = torch.stft(voice, _FFT, _HOP, window=self.window, pad_mode="constant", return_complex=True)
@@ -55,10 +59,10 @@ class VoiceEncoder(nn.Module):
 
 
 def load_encoder(weights: str) -> VoiceEncoder:
-    """The encoder of `package:resemblyzer`, or of a checkpoint of its form.
+    """Load the encoder of `package:resemblyzer`, or of a checkpoint with the same keys.
 
     Raises:
-        ValueError: no such file, or it holds something else.
+        ValueError: There is no such file, or it lacks the encoder's keys.
     """
     path = Path(resolve(weights))
     if not path.is_file():
@@ -77,10 +81,17 @@ def load_encoder(weights: str) -> VoiceEncoder:
 
 @torch.inference_mode()
 def embed(encoder: VoiceEncoder, audio: np.ndarray, voiced: Spans, batch: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings of the voiced spans of a clip, (N,) float32 at 16 kHz.
+    """Embed the voiced spans of a clip.
+
+    Args:
+        encoder: The voice encoder.
+        audio: Mono (N,) float32 at 16 kHz.
+        voiced: The voiced spans in seconds.
+        batch: Windows per pass of the encoder.
 
     Returns:
-        (W, 256) embeddings and (W, 2) start and end of each in seconds; a short span gives one, of what there is.
+        Embeddings (W, 256), and the start and end of each window in seconds (W, 2). A span shorter than 1.6 s gives
+        one window.
     """
     level = np.sqrt(np.mean(audio**2)) if len(audio) else 0.0
     gain = max(1.0, 10 ** (_LEVEL_DB / 20) / max(float(level), 1e-5))
@@ -91,7 +102,7 @@ def embed(encoder: VoiceEncoder, audio: np.ndarray, voiced: Spans, batch: int = 
         for at in range(first, max(first + 1, last - _WINDOW + 1), _STEP):
             patch = mel[at : min(at + _WINDOW, last)]
             times.append((at * _HOP / RATE, min(at + _WINDOW, last) * _HOP / RATE))
-            # The LSTM was trained on 1.6 s: less is repeated until it is as long.
+            # The LSTM was trained on windows of 1.6 s: repeat a shorter patch to that length.
             patches.append(patch.repeat(-(-_WINDOW // max(1, len(patch))), 1)[:_WINDOW])
     if not patches:
         return np.zeros((0, 256), np.float32), np.zeros((0, 2))
@@ -99,14 +110,23 @@ def embed(encoder: VoiceEncoder, audio: np.ndarray, voiced: Spans, batch: int = 
     return torch.cat(found).numpy(), np.array(times)
 
 
-def tell_apart(embeddings: np.ndarray, times: np.ndarray, settings: SpeakerSettings) -> np.ndarray:
-    """Embeddings (W, 256) of windows (W, 2) → the speaker of each, 0, 1, …; all 0 where no two are surely two.
+def cluster_voices(embeddings: np.ndarray, times: np.ndarray, settings: SpeakerSettings) -> np.ndarray:
+    """Assign each window to a speaker, with as many speakers as are clearly distinct.
 
-    Windows of one voice also fall into groups (vowels, loudness, a room), so a grouping is believed only where its
-    groups are apart: windows that share no sound are on average `min_ratio` times as far from the others' as from their
-    own; and where the voices come back, or are apart twice as much (`sure_ratio`).
+    The windows of one voice form clusters too (vowels, loudness, room). So a clustering is accepted only if its
+    clusters are well separated: for windows that do not overlap in time, the mean distance between any two clusters is
+    at least `min_ratio` times the mean distance within them. In addition, voices must take turns, or the ratio must
+    reach `sure_ratio`.
+
+    Args:
+        embeddings: Unit vectors (W, 256).
+        times: Start and end of each window in seconds (W, 2).
+        settings: The limits of the clustering.
+
+    Returns:
+        The speaker of each window (W,), from 0; all 0 if no two speakers are clearly distinct.
     """
-    from sklearn.cluster import AgglomerativeClustering  # seconds of imports, needed only where somebody speaks
+    from sklearn.cluster import AgglomerativeClustering  # takes seconds to import: only when somebody speaks
 
     middle = times.mean(1)
     distinct = np.abs(middle[:, None] - middle[None]) > _WINDOW * _HOP / RATE
@@ -114,7 +134,7 @@ def tell_apart(embeddings: np.ndarray, times: np.ndarray, settings: SpeakerSetti
     for count in range(min(settings.most, len(embeddings) // 2), 1, -1):
         groups = AgglomerativeClustering(count, linkage="ward").fit_predict(embeddings)
         least = np.bincount(groups).min() * _STEP * _HOP / RATE
-        ratio = min(_apart(distance, distinct, groups, pair) for pair in combinations(range(count), 2))
+        ratio = min(_separation(distance, distinct, groups, pair) for pair in combinations(range(count), 2))
         returns = int((np.diff(groups) != 0).sum()) - (count - 1)
         if least < settings.min_seconds:
             continue
@@ -123,8 +143,8 @@ def tell_apart(embeddings: np.ndarray, times: np.ndarray, settings: SpeakerSetti
     return np.zeros(len(embeddings), int)
 
 
-def _apart(distance: np.ndarray, distinct: np.ndarray, groups: np.ndarray, pair: tuple[int, int]) -> float:
-    """Mean distance between two groups over that within them, of windows that share no sound; 0 if not known."""
+def _separation(distance: np.ndarray, distinct: np.ndarray, groups: np.ndarray, pair: tuple[int, int]) -> float:
+    """Divide the mean distance between two groups by that within them, for windows that do not overlap; 0 if none."""
     one, other = (groups == group for group in pair)
     across = distance[np.outer(one, other) & distinct]
     within = distance[(np.outer(one, one) | np.outer(other, other)) & distinct]
@@ -132,24 +152,32 @@ def _apart(distance: np.ndarray, distinct: np.ndarray, groups: np.ndarray, pair:
 
 
 class Speakers:
-    """Who speaks when in a clip. Loads its weights when it is made.
+    """Speaker diarization of one clip. Load the weights on construction.
 
     Raises:
-        ValueError: the weights of the settings are not there or are something else.
+        ValueError: The weights of the settings are missing, or are of another model.
     """
 
     def __init__(self, settings: SpeakerSettings):
         self.settings = settings
         self.turns: Callable[[np.ndarray, Spans], list[Turn]]
         if settings.weights.startswith(_PYANNOTE):
-            self.turns = _pyannote(settings.weights.removeprefix(_PYANNOTE))
+            self.turns = _load_pyannote(settings.weights.removeprefix(_PYANNOTE))
         else:
             self.encoder = load_encoder(settings.weights)
             self.turns = self._by_embedding
 
     def __call__(self, audio: np.ndarray, voiced: Spans) -> list[Turn]:
-        """A mono clip, (N,) float32 at 16 kHz, and its voiced spans → turns in time, speakers numbered from 1 by who
-        speaks first; [] where one voice only is told."""
+        """Find who speaks when.
+
+        Args:
+            audio: Mono (N,) float32 at 16 kHz.
+            voiced: The clip's voiced spans in seconds.
+
+        Returns:
+            Turns in order of time; speakers are numbered from 1 in the order in which they first speak. [] if only one
+            speaker is found.
+        """
         turns = sorted(self.turns(audio, voiced))
         order = list(dict.fromkeys(speaker for _, _, speaker in turns))
         return [(start, end, order.index(speaker) + 1) for start, end, speaker in turns] if len(order) > 1 else []
@@ -158,7 +186,7 @@ class Speakers:
         embeddings, times = embed(self.encoder, audio, voiced)
         if len(embeddings) < 4:
             return []
-        groups = tell_apart(embeddings, times, self.settings)
+        groups = cluster_voices(embeddings, times, self.settings)
         if not groups.any():
             return []
         means = np.stack([embeddings[groups == group].mean(0) for group in range(groups.max() + 1)])
@@ -177,8 +205,8 @@ class Speakers:
         return turns
 
 
-def _pyannote(name: str) -> Callable[[np.ndarray, Spans], list[Turn]]:
-    """A pyannote diarization pipeline from a folder or a hub id."""
+def _load_pyannote(name: str) -> Callable[[np.ndarray, Spans], list[Turn]]:
+    """Load a pyannote diarization pipeline from a folder or a hub id, as a function that finds turns."""
     from pyannote.audio import Pipeline
 
     folder = Path(name).expanduser()
@@ -186,7 +214,7 @@ def _pyannote(name: str) -> Callable[[np.ndarray, Spans], list[Turn]]:
         raise ValueError(f"transcribe.speakers.weights: no folder {name}; give one with a pyannote pipeline")
     try:
         pipeline = Pipeline.from_pretrained(str(folder) if folder.exists() else name)
-    except Exception as error:  # whatever a hub or a checkpoint answers, the user's setting is what to mend
+    except Exception as error:  # any error of a hub or checkpoint: name the setting that the user must fix
         raise ValueError(f"transcribe.speakers.weights: pyannote cannot load {name}: {error}") from error
     if pipeline is None:
         raise ValueError(f"transcribe.speakers.weights: pyannote finds no pipeline {name}")

@@ -1,34 +1,34 @@
-"""What is said in a clip: language, text, every word with its time and speaker, without what Whisper makes up.
+"""What is said in a clip: language, text, and each word with its time and speaker, without Whisper's hallucinations.
 
-Whisper writes fluent text for music, noise and silence ("Thank you.", "1-2-3-4-4-4…"). Two things keep that out: it is
-only asked about voiced spans (Silero), and what it answers must pass tests of its own probability, its repetitiveness
-and its pace. What is removed is counted by reason. Of a text that passes, the words that Whisper is unsure of are
-doubted: they stay in the transcript for whoever reads it, and are in no text and no quote.
+Whisper writes fluent text for music, noise and silence ("Thank you.", "1-2-3-4-4-4…"). Two measures keep it out:
+Whisper only gets voiced spans (Silero), and its text must pass tests of probability, repetition and pace. Removed text
+is counted by reason. In an accepted text, a word of low confidence is "doubted": it stays among the transcript's words,
+but is in no text and no quote.
 """
 
-import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from captioning.hear.speakers import Speakers, Turn
+from captioning.hear.text_normalisation import UNSPACED, normalise
+from captioning.hear.window import SAMPLE_RATE, Window
 from captioning.settings import TranscribeSettings
 from data_prep.packaged_weights import resolve
 from data_prep.scores.voice_activity import FRAME, voice_probability
 
-SAMPLE_RATE = 16000  # Hz, of Whisper and of Silero
-UNSPACED = frozenset({"zh", "ja", "th", "lo", "my", "km", "yue", "bo"})  # languages written without spaces
-_LONGEST = round(29 * SAMPLE_RATE / FRAME)  # frames of a voiced span: with its margins it fits Whisper's 30 s
-_PAUSE = round(0.1 * SAMPLE_RATE / FRAME)  # frames; a shorter pause does not end a span
-_SHORTEST = round(0.25 * SAMPLE_RATE / FRAME)  # frames; a shorter span is a click
+_MAX_SPAN = round(29 * SAMPLE_RATE / FRAME)  # frames of a voiced span; with its margins it fits Whisper's 30 s
+_MIN_PAUSE = round(0.1 * SAMPLE_RATE / FRAME)  # frames; a shorter pause does not end a span
+_MIN_SPAN = round(0.25 * SAMPLE_RATE / FRAME)  # frames; a shorter span is a click
 
 
 class Transcriber:
-    """Whisper, loaded when the first voice is heard and kept.
+    """Whisper with its filters. Load the model when the first voice is heard, and keep it.
 
     Raises:
-        ValueError: the Whisper or the voice encoder of the settings is not there.
+        ValueError: The Whisper weights or the voice encoder of the settings are missing.
     """
 
     def __init__(self, settings: TranscribeSettings):
@@ -38,11 +38,11 @@ class Transcriber:
         self.speakers = Speakers(settings.speakers) if settings.speakers.weights else None
 
     def __call__(self, clips: list[np.ndarray]) -> list[dict]:
-        """Mono clips, (N,) float32 at 16 kHz → one transcript each (see `transcript`)."""
+        """Transcribe mono clips, each (N,) float32 at 16 kHz, to one transcript each (see `transcript`)."""
         voiced = [voiced_spans(voice_probability(audio), self.settings.voice_threshold) for audio in clips]
         if not any(voiced):
             return [transcript([], self.settings) for _ in clips]
-        from captioning.hear import whisper  # 15 CPU seconds of imports, needed only where somebody speaks
+        from captioning.hear import whisper  # takes 15 CPU seconds to import: only when somebody speaks
 
         if self._pipeline is None:
             self._pipeline = whisper.load(
@@ -62,7 +62,15 @@ class Transcriber:
 
 
 def name_speakers(heard: dict, turns: list[Turn]) -> None:
-    """Give each word of a transcript its speaker, and the transcript their spans; one who says no word is left out."""
+    """Write the speaker of each word, and the spans of each speaker, into a transcript.
+
+    Speakers are numbered from 1 in the order of their first words; a speaker who says no word is left out. With fewer
+    than two speakers, every word's speaker is None.
+
+    Args:
+        heard: The transcript; changed in place.
+        turns: Who speaks when.
+    """
     for word in heard["words"]:
         word["speaker"] = speaker_of(word["start"], word["end"], turns)
     spoken = dict.fromkeys(word["speaker"] for word in heard["words"] if word["speaker"])
@@ -80,7 +88,7 @@ def name_speakers(heard: dict, turns: list[Turn]) -> None:
 
 
 def speaker_of(start: float, end: float, turns: list[Turn]) -> int | None:
-    """Who speaks for most of a span, else who speaks nearest to it within half a second; None: nobody."""
+    """Return who speaks for most of a span (seconds), else who speaks nearest within 0.5 s, else None."""
     shared: dict[int, float] = {}
     for first, last, speaker in turns:
         shared[speaker] = shared.get(speaker, 0.0) + max(0.0, min(end, last) - max(start, first))
@@ -91,10 +99,10 @@ def speaker_of(start: float, end: float, turns: list[Turn]) -> int | None:
 
 
 def find_whisper(name: str) -> str:
-    """The folder or hub id behind the setting `transcribe.whisper`.
+    """Resolve the setting `transcribe.whisper` to a folder or a hub id.
 
     Raises:
-        ValueError: no such package, or no CTranslate2 Whisper in that folder.
+        ValueError: There is no such package, or the folder holds no CTranslate2 Whisper.
     """
     found = resolve(name)
     folder = Path(found).expanduser()
@@ -107,13 +115,13 @@ def find_whisper(name: str) -> str:
 
 
 def voiced_spans(probability: np.ndarray, threshold: float) -> list[tuple[float, float]]:
-    """Speech probability of each 32 ms → spans in seconds, at most 29 s each.
+    """Find the voiced spans, in seconds and at most 29 s each, from the speech probability of each 32 ms.
 
-    A span begins at `threshold` and ends where it stays 0.15 below for 0.1 s, as in Silero's own code.
+    A span begins at `threshold` and ends when the probability stays 0.15 below it for 0.1 s, as in Silero's code.
     """
     spans: list[tuple[int, int]] = []
     start = low = None
-    for frame, value in enumerate([*probability, *[0.0] * (_PAUSE + 1)]):
+    for frame, value in enumerate([*probability, *[0.0] * (_MIN_PAUSE + 1)]):
         if start is None:
             start = frame if value >= threshold else None
             low = None
@@ -122,34 +130,37 @@ def voiced_spans(probability: np.ndarray, threshold: float) -> list[tuple[float,
             low = None
         elif value < threshold - 0.15 and low is None:
             low = frame
-        if (low is not None and frame - low >= _PAUSE) or frame - start >= _LONGEST:
+        if (low is not None and frame - low >= _MIN_PAUSE) or frame - start >= _MAX_SPAN:
             end = min(frame if low is None else low, len(probability))
-            if end - start >= _SHORTEST:
+            if end - start >= _MIN_SPAN:
                 spans.append((start, end))
             start = low = None
     return [(start * FRAME / SAMPLE_RATE, end * FRAME / SAMPLE_RATE) for start, end in spans]
 
 
-def transcript(windows: list, settings: TranscribeSettings) -> dict:
-    """The windows of one clip as plain data.
+def transcript(windows: Sequence[Window], settings: TranscribeSettings) -> dict:
+    """Filter the windows of one clip, and write their transcript as plain data.
+
+    Args:
+        windows: The clip's windows, in order.
+        settings: The limits that a text must pass.
 
     Returns:
-        language (ISO code, "" when nothing was understood), language_probability (None where the model knows one
-        language only), text (without doubted words), words: [{word, start, end, confidence, doubted, quotable}]
-        (seconds), speakers: [{speaker, spans}] where two or more are told apart (then each word has its `speaker`, 1
-        for who speaks first), voiced: [[start, end]] (seconds), log_probability (mean), removed: {reason: windows;
-        "doubted": words}.
+        language: ISO code, "" if no text was accepted; language_probability: None for a model of one language; text:
+        without doubted words; words: [{word, start, end, confidence, doubted, quotable}], times in seconds; speakers:
+        [], which `name_speakers` fills if there are two or more (each word then has its `speaker`); voiced: [[start,
+        end]] in seconds; log_probability: the mean; removed: {reason: number of windows, "doubted": number of words}.
     """
     removed = Counter()
-    believed = []
+    accepted = []
     for window in windows:
-        reason = why_not_believed(window, settings)
+        reason = rejection_reason(window, settings)
         if reason:
             removed[reason] += 1
         else:
-            believed.append(window)
+            accepted.append(window)
     least, quoted = settings.min_word_confidence, max(settings.min_word_confidence, settings.min_quote_confidence)
-    heard = [[word for word in window.words if normalise(word["word"])] for window in believed]
+    heard = [[word for word in window.words if normalise(word["word"])] for window in accepted]
     spoken = [
         [
             word | {"doubted": word["confidence"] < least, "quotable": sure}
@@ -159,23 +170,26 @@ def transcript(windows: list, settings: TranscribeSettings) -> dict:
     ]
     if doubts := sum(word["doubted"] for words in spoken for word in words):
         removed["doubted"] = doubts
-    longest = max(believed, key=lambda window: window.voiced_s, default=None)
+    longest = max(accepted, key=lambda window: window.voiced_s, default=None)
     probability = longest.language_probability if longest else None
     return {
         "language": longest.language if longest else "",
         "language_probability": None if probability is None else round(probability, 3),
-        "text": " ".join(filter(None, map(_believed_text, believed, spoken))),
+        "text": " ".join(filter(None, map(_accepted_text, accepted, spoken))),
         "words": [word for words in spoken for word in words],
         "speakers": [],
         "voiced": [[round(start, 3), round(end, 3)] for window in windows for start, end in window.voiced],
-        "log_probability": round(float(np.mean([w.log_probability for w in believed])), 3) if believed else None,
+        "log_probability": round(float(np.mean([w.log_probability for w in accepted])), 3) if accepted else None,
         "removed": dict(removed),
     }
 
 
 def _quotable(confidences: list[float], least: float) -> list[bool]:
-    """Which words may be quoted. A mishearing spreads: beside a word that is not sure, only half the doubt is let
-    pass."""
+    """Return for each word whether it may be quoted.
+
+    A mishearing often spreads to its neighbours: beside a word below `least`, a word may have only half of the doubt
+    1 - `least`.
+    """
     sure = [True, *(confidence >= least for confidence in confidences), True]
     return [
         confidence >= (least if sure[at] and sure[at + 2] else (1 + least) / 2)
@@ -183,16 +197,18 @@ def _quotable(confidences: list[float], least: float) -> list[bool]:
     ]
 
 
-def _believed_text(window, words: list[dict]) -> str:
+def _accepted_text(window: Window, words: list[dict]) -> str:
     if not any(word["doubted"] for word in words):
         return window.text
     between = "" if window.language in UNSPACED else " "
     return between.join(word["word"] for word in words if not word["doubted"])
 
 
-def why_not_believed(window, settings: TranscribeSettings) -> str:
-    """The reason to remove a window's text, "" to keep it. Limits as in Whisper's own decoding (Radford et al. 2022,
-    §4.5) with voice activity, pace and repetition added."""
+def rejection_reason(window: Window, settings: TranscribeSettings) -> str:
+    """Return the reason to remove a window's text, "" to keep it.
+
+    The limits are those of Whisper's decoding (Radford et al. 2022, §4.5), with pace and repetition added.
+    """
     words = normalise(window.text)
     if not words or not window.words:
         return "no_words"
@@ -215,7 +231,10 @@ def why_not_believed(window, settings: TranscribeSettings) -> str:
 
 
 def repeats(words: list[str], times: int = 4, least: int = 6) -> bool:
-    """Whether a phrase of 1 to 8 words is said `times` times on end, `least` words in all: a decoder's loop."""
+    """Return whether a decoder was caught in a loop.
+
+    A loop is a phrase of 1 to 8 words that follows itself at least `times` times and makes `least` words or more.
+    """
     for length in range(1, 9):
         run = 0
         for index in range(length, len(words)):
@@ -223,17 +242,3 @@ def repeats(words: list[str], times: int = 4, least: int = 6) -> bool:
             if run >= (times - 1) * length and run + length >= least:
                 return True
     return False
-
-
-def normalise(text: str) -> list[str]:
-    """Words in lower case without punctuation, by which two transcripts are compared; in scripts without spaces, the
-    characters."""
-    kept = "".join(
-        f" {c} " if c >= "\u0e00" and _UNSPACED_SCRIPT.match(c) else c if c.isalnum() or c in "'’" else " "
-        for c in text.casefold()
-    )
-    return [word for word in (w.replace("’", "'").strip("'") for w in kept.split()) if word]
-
-
-# Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han
-_UNSPACED_SCRIPT = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")

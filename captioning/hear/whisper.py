@@ -1,10 +1,10 @@
-"""Whisper inside WhisperX, for many short clips at once: each window has its own language and word times.
+"""Whisper inside WhisperX, for many short clips at once: language and word times are found per window.
 
-WhisperX joins voiced spans to windows of at most 30 s and decodes the windows in batches. It takes one recording a
-call, finds one language for it with an encoder pass of its own, and takes word times from an aligner that it downloads.
-Curation has thousands of clips of some seconds, so here the clips of a call lie end to end in one recording, no window
-crosses a clip, and language and word times (dynamic time warping over cross-attention) come from the encoder pass that
-decodes the words.
+WhisperX merges voiced spans into windows of at most 30 s and decodes the windows in batches. But it takes one recording
+per call, finds one language for it with an extra encoder pass, and takes word times from an aligner that it downloads.
+A curated set has thousands of clips of a few seconds. So here the clips of a call are concatenated to one recording, no
+window crosses a clip, and language and word times (dynamic time warping over cross-attention) come from the encoder
+pass that decodes the words.
 
 This module imports whisperx, pyannote and transformers, which takes seconds: import it where it is used.
 """
@@ -12,12 +12,11 @@ This module imports whisperx, pyannote and transformers, which takes seconds: im
 import contextlib
 import sys
 import warnings
-import zlib
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from captioning.hear.transcribe import SAMPLE_RATE, UNSPACED
+from captioning.hear.text_normalisation import UNSPACED
+from captioning.hear.window import SAMPLE_RATE, Voiced, Window
 
 with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
     warnings.simplefilter("ignore")
@@ -27,57 +26,32 @@ with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
     from whisperx.diarize import Segment as Span
     from whisperx.vads import Vad
 
-Voiced = tuple[float, float]  # seconds from the clip's start
-LONGEST_S = 29.0  # of a voiced span
-_PAD_S = 0.2  # kept around voiced spans: Whisper loses a word that starts at its window's first sample
-
-
-@dataclass
-class Window:
-    """At most 30 s of one clip, and what Whisper heard in it. Times are seconds from the clip's start."""
-
-    clip: int
-    start: float
-    end: float
-    voiced: list[Voiced]
-    text: str = ""
-    words: list[dict] = field(default_factory=list)
-    language: str = ""
-    language_probability: float | None = None
-    log_probability: float = 0.0
-    no_speech_probability: float = 0.0
-
-    @property
-    def voiced_s(self) -> float:
-        return sum(end - start for start, end in self.voiced)
-
-    @property
-    def compression_ratio(self) -> float:
-        data = self.text.encode()
-        return len(data) / len(zlib.compress(data))
+_MAX_WINDOW_S = 29.0  # from the first voiced span of a window to its last
+_PAD_S = 0.2  # margin around voiced spans: Whisper loses a word that starts at its window's first sample
 
 
 class VoicedSpans(Vad):
-    """Voice activity as WhisperX's `Vad`, measured before by Silero: WhisperX's own Silero would download itself."""
+    """Voice activity for WhisperX, measured beforehand: WhisperX's Silero would download its weights."""
 
     def __init__(self):
         super().__init__(0.5)
-        self.clips: list[tuple[int, list[Voiced]]] = []  # of each clip: its samples, its voiced spans
+        self.clips: list[tuple[int, list[Voiced]]] = []  # number of samples and voiced spans of each clip
         self.windows: list[Window] = []
-        self.origins: list[int] = []  # of each window's clip, samples
+        self.origins: list[int] = []  # first sample, in the recording, of each window's clip
 
     @staticmethod
     def preprocess_audio(audio):
+        """Return the audio unchanged: the spans are known already."""
         return audio
 
     def __call__(self, recording, **_):
-        """The voiced windows of the recording. They are kept, each with its clip, for `merge_chunks`."""
+        """Return the voiced windows of the recording, and keep each with its clip for `merge_chunks`."""
         self.windows.clear()
         self.origins.clear()
         first = 0
         for index, (samples, spans) in enumerate(self.clips):
             length = samples / SAMPLE_RATE
-            for group in _windows(spans):
+            for group in _group_spans(spans):
                 start, end = max(0.0, group[0][0] - _PAD_S), min(length, group[-1][1] + _PAD_S)
                 self.windows.append(Window(index, start, end, group))
                 self.origins.append(first)
@@ -85,10 +59,10 @@ class VoicedSpans(Vad):
         return [Span(w.start, w.end, "UNKNOWN") for w in self.windows]  # pyright: ignore[reportArgumentType]
 
     def merge_chunks(self, segments, chunk_size, onset, offset=None):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Each window where its clip lies in the recording; spans of two clips are never merged.
+        """Place each window in the recording, and merge no spans.
 
-        WhisperX cuts at `int(seconds * rate)`: half a sample is added, so that a window has the same samples wherever
-        its clip lies, and a clip gets the same words in any company.
+        WhisperX cuts at `int(seconds * rate)`. Add half a sample, so that a window has the same samples wherever its
+        clip lies, and a clip gets the same words whichever clips are in the call.
         """
 
         def seconds(origin: int, at_s: float) -> float:
@@ -100,10 +74,10 @@ class VoicedSpans(Vad):
         ]
 
 
-def _windows(spans: list[Voiced]) -> list[list[Voiced]]:
+def _group_spans(spans: list[Voiced]) -> list[list[Voiced]]:
     groups: list[list[Voiced]] = []
     for span in spans:
-        if groups and span[1] - groups[-1][0][0] <= LONGEST_S:
+        if groups and span[1] - groups[-1][0][0] <= _MAX_WINDOW_S:
             groups[-1].append(span)
         else:
             groups.append([span])
@@ -111,13 +85,13 @@ def _windows(spans: list[Voiced]) -> list[list[Voiced]]:
 
 
 class TimedWhisper(whisperx.asr.WhisperModel):
-    """Whisper that finds, for every window of a batch, its language, words, word times and probabilities."""
+    """Whisper that finds the language, words, word times and probabilities of each window of a batch."""
 
-    windows: list[Window]  # those of the running call, filled in order
+    windows: list[Window]  # windows of the current call, filled in order
     filled: int
 
     def generate_segment_batched(self, features, tokenizer, options, encoder_output=None):
-        """One batch of log-mel windows (B, mels, 3000); all that is heard goes into `windows`."""
+        """Decode one batch of log-mel windows (B, mels, 3000), and write the results into `windows`."""
         batch = self.windows[self.filled : self.filled + len(features)]
         self.filled += len(batch)
         encoded = self.encode(features)
@@ -132,7 +106,7 @@ class TimedWhisper(whisperx.asr.WhisperModel):
         for row, window in enumerate(batch):
             groups.setdefault(window.language, []).append(row)
         for language, rows in groups.items():
-            part = encoded if len(groups) == 1 else _rows(encoded, rows)
+            part = encoded if len(groups) == 1 else _select_rows(encoded, rows)
             self._decode(part, [batch[row] for row in rows], language, options)
         return {"text": [w.text for w in batch], "avg_logprob": [w.log_probability for w in batch]}
 
@@ -144,7 +118,7 @@ class TimedWhisper(whisperx.asr.WhisperModel):
             encoded,
             [prompt] * len(windows),
             beam_size=options.beam_size,
-            # No language is spoken at 20 tokens a second: a decoder caught in a loop is cut short.
+            # No speech has 20 tokens per second: stop a decoder that is caught in a loop.
             max_length=min(self.max_length, len(prompt) + 20 + int(20 * longest)),
             suppress_blank=options.suppress_blank,
             suppress_tokens=options.suppress_tokens,
@@ -162,37 +136,37 @@ class TimedWhisper(whisperx.asr.WhisperModel):
             window.words = _timed_words(words, window)
 
 
-def _rows(encoded, rows: list[int]):
+def _select_rows(encoded, rows: list[int]):
     return ctranslate2.StorageView.from_array(
         np.ascontiguousarray(np.asarray(encoded.to_device(ctranslate2.Device.cpu))[rows])
     )
 
 
 def _timed_words(alignment, window: Window) -> list[dict]:
-    """Words with their punctuation, seconds from the clip's start, probability in [0, 1]."""
+    """List words with their punctuation, times in seconds from the clip's start, and confidence in [0, 1]."""
     words: list[dict] = []
     for item in alignment:
         text, start, end = item["word"], window.start + float(item["start"]), window.start + float(item["end"])
-        # Whisper cuts "c'est" and "0.3" in two; a new word begins with a space where the language writes spaces.
+        # Whisper splits "c'est" and "0.3". In a language with spaces, only text after a space begins a word.
         same = window.language not in UNSPACED and not text.startswith(" ")
         sounds = any(character.isalnum() for character in text)
         if words and text.strip() and (same or not sounds):
             words[-1]["word"] += text.strip()
-            if sounds:  # punctuation lasts as long as the pause that it stands for
+            if sounds:  # punctuation would extend the word over the pause after it
                 words[-1]["end"] = end
         elif text.strip():
             confidence = round(float(item["probability"]), 3)
             words.append({"word": text.strip(), "start": start, "end": end, "confidence": confidence})
     for word in words:
         start, end = min(word["start"], window.end), min(word["end"], window.end)
-        # The pause before a word is part of it to Whisper; the voice detector knows where it ends.
+        # Whisper counts the pause before a word as part of it: start the word where the voice begins.
         begins = next((low for low, high in window.voiced if low < end and high > start), start)
         word["start"], word["end"] = round(max(start, begins), 3), round(end, 3)
     return words
 
 
 def load(model_path: str, *, device: str, compute_type: str, threads: int, beam_size: int):
-    """WhisperX's pipeline around `TimedWhisper` and `VoicedSpans`. Its words to the terminal go to standard error."""
+    """Load WhisperX's pipeline around `TimedWhisper` and `VoicedSpans`. Redirect what it prints to standard error."""
     model = TimedWhisper(model_path, device=device, compute_type=compute_type, cpu_threads=threads)
     with contextlib.redirect_stdout(sys.stderr):
         return whisperx.asr.load_model(
@@ -201,13 +175,23 @@ def load(model_path: str, *, device: str, compute_type: str, threads: int, beam_
             compute_type=compute_type,
             model=model,
             vad_model=VoicedSpans(),
-            language="en",  # only so that WhisperX does not spend an encoder pass on it; each window finds its own
+            language="en",  # saves WhisperX's encoder pass for the language; `TimedWhisper` finds it per window
             asr_options={"beam_size": beam_size},
         )
 
 
 def listen(pipeline, clips: list[np.ndarray], voiced: list[list[Voiced]], batch_size: int) -> list[Window]:
-    """What is said in the voiced spans of clips, mono (N,) float32 at 16 kHz: their windows in order."""
+    """Transcribe the voiced spans of clips.
+
+    Args:
+        pipeline: The pipeline from `load`.
+        clips: Mono clips, each (N,) float32 at 16 kHz.
+        voiced: The voiced spans of each clip.
+        batch_size: Windows per pass of the model.
+
+    Returns:
+        The windows of all clips, in order.
+    """
     vad, model = pipeline.vad_model, pipeline.model
     vad.clips = [(len(audio), spans) for audio, spans in zip(clips, voiced, strict=True)]
     model.windows, model.filled = vad.windows, 0

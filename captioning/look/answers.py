@@ -1,4 +1,4 @@
-"""Answers of models, read strictly: what is no answer to the question is refused with a reason that can be told."""
+"""Read an engine's answer strictly: refuse what does not answer the question, with a reason to send back."""
 
 import re
 from collections.abc import Iterable
@@ -9,14 +9,14 @@ from pydantic import BaseModel, ValidationError
 from captioning.look.schema import Seen
 from captioning.write.vocabulary import words
 
-LONGEST = 16_000  # characters; no answer of the schemas is longer
+MAX_CHARACTERS = 16_000  # of an answer; every answer that follows a schema is shorter
 _FENCE = re.compile(r"^```(?:json)?\s*\n(.*)\n```$", re.DOTALL)
 _REFUSAL = re.compile(
     r"\b(?:i['’]?m sorry|i am sorry|i apologi[sz]e|i (?:can|could|will|do)(?:not|n['’]t| not)"
     r"|i['’]?m (?:not able|unable)|i am (?:not able|unable)|as an ai|as a language model)\b",
     re.IGNORECASE,
 )
-# The commonest words of English, and of other languages in Latin letters where English has no such word.
+# The most common words of English, and those of other languages in Latin letters that English does not have.
 _ENGLISH = frozenset(
     words("a an the is are was of in on at with and to from by his her its their near behind under over into out off")
 )
@@ -32,32 +32,32 @@ _FOREIGN = frozenset(
         """
     )
 )
-
-
-_FEW = 8  # words; so many in a row have a function word among them
+_MIN_WORDS = 8  # a text of so many words contains a function word
 
 
 class Refused(ValueError):
-    """An answer that is none; the text says why, as "kind: what"."""
+    """The answer is refused; the text gives the reason as "kind: what"."""
 
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
 
 def read(text: str, schema: type[Answer], pictures: int = 0) -> Answer:
-    """The answer in a model's text.
+    """Parse a model's text as an answer of the schema.
 
     Args:
-        pictures: how many were shown; an answer may refer to no others.
+        text: The model's text; a JSON object, with or without a code fence.
+        schema: The schema that the answer must follow.
+        pictures: How many pictures were shown; the answer may refer to no others.
 
     Raises:
-        Refused: "empty", "refusal", "too long", "malformed" or "language".
+        Refused: The kind is "empty", "refusal", "too long", "malformed" or "language".
     """
     text = text.strip()
     if not text:
         raise Refused("empty: no text")
-    if len(text) > LONGEST:
-        raise Refused(f"too long: {len(text)} characters, at most {LONGEST}")
+    if len(text) > MAX_CHARACTERS:
+        raise Refused(f"too long: {len(text)} characters, at most {MAX_CHARACTERS}")
     fenced = _FENCE.match(text)
     bare = fenced.group(1).strip() if fenced else text
     if not bare.startswith("{") and _REFUSAL.search(bare):
@@ -68,7 +68,7 @@ def read(text: str, schema: type[Answer], pictures: int = 0) -> Answer:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))
         raise Refused(f"malformed: {place + ': ' if place else ''}{problem['msg']}"[:200]) from None
-    texts = _texts(answer)
+    texts = _free_text(answer)
     if any(_REFUSAL.search(one) for one in texts):
         raise Refused("refusal: an apology instead of an answer")
     if not is_english(texts):
@@ -78,8 +78,8 @@ def read(text: str, schema: type[Answer], pictures: int = 0) -> Answer:
     return answer
 
 
-def _texts(answer: BaseModel) -> list[str]:
-    """The answer's own words; what is written in the picture or was said in the clip may be of any language."""
+def _free_text(answer: BaseModel) -> list[str]:
+    """List the texts that must be English: all but quoted speech and writing, which may be in any language."""
     if isinstance(answer, Seen):
         subjects = [text for subject in answer.subjects for text in (subject.name, *subject.appearance)]
         return [answer.setting, *subjects, *(action.what for action in answer.actions)]
@@ -87,7 +87,7 @@ def _texts(answer: BaseModel) -> list[str]:
 
 
 def is_english(texts: Iterable[str]) -> bool:
-    """Whether texts are in Latin letters and have English function words, at least as many as foreign ones."""
+    """Return whether the texts use Latin letters and at least as many English as foreign function words."""
     whole = " ".join(texts).lower()
     letters = [c for c in whole if c.isalpha()]
     if sum(c > "\u024f" for c in letters) > 0.1 * len(letters):
@@ -95,7 +95,7 @@ def is_english(texts: Iterable[str]) -> bool:
     words = re.findall(r"[^\W\d_]+", whole)
     english = sum(word in _ENGLISH for word in words)
     foreign = sum(word in _FOREIGN for word in words if word not in _ENGLISH)
-    return foreign <= english and (english > 0 or len(words) < _FEW)
+    return foreign <= english and (english > 0 or len(words) < _MIN_WORDS)
 
 
 def _check_frames(answer: Seen, pictures: int) -> None:

@@ -1,4 +1,4 @@
-"""open_clip: how well a phrase fits a picture, as the cosine of their embeddings (Radford et al. 2021)."""
+"""How well a phrase fits a picture: the cosine of their open_clip embeddings (Radford et al. 2021)."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -11,8 +11,12 @@ from captioning.settings import SeenSettings
 _PROMPT = "a photo of {}"
 
 
-def check(settings: SeenSettings) -> None:
-    """Raises ValueError where the weights are not there, naming the setting; loads nothing."""
+def check_weights(settings: SeenSettings) -> None:
+    """Refuse scorer weights that are missing, and load nothing.
+
+    Raises:
+        ValueError: The weights are missing. The message names the setting.
+    """
     if not settings.clip or settings.clip.startswith("hf-hub:"):
         return
     path = Path(settings.clip_weights)
@@ -27,18 +31,31 @@ class ClipScores:
     """An open_clip model in this process.
 
     Attributes:
-        untrained: the weights are marked as random (tests, trials): their scores say nothing.
+        untrained: The weights are marked as random (tests, trials), so that their scores mean nothing.
     """
 
     def __init__(self, settings: SeenSettings) -> None:
-        """Raises ValueError as `check`, and where open_clip does not know the model."""
-        check(settings)
+        """Load the model.
+
+        Raises:
+            ValueError: The weights are missing, or open_clip does not know the model.
+        """
+        check_weights(settings)
         self._network, self._transform, self._tokenizer, self.untrained = _load(settings.clip, settings.clip_weights)
         self._device = settings.device
         self._network.to(self._device)
 
     def scores(self, pictures: Sequence[bytes], phrases: Sequence[str], shown: Sequence[Sequence[int]]) -> list[float]:
-        """Each phrase's cosine with the best of its pictures (JPEG files), which it names by numbers from 1."""
+        """Score each phrase by its cosine with the best of its pictures.
+
+        Args:
+            pictures: JPEG files.
+            phrases: The phrases to score.
+            shown: For each phrase, the numbers of its pictures, from 1.
+
+        Returns:
+            One cosine per phrase, -1 to 1.
+        """
         import torch
 
         batch = torch.stack([self._transform(from_jpeg(file)) for file in pictures]).to(self._device)
@@ -52,14 +69,16 @@ class ClipScores:
 
 @cache
 def _load(model: str, weights: str) -> tuple[Any, Callable[[Any], Any], Any, bool]:
-    import open_clip  # brings torch: seconds, and only here
+    import open_clip  # imports torch, which takes seconds: only where a scorer is configured
     from safetensors import safe_open
 
     if model.startswith("hf-hub:"):
         made: Any = open_clip.create_model_and_transforms(model)
         return made[0].eval(), made[2], open_clip.get_tokenizer(model), False
     if model not in open_clip.list_models():
-        raise ValueError(f"caption.seen.clip {model!r}: open_clip knows no such model; such as ViT-B-32, ViT-L-14")
+        raise ValueError(
+            f"caption.seen.clip {model!r}: open_clip has no such model; give one such as ViT-B-32 or ViT-L-14"
+        )
     made = open_clip.create_model_and_transforms(model, pretrained=weights)
     with safe_open(weights, "pt") as file:
         untrained = "untrained" in (file.metadata() or {})

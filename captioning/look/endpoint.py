@@ -1,12 +1,13 @@
 """Engine `openai`: any server that speaks OpenAI's chat completions (vLLM, SGLang, llama.cpp, hosted models).
 
-A server that fails is asked again with exponential back-off and jitter, or after its `Retry-After`; requests are paced,
-and each attempt has its time limit. What is answered in the end, `answers.py` reads.
+A failed request is retried with exponential back-off and jitter, or after the server's `Retry-After`. Requests are
+rate-limited, and each attempt has a time limit. `answers.py` reads the answers.
 """
 
 import asyncio
 import base64
 import logging
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,18 +17,18 @@ import tenacity
 
 from captioning.look.prompt import Prompt
 from captioning.look.schema import wire_schema
-from captioning.look.vision_engine import EngineGone, NoAnswer, key
+from captioning.look.vision_engine import EngineGone, NoAnswer
 from captioning.settings import SeenSettings
 
 log = logging.getLogger("kinotone.caption")
 
-_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-_LONGEST_WAIT_S = 60.0
-_LONGEST_REPLY = 4 << 20  # bytes
+_RETRY_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_MAX_WAIT_S = 60.0
+_MAX_REPLY_BYTES = 4 << 20  # bytes
 
 
 class Endpoint:
-    """A client of one server. Its model's weights are the server's, so they are never taken for untrained."""
+    """A client of one server. The server holds the weights, so they are never marked as untrained."""
 
     untrained = False
     hears = False
@@ -36,49 +37,49 @@ class Endpoint:
         self.settings = settings
 
     def ask(self, prompts: Sequence[Prompt]) -> list[str | NoAnswer]:
-        """See `VisionEngine`."""
-        answers = asyncio.run(self._all(prompts))
+        """Ask all prompts at once, within the limits of the settings. See `VisionEngine`."""
+        answers = asyncio.run(self._ask_all(prompts))
         if any(isinstance(answer, _Unreached) for answer in answers):
-            # A server that is gone must not cost every clip that is left its caption.
+            # If the server is gone, end the run: else every remaining clip would fail.
             try:
                 probe(self.settings)
             except ValueError as error:
                 raise EngineGone(str(error)) from None
         return answers
 
-    async def _all(self, prompts: Sequence[Prompt]) -> list[str | NoAnswer]:
-        gate, pace = asyncio.Semaphore(self.settings.concurrency), _Pace(self.settings.requests_per_minute)
+    async def _ask_all(self, prompts: Sequence[Prompt]) -> list[str | NoAnswer]:
+        slots, rate_limit = asyncio.Semaphore(self.settings.concurrency), _RateLimit(self.settings.requests_per_minute)
         async with _client(self.settings) as client:
-            return list(await asyncio.gather(*(self._one(client, gate, pace, prompt) for prompt in prompts)))
+            return list(await asyncio.gather(*(self._ask_one(client, slots, rate_limit, prompt) for prompt in prompts)))
 
-    async def _one(
-        self, client: httpx.AsyncClient, gate: asyncio.Semaphore, pace: "_Pace", prompt: Prompt
+    async def _ask_one(
+        self, client: httpx.AsyncClient, slots: asyncio.Semaphore, rate_limit: "_RateLimit", prompt: Prompt
     ) -> str | NoAnswer:
         body = _body(prompt, self.settings)
         retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type((httpx.TransportError, _Busy)),
+            retry=tenacity.retry_if_exception_type((httpx.TransportError, _RetryLater)),
             stop=tenacity.stop_after_attempt(self.settings.attempts),
-            wait=_wait,
-            before_sleep=lambda state: log.info("caption.seen: %s; asked again", _reason(state)),
+            wait=_retry_wait_s,
+            before_sleep=lambda state: log.info("caption.seen: %s; asked again", _describe_failure(state)),
         )
-        async with gate:
+        async with slots:
             try:
-                return await retrying(self._once, client, pace, body)
+                return await retrying(self._attempt, client, rate_limit, body)
             except tenacity.RetryError as error:
-                return _Unreached(f"after {self.settings.attempts} attempts: {_reason(error.last_attempt)}")
+                return _Unreached(f"after {self.settings.attempts} attempts: {_describe_failure(error.last_attempt)}")
             except NoAnswer as none:
                 return none
 
-    async def _once(self, client: httpx.AsyncClient, pace: "_Pace", body: dict[str, Any]) -> str:
-        await pace.turn()
+    async def _attempt(self, client: httpx.AsyncClient, rate_limit: "_RateLimit", body: dict[str, Any]) -> str:
+        await rate_limit.wait()
         try:
-            # httpx's own limit is per read: a server that drips would hold the clip for ever.
+            # Limit the whole attempt: httpx limits each read, so a slow stream could hold the clip for ever.
             async with asyncio.timeout(self.settings.time_limit_s):
                 status, headers, data = await _post(client, body)
         except TimeoutError:
             raise NoAnswer(f"no answer within {self.settings.time_limit_s:g} s") from None
-        if status in _AGAIN:
-            raise _Busy(status, headers.get("retry-after", ""))
+        if status in _RETRY_STATUSES:
+            raise _RetryLater(status, headers.get("retry-after", ""))
         if status in (401, 403, 404):
             raise EngineGone(
                 f"caption.seen.endpoint {self.settings.endpoint}: status {status}; check caption.seen.model and the "
@@ -86,56 +87,61 @@ class Endpoint:
             )
         if status != 200:
             raise NoAnswer(f"status {status}: {data[:200].decode(errors='replace')}")
-        return _text(data)
+        return _answer_text(data)
 
 
 class _Unreached(NoAnswer):
-    """No answer although the request was sent as often as the settings say."""
+    """No answer after as many attempts as the settings allow."""
 
 
-class _Busy(Exception):
-    """The server asks for another try."""
+class _RetryLater(Exception):
+    """The server's status asks for another attempt."""
 
     def __init__(self, status: int, retry_after: str) -> None:
         super().__init__(f"status {status}")
         self.wait_s = float(retry_after) if retry_after.replace(".", "", 1).isdigit() else None
 
 
-_backoff = tenacity.wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT_S)
+_backoff = tenacity.wait_random_exponential(multiplier=0.5, max=_MAX_WAIT_S)
 
 
-def _wait(state: tenacity.RetryCallState) -> float:
-    """What the server asks for, else full jitter under a doubling limit; a minute at most."""
+def _retry_wait_s(state: tenacity.RetryCallState) -> float:
+    """Return the wait that the server asks for, else full jitter under a doubling limit; at most a minute."""
     error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, _Busy) and error.wait_s is not None:
-        return min(error.wait_s, _LONGEST_WAIT_S)
+    if isinstance(error, _RetryLater) and error.wait_s is not None:
+        return min(error.wait_s, _MAX_WAIT_S)
     return _backoff(state)
 
 
-def _reason(state: Any) -> str:
+def _describe_failure(state: Any) -> str:
     outcome = getattr(state, "outcome", state)
     error = outcome.exception()
-    return f"{type(error).__name__}: {error}".removeprefix("_Busy: ")
+    return f"{type(error).__name__}: {error}".removeprefix("_RetryLater: ")
 
 
-class _Pace:
-    """Requests at even distances, so many a minute."""
+class _RateLimit:
+    """Space requests evenly, so many per minute."""
 
     def __init__(self, per_minute: float) -> None:
-        self._apart_s = 60 / per_minute if per_minute else 0.0
+        self._interval_s = 60 / per_minute if per_minute else 0.0
         self._next = time.monotonic()
 
-    async def turn(self) -> None:
-        """Waits until the next request may be sent."""
+    async def wait(self) -> None:
+        """Wait until the next request may be sent."""
         now = time.monotonic()
         at = max(now, self._next)
-        self._next = at + self._apart_s
+        self._next = at + self._interval_s
         if at > now:
             await asyncio.sleep(at - now)
 
 
+def _api_key(settings: SeenSettings) -> str:
+    """Return the endpoint's API key, "" if its environment variable is not set."""
+    return os.environ.get(settings.key_variable, "")
+
+
 def _client(settings: SeenSettings) -> httpx.AsyncClient:
-    secret = key(settings)
+    secret = _api_key(settings)
     return httpx.AsyncClient(
         base_url=settings.endpoint.rstrip("/") + "/",
         headers={"Authorization": f"Bearer {secret}"} if secret else {},
@@ -149,8 +155,8 @@ async def _post(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[int, h
         data = bytearray()
         async for part in reply.aiter_bytes():
             data += part
-            if len(data) > _LONGEST_REPLY:
-                raise NoAnswer(f"a reply of more than {_LONGEST_REPLY >> 20} MiB")
+            if len(data) > _MAX_REPLY_BYTES:
+                raise NoAnswer(f"a reply of more than {_MAX_REPLY_BYTES >> 20} MiB")
         return reply.status_code, reply.headers, bytes(data)
 
 
@@ -167,28 +173,28 @@ def _body(prompt: Prompt, settings: SeenSettings) -> dict[str, Any]:
 
 
 def messages(prompt: Prompt) -> list[dict[str, Any]]:
-    """A request as chat messages, its pictures as data addresses before the text."""
+    """Write a prompt as chat messages: its pictures as data URLs, then the text."""
     pictures = [f"data:image/jpeg;base64,{base64.b64encode(file).decode()}" for file in prompt.pictures]
     shown = [{"type": "image_url", "image_url": {"url": picture}} for picture in pictures]
     return [{"role": "user", "content": [*shown, {"type": "text", "text": prompt.text}]}]
 
 
-def _text(reply: bytes) -> str:
-    """The answer's text in a reply; NoAnswer where the reply is none of the protocol's."""
+def _answer_text(reply: bytes) -> str:
+    """Return the answer's text in a reply; raise NoAnswer if the reply does not follow the protocol."""
     try:
         choice = httpx.Response(200, content=reply).json()["choices"][0]
         return choice["message"].get("refusal") or choice["message"]["content"] or ""
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise NoAnswer(f"a reply that is no chat completion: {reply[:100].decode(errors='replace')}") from None
+        raise NoAnswer(f"the reply is no chat completion: {reply[:100].decode(errors='replace')}") from None
 
 
 def probe(settings: SeenSettings) -> None:
-    """Ask the server once which models it has.
+    """Ask the server once which models it has, to check the settings.
 
     Raises:
-        ValueError: it cannot be reached, refuses, or does not have the model; names the setting.
+        ValueError: The server cannot be reached, refuses, or lacks the model. The message names the setting.
     """
-    secret = key(settings)
+    secret = _api_key(settings)
     address = settings.endpoint.rstrip("/") + "/models"
     try:
         reply = httpx.get(address, headers={"Authorization": f"Bearer {secret}"} if secret else {}, timeout=10.0)
@@ -196,8 +202,8 @@ def probe(settings: SeenSettings) -> None:
         names = [one["id"] for one in reply.json()["data"]]
     except httpx.HTTPStatusError as error:
         status = error.response.status_code
-        mend = f"check the key in {settings.key_variable}" if status in (401, 403) else "check the address"
-        raise ValueError(f"caption.seen.endpoint {settings.endpoint}: /models gave status {status}; {mend}") from None
+        fix = f"check the key in {settings.key_variable}" if status in (401, 403) else "check the address"
+        raise ValueError(f"caption.seen.endpoint {settings.endpoint}: /models gave status {status}; {fix}") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ValueError(
             f"caption.seen.endpoint {settings.endpoint}: no server answers there ({type(error).__name__}); start it or "
@@ -205,7 +211,8 @@ def probe(settings: SeenSettings) -> None:
         ) from None
     except (ValueError, KeyError, TypeError):
         raise ValueError(
-            f"caption.seen.endpoint {settings.endpoint}: /models is not as OpenAI's; give the base URL that ends in /v1"
+            f"caption.seen.endpoint {settings.endpoint}: /models does not answer as OpenAI's does; give the base URL "
+            "that ends in /v1"
         ) from None
     if settings.model not in names:
         known = ", ".join(names[:5]) or "none"

@@ -1,9 +1,11 @@
-"""Phrases of what is seen, each with its pictures' times: the claims that an answer makes, and which of them stand.
+"""Phrases of what is seen, each with the times of its pictures: list those of an answer, and filter them.
 
-A phrase is taken out where it holds an emotion, intent, guess or judgement, or words addressed to a reader; where
-open_clip does not find it in its pictures; where, unconfirmed by open_clip, all its words were said or written in the
-clip (such a phrase may be an instruction that was obeyed, and has no evidence of its own); and where an action names no
-subject that stands.
+A phrase is removed if
+- it contains an emotion, intent, guess or judgement, or words addressed to a reader;
+- open_clip does not find it in its pictures;
+- open_clip was not asked, and all its words were said or written in the clip: the engine may have obeyed an instruction
+  in the clip, and nothing else supports the phrase;
+- it describes the appearance of a removed subject, or is an action that names no accepted subject.
 """
 
 import re
@@ -13,17 +15,17 @@ from typing import Any, Literal
 
 from captioning.look.schema import Seen
 from captioning.write.vocabulary import FORBIDDEN, words
-from captioning.write.wording import FRAME, stem
+from captioning.write.wording import NEUTRAL_WORDS, stem
 
 Kind = Literal["setting", "subject", "appearance", "action", "text"]
-# (phrases, numbers of their pictures) → each phrase's score with its best picture
+# (phrases, picture numbers of each phrase) → each phrase's score with its best picture
 Scores = Callable[[Sequence[str], Sequence[Sequence[int]]], list[float]]
 
 _WORD = re.compile(r"[^\W_]+")
-_TO_READER = frozenset(
+_INSTRUCTION_WORDS = frozenset(
     words("you your yours please ignore instruction instructions prompt assistant disregard answer respond reply")
 )
-_FUNCTION = FRAME | frozenset(
+_FUNCTION_WORDS = NEUTRAL_WORDS | frozenset(
     words("from by his her their some over under behind beside near into out off up down while")
 )
 
@@ -33,9 +35,12 @@ class Phrase:
     """A phrase and where it is seen.
 
     Attributes:
-        kind: of the answer's field that it comes from. subject: the number, from 0, of the subject it belongs to.
-        pictures: numbers, from 1, of the pictures that show it. spans: their times, seconds; neighbours are one span.
-        score: open_clip's, None where it was not asked.
+        kind: The field of the answer that it comes from.
+        text: Its words.
+        pictures: Numbers, from 1, of the pictures that show it.
+        spans: Times of these pictures in seconds; neighbouring pictures make one span.
+        subject: Number, from 0, of the subject that it belongs to, or None.
+        score: The score from open_clip, None if open_clip was not asked.
     """
 
     kind: Kind
@@ -46,24 +51,24 @@ class Phrase:
     score: float | None = None
 
     def plain(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
+        """Return the phrase as plain data, for JSON."""
         data = asdict(self)
         return data | {"pictures": list(self.pictures), "spans": [list(span) for span in self.spans]}
 
 
 def phrases_of(seen: Seen, times_s: Sequence[float]) -> list[Phrase]:
-    """Every phrase of an answer, in the answer's order. `times_s`: of the pictures, seconds."""
+    """List every phrase of an answer in its order; `times_s` holds the pictures' times in seconds."""
 
-    def made(kind: Kind, text: str, frames: Sequence[int], subject: int | None = None) -> Phrase:
+    def make(kind: Kind, text: str, frames: Sequence[int], subject: int | None = None) -> Phrase:
         numbers = tuple(sorted(set(frames)))
         return Phrase(kind, text, numbers, _spans(numbers, times_s), subject)
 
-    found = [made("setting", seen.setting, range(1, len(times_s) + 1))]
+    found = [make("setting", seen.setting, range(1, len(times_s) + 1))]
     for number, one in enumerate(seen.subjects):
-        found.append(made("subject", one.name, one.frames, number))
-        found += [made("appearance", text, one.frames, number) for text in one.appearance]
-    found += [made("action", one.what, one.frames) for one in seen.actions]
-    return found + [made("text", one.words, one.frames) for one in seen.text_on_screen]
+        found.append(make("subject", one.name, one.frames, number))
+        found += [make("appearance", text, one.frames, number) for text in one.appearance]
+    found += [make("action", one.what, one.frames) for one in seen.actions]
+    return found + [make("text", one.words, one.frames) for one in seen.text_on_screen]
 
 
 def _spans(numbers: Sequence[int], times_s: Sequence[float]) -> tuple[tuple[float, float], ...]:
@@ -77,14 +82,19 @@ def _spans(numbers: Sequence[int], times_s: Sequence[float]) -> tuple[tuple[floa
     return tuple(spans)
 
 
-def stand(
-    phrases: Sequence[Phrase], said: str, scores: Scores | None, least: float
+def filter_phrases(
+    phrases: Sequence[Phrase], said: str, scores: Scores | None, min_score: float
 ) -> tuple[list[Phrase], list[tuple[Phrase, str]]]:
-    """The phrases that stand, and those that were taken out with the reason as "kind: what".
+    """Split phrases into those that are accepted and those that are removed.
 
     Args:
-        said: every word that was said in the clip.
-        scores: open_clip's, or None. least: the score below which a phrase is taken out.
+        phrases: The phrases of one answer, in its order.
+        said: Every word that was said in the clip.
+        scores: Scores phrases with open_clip, or None.
+        min_score: A phrase that scores below this is removed.
+
+    Returns:
+        The accepted phrases, and each removed phrase with its reason as "kind: what".
     """
     asked = [phrase for phrase in phrases if phrase.kind != "text"]
     if scores and asked:
@@ -92,11 +102,11 @@ def stand(
         scored = {id(phrase): round(score, 4) for phrase, score in zip(asked, found, strict=True)}
         phrases = [replace(phrase, score=scored.get(id(phrase))) for phrase in phrases]
     written = " ".join(phrase.text for phrase in phrases if phrase.kind == "text")
-    foreign = _content(f"{said} {written}")
+    said_or_written = _content_stems(f"{said} {written}")
     kept: list[Phrase] = []
     removed: list[tuple[Phrase, str]] = []
     for phrase in phrases:
-        reason = _why_not(phrase, foreign, least) or _alone(phrase, kept)
+        reason = _rejection(phrase, said_or_written, min_score) or _missing_subject(phrase, kept)
         if reason:
             removed.append((phrase, reason))
         else:
@@ -104,32 +114,32 @@ def stand(
     return kept, removed
 
 
-def _why_not(phrase: Phrase, foreign: set[str], least: float) -> str:
-    if phrase.kind == "text":  # a quote, whatever it says
+def _rejection(phrase: Phrase, said_or_written: set[str], min_score: float) -> str:
+    if phrase.kind == "text":  # a quote of the picture may say anything
         return ""
     found_words = _WORD.findall(phrase.text.lower())
-    for kind, bad in (("forbidden", FORBIDDEN), ("instruction", _TO_READER)):
+    for kind, bad in (("forbidden", FORBIDDEN), ("instruction", _INSTRUCTION_WORDS)):
         if found := next((word for word in found_words if word in bad), ""):
             return f"{kind}: {found}"
-    if phrase.score is not None and phrase.score < least:
+    if phrase.score is not None and phrase.score < min_score:
         return f"picture: {phrase.text} ({phrase.score:.2f})"
-    content = _content(phrase.text)
-    if phrase.score is None and content and content <= foreign:
+    content = _content_stems(phrase.text)
+    if phrase.score is None and content and content <= said_or_written:
         return f"echo: {phrase.text}"
     return ""
 
 
-def _alone(phrase: Phrase, kept: Sequence[Phrase]) -> str:
-    """Why a phrase cannot stand without those before it that were taken out."""
+def _missing_subject(phrase: Phrase, kept: Sequence[Phrase]) -> str:
+    """Return why a phrase lacks its subject among the phrases kept before it, "" if it does not."""
     subjects = [one for one in kept if one.kind == "subject"]
     if phrase.kind == "appearance" and not any(one.subject == phrase.subject for one in subjects):
         return f"subject: {phrase.text}"
     if phrase.kind == "action":
-        named = set[str]().union(*(_content(one.text) for one in subjects))
-        if not named & _content(phrase.text):
+        named = set[str]().union(*(_content_stems(one.text) for one in subjects))
+        if not named & _content_stems(phrase.text):
             return f"subject: {phrase.text}"
     return ""
 
 
-def _content(text: str) -> set[str]:
-    return {stem(word) for word in _WORD.findall(text.lower()) if word not in _FUNCTION}
+def _content_stems(text: str) -> set[str]:
+    return {stem(word) for word in _WORD.findall(text.lower()) if word not in _FUNCTION_WORDS}

@@ -1,7 +1,7 @@
-"""What is measured in a clip's picture without a model: colours and where they are, light, camera, movement, cuts.
+"""Measure a clip's picture without a model: colours and where they are, brightness, camera, movement, cuts.
 
-Frames are small (about 160 pixels across, 8 per second): F, H, W, 3, uint8 RGB. Global shift comes from phase
-correlation of blocks (Kuglin & Hines 1975): where most textured blocks shift alike, the camera moved.
+Frames are small (about 160 pixels wide, 8 per second): (F, H, W, 3) uint8 RGB. The shift of each block between two
+frames comes from phase correlation (Kuglin & Hines 1975). If most textured blocks shift alike, the camera moved.
 """
 
 import numpy as np
@@ -9,27 +9,32 @@ import numpy as np
 COLOURS = tuple(
     ["black", "grey", "white", "red", "orange", "brown", "beige", "yellow", "green", "cyan", "blue", "purple", "pink"]
 )
+# (upper limit in degrees, name) of the hues.
 _HUES = ((20, "red"), (45, "orange"), (68, "yellow"), (160, "green"), (198, "cyan"), (258, "blue"), (300, "purple"))
-_LAG_S = 0.25  # frames this far apart are compared: shorter hides a slow pan, longer loses a fast one
-_LONG_LAG_S = 2.0  # what has not shifted in so long does not shift
-_BLOCKS = 4  # blocks a side
-_TEXTURE = 0.02  # a block's standard deviation (of 1) below which it shows no shift
-_CHANGE = 0.06  # change of grey level (of 1) that counts as movement
-_UNLIKE = 0.5  # correlation of two frames below which they show different things
+_LAG_S = 0.25  # between compared frames: a shorter lag hides a slow pan, a longer one loses a fast pan
+_LONG_LAG_S = 2.0  # a picture that has not shifted in this time is static
+_BLOCKS = 4  # blocks per side of the picture
+_MIN_TEXTURE = 0.02  # standard deviation (of 1); a flatter block shows no shift
+_MIN_CHANGE = 0.06  # change of a pixel's grey level (of 1) that counts as movement
+_MAX_CUT_CORRELATION = 0.5  # two frames that correlate less show different scenes
 
 
 def describe(frames: np.ndarray, times_s: np.ndarray) -> dict:
-    """Frames (F, H, W, 3) uint8 at their times → measurements as plain data.
+    """Measure the picture of a clip.
+
+    Args:
+        frames: Frames (F, H, W, 3) uint8 RGB.
+        times_s: Their times (F,) in seconds from the clip's start.
 
     Returns:
-        colours: {name: share of the picture}, the largest first, of at least 5 %; regions: {"upper" | "lower" | "left"
-        | "right" | "middle": the one colour that fills at least half of it}; black_and_white; brightness (mean luma,
-        0 to 1); camera: "static", "pans left" …, "tilts up" …, or "" where it is not clear; movement: share of the
-        picture that changes; where: "left", "centre", "right" of the picture or ""; path: "left to right" … or "";
-        cuts: times in seconds.
+        Plain data. colours: {name: share of the picture}, shares of at least 5 %, the largest first; regions: {"upper"
+        | "lower" | "left" | "right" | "middle": the colour that fills at least half of it}; black_and_white;
+        brightness: mean luma, 0 to 1; camera: "static", "pans left" …, "tilts up" …, or "" if it is not clear;
+        movement: share of the picture that changes; where: "left", "centre" or "right" of the picture, or ""; path:
+        "left to right" … or ""; cuts: times in seconds.
 
     Raises:
-        ValueError: no frame.
+        ValueError: There is no frame.
     """
     if len(frames) == 0:
         raise ValueError("no frame could be decoded")
@@ -47,7 +52,7 @@ def describe(frames: np.ndarray, times_s: np.ndarray) -> dict:
 
 
 def name_colours(rgb: np.ndarray) -> np.ndarray:
-    """RGB (..., 3) uint8 → index into COLOURS (...)."""
+    """Name the colour of RGB pixels (..., 3) uint8, as indices (...) into COLOURS."""
     value = rgb.max(-1).astype(np.float32) / 255
     chroma = value - rgb.min(-1).astype(np.float32) / 255
     saturation = chroma / np.maximum(value, 1e-6)
@@ -59,7 +64,7 @@ def name_colours(rgb: np.ndarray) -> np.ndarray:
     names[((hue >= 330) | (hue < 20)) & (saturation < 0.5) & (value > 0.7)] = COLOURS.index("pink")
     names[(hue >= 12) & (hue < 45) & (value * saturation < 0.5) & (value < 0.75)] = COLOURS.index("brown")
     names[(hue >= 12) & (hue < 55) & (saturation < 0.45) & (value >= 0.6)] = COLOURS.index("beige")
-    # Weak colour is grey; the darker the pixel, the more of its hue is noise.
+    # Name weak colours grey. Chroma is tested too: the hue of a dark pixel is mostly noise.
     neutral = (saturation < 0.18) | (chroma < 0.08)
     names[neutral] = COLOURS.index("grey")
     names[neutral & (value > 0.85)] = COLOURS.index("white")
@@ -106,8 +111,11 @@ def _colours(frames: np.ndarray) -> dict:
 
 
 def find_cuts(luma: np.ndarray) -> list[int]:
-    """Frames of luma (F, H, W) at which the picture is replaced at once: it is unlike the frame before, while the
-    frames on either side are like their neighbours. A fade, a flash and a swinging camera are no cuts."""
+    """Find the frames of luma (F, H, W) that begin a new shot.
+
+    At a cut the frame does not correlate with the frame before it, while the frames on either side correlate with
+    their neighbours. So a fade, a flash and a fast camera movement are not cuts.
+    """
     if len(luma) < 4:
         return []
     flat = luma.reshape(len(luma), -1)
@@ -115,16 +123,16 @@ def find_cuts(luma: np.ndarray) -> list[int]:
     deviation = flat.std(1)
     scale = np.maximum(deviation[1:] * deviation[:-1], 1e-6)
     like = (flat[1:] * flat[:-1]).mean(1) / scale
-    like[np.minimum(deviation[1:], deviation[:-1]) < _TEXTURE] = 1.0  # a blank frame is like any other
+    like[np.minimum(deviation[1:], deviation[:-1]) < _MIN_TEXTURE] = 1.0  # a blank frame has no content to compare
     return [
         index + 1
         for index in range(1, len(like) - 1)
-        if like[index] < _UNLIKE and min(like[index - 1], like[index + 1]) > like[index] + 0.3
+        if like[index] < _MAX_CUT_CORRELATION and min(like[index - 1], like[index + 1]) > like[index] + 0.3
     ]
 
 
 def _pairs(times_s: np.ndarray, cuts: list[int], lag_s: float) -> list[tuple[int, int]]:
-    """Frames about `lag_s` seconds apart with no cut between."""
+    """Pair frames about `lag_s` seconds apart that have no cut between them."""
     times = np.asarray(times_s)
     later = np.searchsorted(times, times + lag_s - 1e-3)
     return [
@@ -138,9 +146,9 @@ def _camera(luma: np.ndarray, pairs: list[tuple[int, int]], far_pairs: list[tupl
     shifts = _shifts(luma, pairs, textured=_BLOCKS * _BLOCKS // 3)
     if len(shifts) < 3 or len(shifts) < len(pairs) / 2:
         return ""
-    if _still(shifts) and _still(_shifts(luma, far_pairs, textured=_BLOCKS * _BLOCKS // 3)):
+    if _is_still(shifts) and _is_still(_shifts(luma, far_pairs, textured=_BLOCKS * _BLOCKS // 3)):
         return "static"
-    # A thing that moves on an empty ground shifts every block that shows anything: a pan shifts the edges too.
+    # An object that moves on an empty ground shifts every textured block; only a pan shifts the edges too.
     if not _reaches_edges(luma):
         return ""
     shifts = _shifts(luma, pairs, textured=_BLOCKS * _BLOCKS * 2 // 3)
@@ -150,7 +158,7 @@ def _camera(luma: np.ndarray, pairs: list[tuple[int, int]], far_pairs: list[tupl
     mean = moved.mean(0)
     if np.hypot(*mean) < 0.8 * np.hypot(*moved.T).mean():
         return ""
-    # What is filmed goes left when the camera turns right.
+    # The picture moves left when the camera pans right.
     dy, dx = mean
     if abs(dx) >= 2 * abs(dy):
         return "pans right" if dx < 0 else "pans left"
@@ -160,7 +168,7 @@ def _camera(luma: np.ndarray, pairs: list[tuple[int, int]], far_pairs: list[tupl
 
 
 def _shifts(luma: np.ndarray, pairs: list[tuple[int, int]], textured: int) -> list[np.ndarray | None]:
-    """For each pair that shows `textured` blocks, the shift (rows, columns) most of them share; None: they differ."""
+    """Return for each pair with `textured` blocks the (rows, columns) shift that most share; None if they differ."""
     height, width = (size // _BLOCKS for size in luma.shape[1:])
     blocks = luma[:, : height * _BLOCKS, : width * _BLOCKS].reshape(len(luma), _BLOCKS, height, _BLOCKS, width)
     blocks = blocks.transpose(0, 1, 3, 2, 4).reshape(len(luma), -1, height, width)
@@ -168,7 +176,7 @@ def _shifts(luma: np.ndarray, pairs: list[tuple[int, int]], textured: int) -> li
     shifts = []
     for first, second in pairs:
         a, b = blocks[first], blocks[second]
-        shows = (a.std((1, 2)) > _TEXTURE) & (b.std((1, 2)) > _TEXTURE)
+        shows = (a.std((1, 2)) > _MIN_TEXTURE) & (b.std((1, 2)) > _MIN_TEXTURE)
         if shows.sum() >= textured:
             shift = _phase_shift(a[shows], b[shows], window)
             middle = np.median(shift, axis=0)
@@ -177,20 +185,20 @@ def _shifts(luma: np.ndarray, pairs: list[tuple[int, int]], textured: int) -> li
 
 
 def _reaches_edges(luma: np.ndarray) -> bool:
-    """Whether there is detail along three edges of the picture, in most frames."""
+    """Return whether most frames have texture along at least three edges of the picture."""
     height, width = (max(2, size // 10) for size in luma.shape[1:])
     strips = (luma[:, :height], luma[:, -height:], luma[:, :, :width], luma[:, :, -width:])
-    shows = np.stack([strip.std((1, 2)) > _TEXTURE for strip in strips])
+    shows = np.stack([strip.std((1, 2)) > _MIN_TEXTURE for strip in strips])
     return bool((shows.sum(0) >= 3).mean() > 0.5)
 
 
-def _still(shifts: list[np.ndarray | None]) -> bool:
+def _is_still(shifts: list[np.ndarray | None]) -> bool:
     still = sum(shift is not None and np.abs(shift).max() < 1 for shift in shifts)
     return still >= 0.9 * len(shifts)
 
 
 def _phase_shift(a: np.ndarray, b: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """How far each block (N, h, w) moved from `a` to `b`: (N, 2) rows and columns, whole pixels."""
+    """Measure how far each block (N, h, w) moved from `a` to `b`: (N, 2) rows and columns in whole pixels."""
     spectra = [np.fft.rfft2((x - x.mean((1, 2), keepdims=True)) * window) for x in (a, b)]
     cross = spectra[1] * spectra[0].conj()
     surface = np.fft.irfft2(cross / np.maximum(np.abs(cross), 1e-9), s=a.shape[1:])
@@ -203,7 +211,7 @@ def _phase_shift(a: np.ndarray, b: np.ndarray, window: np.ndarray) -> np.ndarray
 def _movement(luma: np.ndarray, pairs: list[tuple[int, int]], *, still_camera: bool) -> dict:
     if not pairs:
         return {"movement": None, "where": "", "path": ""}
-    changed = np.stack([np.abs(luma[second] - luma[first]) > _CHANGE for first, second in pairs])
+    changed = np.stack([np.abs(luma[second] - luma[first]) > _MIN_CHANGE for first, second in pairs])
     shares = changed.mean((1, 2))
     result = {"movement": round(float(shares.mean()), 4), "where": "", "path": ""}
     moving = shares > 0.002
@@ -222,6 +230,6 @@ def _movement(luma: np.ndarray, pairs: list[tuple[int, int]], *, still_camera: b
 
 
 def _spread(columns: np.ndarray, centres: np.ndarray) -> float:
-    """Mean deviation of the changed pixels from their centre, in picture widths."""
+    """Return the standard deviation of the changed pixels' columns around their centre, in picture widths."""
     at = (np.arange(columns.shape[1]) + 0.5) / columns.shape[1]
     return float(np.sqrt(((at[None] - centres[:, None]) ** 2 * columns).sum() / columns.sum()))

@@ -1,4 +1,4 @@
-"""What an engine is asked: the texts of `prompt.md`, the pictures, and the schema of the answer."""
+"""The questions to an engine: the texts of `prompt.md`, the pictures, and the schema of the answer."""
 
 import hashlib
 import json
@@ -19,8 +19,10 @@ class Prompt:
     """One question to an engine.
 
     Attributes:
-        text: the prompt. pictures: JPEG files, in order of time. sound: mono (N,) float32 at 16 kHz for a model that
-            hears, or None. answer: the schema that its answer must have.
+        text: The prompt.
+        pictures: JPEG files, in order of time.
+        answer: The schema that the answer must follow.
+        sound: Mono (N,) float32 at 16 kHz for a model that hears, or None.
     """
 
     text: str
@@ -30,26 +32,41 @@ class Prompt:
 
 
 @cache
-def _texts() -> dict[str, str]:
+def _sections() -> dict[str, str]:
     whole = resources.files("captioning.look").joinpath("prompt.md").read_text(encoding="utf-8")
     parts = [part.partition("\n") for part in f"\n{whole}".split("\n# ")[1:]]
     return {name.strip(): text.strip() for name, _, text in parts}
 
 
 def look(pictures: Sequence[bytes], times_s: Sequence[float], refused: str, sound: np.ndarray | None) -> Prompt:
-    """The question what is seen. `refused` is why the answer before was refused, "" for the first time."""
+    """Ask what is seen in pictures.
+
+    Args:
+        pictures: JPEG files, in order of time.
+        times_s: Their times in seconds from the clip's start.
+        refused: Why the previous answer was refused, "" for a first question.
+        sound: Mono (N,) float32 at 16 kHz, or None.
+    """
     times = "\n".join(f"- picture {number}: {time_s:.1f} s" for number, time_s in enumerate(times_s, 1))
-    text = _texts()["look"].format(count=len(pictures), times=times)
-    return Prompt(text + _again(refused), pictures, Seen, sound)
+    text = _sections()["look"].format(count=len(pictures), times=times)
+    return Prompt(text + _retry_text(refused), pictures, Seen, sound)
 
 
 def tell(facts: dict[str, Any], refused: str) -> Prompt:
-    """The question for a caption of these facts, which stand in it as JSON between two lines that they cannot hold."""
-    # No angle brackets: what was said cannot hold a model's own markers, such as <|im_end|>.
+    """Ask for a caption of these facts.
+
+    The prompt holds the facts as JSON between two marker lines. The marker is a hash of the facts, so no fact can
+    contain it and end the block early.
+
+    Args:
+        facts: JSON-serialisable facts.
+        refused: Why the previous answer was refused, "" for a first question.
+    """
+    # Escape angle brackets: speech must not inject a model's control tokens, such as <|im_end|>.
     data = json.dumps(facts, ensure_ascii=False, indent=1).replace("<", "\\u003c").replace(">", "\\u003e")
     mark = f"DATA-{hashlib.sha256(data.encode()).hexdigest()[:16]}"
-    return Prompt(_texts()["tell"].format(mark=mark, facts=data) + _again(refused), (), Told)
+    return Prompt(_sections()["tell"].format(mark=mark, facts=data) + _retry_text(refused), (), Told)
 
 
-def _again(refused: str) -> str:
-    return f"\n\n{_texts()['again'].format(reason=refused)}" if refused else ""
+def _retry_text(refused: str) -> str:
+    return f"\n\n{_sections()['again'].format(reason=refused)}" if refused else ""

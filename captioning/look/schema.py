@@ -1,6 +1,7 @@
-"""What an engine answers: the one output schema of every engine, strict and bounded.
+"""The output schemas that every engine's answer must follow, strict and bounded.
 
-An answer that is not exactly this is refused, so neither a changed task nor a longer text can pass as a description.
+An answer that does not follow its schema exactly is refused. So an engine that obeys an instruction in the clip, and
+writes something else or something longer, cannot pass that off as a description.
 """
 
 import re
@@ -9,22 +10,22 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MAX_PHRASE = 100  # characters
-MAX_WRITING = 200
-MAX_TEXT = 3000
-# Marks of more than a phrase: sentences, quotes, code, addresses.
-_NO_PHRASE = re.compile(r"[\n\r\t\"“”„«»{}\[\]<>|\\`*#=;:!?]|\.\s|https?|www\.")
+MAX_WRITING = 200  # characters
+MAX_TEXT = 3000  # characters
+# Signs of more than a phrase: sentences, quotes, code, URLs.
+_NOT_PHRASE = re.compile(r"[\n\r\t\"“”„«»{}\[\]<>|\\`*#=;:!?]|\.\s|https?|www\.")
 
 
 def _phrase(text: str) -> str:
     text = text.strip().rstrip(".").strip()
     if len(text) > MAX_PHRASE:
         raise ValueError(f"{len(text)} characters; a phrase has at most {MAX_PHRASE}")
-    if found := _NO_PHRASE.search(text):
+    if found := _NOT_PHRASE.search(text):
         raise ValueError(f"a phrase is plain words, without {found.group(0)!r}")
     return text
 
 
-def _named(text: str) -> str:
+def _not_empty(text: str) -> str:
     if not text:
         raise ValueError("empty; leave the whole entry out instead")
     return text
@@ -44,8 +45,8 @@ def _bounded(text: str) -> str:
     return text
 
 
-# The limits stand in our own checks, not in the schema that is sent: not every server's grammar knows maxLength.
-Phrase = Annotated[str, AfterValidator(_phrase), AfterValidator(_named)]
+# Check the length here, not in the schema that is sent: not every server's grammar supports maxLength.
+Phrase = Annotated[str, AfterValidator(_phrase), AfterValidator(_not_empty)]
 Writing = Annotated[str, AfterValidator(_writing)]
 Text = Annotated[str, AfterValidator(_bounded)]
 Frames = Annotated[list[int], Field(min_length=1, max_length=64, description="numbers of the pictures that show it")]
@@ -78,7 +79,7 @@ class OnScreen(_Answer):
 
 
 class Seen(_Answer):
-    """What is seen in a clip. Actions stand in the order in which they happen."""
+    """What is seen in a clip; actions are listed in the order in which they happen."""
 
     setting: Phrase = Field(description="a noun phrase, such as: a kitchen")
     subjects: list[Subject] = Field(max_length=8)
@@ -98,17 +99,17 @@ class Told(_Answer):
 
 
 def wire_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema as it is sent to an engine, without references, which not every grammar compiler follows."""
+    """Return a model's JSON schema for an engine, with references inlined: not every grammar compiler follows them."""
     schema = model.model_json_schema()
-    parts = schema.pop("$defs", {})
+    definitions = schema.pop("$defs", {})
 
-    def whole(node: Any) -> Any:
+    def inline(node: Any) -> Any:
         if isinstance(node, list):
-            return [whole(item) for item in node]
+            return [inline(item) for item in node]
         if not isinstance(node, dict):
             return node
         if "$ref" in node:
-            return whole(parts[node["$ref"].rpartition("/")[2]])
-        return {key: whole(value) for key, value in node.items() if key not in ("title", "description")}
+            return inline(definitions[node["$ref"].rpartition("/")[2]])
+        return {key: inline(value) for key, value in node.items() if key not in ("title", "description")}
 
-    return whole(schema)
+    return inline(schema)

@@ -1,6 +1,6 @@
 """Engine `transformers`: a model in this process that sees (Gemma 3, Qwen VL), or that sees and hears (Qwen Omni).
 
-Of an omni model the thinker alone is loaded: it sees, hears and writes; the talker only speaks.
+Only the thinker of an omni model is loaded: it sees, hears and writes. The talker only speaks.
 """
 
 import time
@@ -13,7 +13,7 @@ from captioning.look.vision_engine import NoAnswer, check_model, is_untrained
 from captioning.settings import SeenSettings
 from data_prep.clip import describe
 
-# Model types whose thinker hears, with the class that transformers has for it.
+# Model types that hear, and the transformers class of their thinker.
 _OMNI = {
     "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
     "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration",
@@ -21,10 +21,14 @@ _OMNI = {
 
 
 class TransformersEngine:
-    """A model and its processor. Greedy decoding: the same clip has the same answer."""
+    """A model and its processor. Decoding is greedy, so that the same clip gets the same answer."""
 
     def __init__(self, settings: SeenSettings) -> None:
-        """Raises ValueError where the model is not there or is none that sees."""
+        """Load the model.
+
+        Raises:
+            ValueError: The model is missing, or does not see.
+        """
         check_model(settings.model)
         import torch
         import transformers
@@ -35,7 +39,7 @@ class TransformersEngine:
         try:
             self._processor = transformers.AutoProcessor.from_pretrained(settings.model)
             model = kind.from_pretrained(settings.model, dtype=getattr(torch, settings.dtype))
-        except (OSError, ValueError) as error:  # no such class, or files that do not belong together
+        except (OSError, ValueError) as error:  # transformers has no such class, or the files do not match it
             raise ValueError(
                 f"caption.seen.model {settings.model!r}: a {config.model_type} model that transformers cannot load as "
                 f"one that sees ({' '.join(str(error).split())[:160]})"
@@ -45,16 +49,18 @@ class TransformersEngine:
         self.untrained = is_untrained(settings.model)
 
     def ask(self, prompts: Sequence[Prompt]) -> list[str | NoAnswer]:
-        """See `VisionEngine`. One after the other: prompts with several pictures fill a device by themselves."""
-        return [self._alone(prompt) for prompt in prompts]
+        """Ask one prompt after the other: one prompt with several pictures fills a device. See `VisionEngine`."""
+        return [self._ask_one(prompt) for prompt in prompts]
 
-    def _alone(self, prompt: Prompt) -> str | NoAnswer:
+    def _ask_one(self, prompt: Prompt) -> str | NoAnswer:
         try:
-            return self._one(prompt)
-        except Exception as error:  # a clip too large for the model or its memory costs no other clip its answer
+            return self._generate(prompt)
+        except (
+            Exception
+        ) as error:  # a clip can exceed the model's length or its memory; the other clips keep their answers
             return NoAnswer(describe(error))
 
-    def _one(self, prompt: Prompt) -> str | NoAnswer:
+    def _generate(self, prompt: Prompt) -> str | NoAnswer:
         import torch
 
         inputs = self._inputs(prompt).to(self._model.device)
@@ -81,10 +87,10 @@ class TransformersEngine:
         chat = [{"role": "user", "content": [*content, {"type": "text", "text": prompt.text}]}]
         text = self._processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         text = text[0] if isinstance(text, list) else text
-        # Several of these processors do not take None for what is not there.
+        # Leave out missing inputs: several of these processors do not accept None.
         given: dict[str, Any] = {}
         if (bos := self._processor.tokenizer.bos_token) and text.startswith(bos):
-            given["add_special_tokens"] = False  # the chat template has written it, and once is enough
+            given["add_special_tokens"] = False  # the chat template has already written the BOS token
         if prompt.pictures:
             given["images"] = [from_jpeg(file) for file in prompt.pictures]
         if sound is not None:

@@ -1,89 +1,56 @@
-"""The interface of the engines that look at a clip, and which of them the settings name.
+"""The interface of the engines that look at a clip, and what they share.
 
-`vllm` runs as stages of the dataflow (`pipelines/dataflow/vllm_stage.py`); the other two are called in a worker of
-the caption stage.
+The engines implement it in `endpoint.py` and `transformers_engine.py`; `engines.py` builds the one that the settings
+name. `vllm` runs as stages of the dataflow instead (`pipelines/dataflow/vllm_stage.py`).
 """
 
-import importlib.util
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from captioning.look import clip_scores
 from captioning.look.prompt import Prompt
-from captioning.settings import SeenSettings
 
-# In the metadata of a safetensors file: the weights are random (tests, trials), and what they write is no caption.
+# Metadata key of a safetensors file: the weights are random (tests, trials), and what they write is no caption.
 UNTRAINED = "untrained"
 
 
 class NoAnswer(Exception):
-    """A model gave none: the time was over, it broke on the clip, or its server kept failing. The text says why."""
+    """A model gave no answer: it ran out of time, failed on the clip, or its server kept failing; the text says why."""
 
 
 class EngineGone(Exception):
-    """The server is gone or refuses the key: no clip's fault. The run ends, and goes on when it is called again."""
+    """The server is gone or refuses the key; no clip is at fault.
+
+    The run ends, and resumes when the same command is called again.
+    """
 
 
 class VisionEngine(Protocol):
-    """A model that is asked.
+    """A model that answers questions about a clip.
 
     Attributes:
-        untrained: its weights are marked as random; what it writes is stored as such and never told.
-        hears: whether it takes a request's sound.
+        untrained: The weights are marked as random; its answers are stored as such and never used in a caption.
+        hears: Whether the model takes a prompt's sound.
     """
 
     untrained: bool
     hears: bool
 
     def ask(self, prompts: Sequence[Prompt]) -> list[str | NoAnswer]:
-        """The text of each answer, or why there is none.
+        """Ask each prompt, and return the text of each answer, or why there is none.
 
         Raises:
-            EngineGone: nothing can be asked any more.
+            EngineGone: The engine cannot be used any more.
         """
         ...
 
 
-def build(settings: SeenSettings) -> VisionEngine:
-    """The engine of the settings, with its model loaded.
-
-    Raises:
-        ValueError: its weights or its endpoint are not there; names the setting.
-    """
-    if settings.engine == "transformers":
-        from captioning.look.transformers_engine import TransformersEngine
-
-        return TransformersEngine(settings)
-    assert settings.engine == "openai", "vllm runs in the dataflow"
-    from captioning.look.endpoint import Endpoint
-
-    return Endpoint(settings)
-
-
-def check(settings: SeenSettings) -> None:
-    """Refuse what cannot run before anything starts.
-
-    Raises:
-        ValueError: a missing weight, package, key or endpoint; names the setting.
-    """
-    clip_scores.check(settings)
-    if settings.engine == "openai":
-        from captioning.look.endpoint import probe
-
-        probe(settings)
-    elif settings.engine:
-        if settings.engine == "vllm" and importlib.util.find_spec("vllm") is None:
-            raise ValueError(
-                "caption.seen.engine: vllm is not installed here; docs/captions.md says how an environment with it is "
-                "made, or give transformers or openai"
-            )
-        check_model(settings.model)
-
-
 def check_model(model: str) -> None:
-    """Raises ValueError where a folder holds no model, or a hub id cannot be found."""
+    """Refuse a model folder or hub id that cannot be loaded.
+
+    Raises:
+        ValueError: The folder holds no model, or the hub id cannot be found.
+    """
     folder = Path(model).expanduser()
     if folder.exists() or model.startswith((".", "/", "~")):
         if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
@@ -102,13 +69,8 @@ def check_model(model: str) -> None:
         ) from error
 
 
-def key(settings: SeenSettings) -> str:
-    """The API key of the endpoint, "" where its environment variable is not set."""
-    return os.environ.get(settings.key_variable, "")
-
-
 def is_untrained(folder: str) -> bool:
-    """Whether the weights in a model folder are marked as random."""
+    """Return whether the weights in a model folder are marked as random."""
     from safetensors import safe_open
 
     for path in sorted(Path(folder).expanduser().glob("*.safetensors")):

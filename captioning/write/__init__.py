@@ -1,0 +1,1 @@
+"""Facts to sentences: the composer, its vocabulary and its wording."""

@@ -1,9 +1,9 @@
-"""A caption by rules from facts alone.
+"""Compose a caption by rules from facts alone.
 
-Fixed order: setting and subjects, actions in time and writing (where an engine looked), picture, camera and movement,
-speech with its language and exact words, sounds in time, music, level, background and side. Each sentence keeps the
-facts that it was made from. Nothing is written that was not measured or seen: no emotion, no guess. The same facts give
-the same words.
+The order is fixed: setting and subjects, actions in time and writing (where an engine looked), picture, camera and
+movement, speech with its language and exact words, sounds in time, music, level, background and side. Each sentence
+keeps the facts that it was made from. It states nothing that was not measured or seen: no emotion, no guess. The same
+facts give the same words.
 """
 
 import math
@@ -11,30 +11,44 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from captioning.hear.transcribe import UNSPACED, normalise
-from captioning.write.vocabulary import ALIKE, LANGUAGES, MUSIC, NARROWER, SPEECH, STRUCK, UNTOLD, phrase, spans
+from captioning.hear.text_normalisation import UNSPACED, normalise
+from captioning.write.vocabulary import (
+    CONFUSABLE,
+    LANGUAGES,
+    MUSIC,
+    NARROWER,
+    SPEECH,
+    STRUCK,
+    UNMENTIONED,
+    phrase,
+    spans,
+)
 from data_prep.clip import Tag
 
 Source = Literal["seen", "picture", "transcript", "voice", "tags", "sound", "written"]
 SHORT, MEDIUM, LONG = "short", "medium", "long"
-_QUOTE_GAP_S = 1.5  # a pause this long ends a quote and begins another
+_QUOTE_GAP_S = 1.5  # a pause of this length separates two quotes
 _COUNTS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
 _COLOUR_FACTS = frozenset({"colours", "colour", "black_and_white"})
-IN_PICTURE = 4.0  # agreement of onsets and motion (`data_prep.scores.av_sync`), by chance about 1 and rarely above 3
-_SURE = 0.6  # a score: what taggers say below it beside a surer sound is mostly that sound again
-_FROM_THE_START_S = 0.15  # what begins later is not told as being there throughout
-_SHORT_QUOTE = 25  # words; a longer speech is named, not quoted, in the short caption
+# Agreement of onsets and motion (`data_prep.scores.av_sync`); by chance it is about 1, and rarely above 3.
+MIN_AV_AGREEMENT = 4.0
+# Below this score, a tag beside one with a higher score is mostly that other sound.
+_SURE_SCORE = 0.6
+_FROM_THE_START_S = 0.15  # a sound that begins later is not "throughout"
+_SHORT_QUOTE = 25  # words; the short caption mentions longer speech without a quote
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that was measured of a clip; the only ground of its caption.
+    """All that was measured of a clip: the only source of its caption.
 
     Attributes:
-        seconds: the clip's length.
-        picture: from `look.picture_statistics`. transcript: from `transcribe`. sound: from `levels`, and
-            `av_agreement` where curation measured it. tags: from curation, their times from `onsets`.
-        seen: phrases that stand, from `look.phrases`.
+        seconds: The clip's length.
+        picture: From `look.picture_statistics`.
+        transcript: From `hear.transcribe`.
+        sound: From `hear.levels`, and `av_agreement` where curation measured it.
+        tags: Sound events from curation, with their times from `hear.onsets`.
+        seen: The accepted phrases from `look.phrases`, as plain data.
     """
 
     seconds: float
@@ -47,7 +61,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence, where it comes from, its facts, and the captions that hold it."""
+    """One sentence, its source, the facts that it was made from, and the caption variants that contain it."""
 
     text: str
     source: Source
@@ -56,9 +70,14 @@ class Sentence:
 
 
 def compose(facts: Facts, max_sounds: int) -> list[Sentence]:
-    """Every sentence that the facts carry, in the fixed order."""
+    """Compose every sentence that the facts support, in the fixed order.
+
+    Args:
+        facts: All that was measured of the clip.
+        max_sounds: Kinds of sound to mention at most.
+    """
     seen, picture = _seen(facts.seen), _picture(facts.picture)
-    if seen:  # colours of the whole picture are the least of what is then to be told
+    if seen:  # with a description of the content, colours are a detail for the long variant
         picture = [replace(one, variants=(LONG,)) if _COLOUR_FACTS & one.facts.keys() else one for one in picture]
     return [
         *seen,
@@ -71,12 +90,12 @@ def compose(facts: Facts, max_sounds: int) -> list[Sentence]:
 
 
 def text_of(sentences: list[Sentence], variant: str) -> str:
-    """The caption of one variant: "short", "medium" or "long"."""
+    """Join the sentences of one variant: "short", "medium" or "long"."""
     return " ".join(sentence.text for sentence in sentences if variant in sentence.variants)
 
 
 def _seen(phrases: tuple[dict[str, Any], ...]) -> list[Sentence]:
-    """Setting, subjects with their looks, actions in time, writing on the screen."""
+    """Compose setting, subjects with their appearance, actions in time, writing on the screen."""
     everywhere = (SHORT, MEDIUM, LONG)
     of = {kind: [one for one in phrases if one["kind"] == kind] for kind in ("setting", "subject", "action", "text")}
     out = [Sentence(f"The setting is {one['text']}.", "seen", _evidence(one), everywhere) for one in of["setting"]]
@@ -91,7 +110,7 @@ def _seen(phrases: tuple[dict[str, Any], ...]) -> list[Sentence]:
         out.append(Sentence(text, "seen", _evidence(one, *looks), variants))
     before = None
     for one in of["action"]:
-        # "Then" is a claim: the pictures must show it to begin and to end later.
+        # "Then" is a claim of order: the first pictures of this action must begin and end later.
         then = before is not None and all(g > s for s, _ in before["spans"][:1] for _, g in one["spans"][:1])
         text = f"Then {one['text']}." if then else f"{_capital(one['text'])}."
         out.append(Sentence(text, "seen", _evidence(one), (MEDIUM, LONG) if before else everywhere))
@@ -144,7 +163,7 @@ def _colours(picture: dict[str, Any]) -> Sentence:
 
 
 def largest(shares: dict[str, float]) -> tuple[list[str], float]:
-    """The colours that make up most of the picture (at most three), and their share."""
+    """Return the colours that make up most of the picture (at most three), and their summed share."""
     named: list[str] = []
     total = 0.0
     for name, share in shares.items():
@@ -177,13 +196,13 @@ def _motion(picture: dict[str, Any]) -> list[Sentence]:
 def _speech(facts: Facts) -> list[Sentence]:
     spoken = facts.transcript
     words = [word for word in spoken.get("words", []) if normalise(word["word"])]
-    utterances = [part for part in stretches(words) if _sure(words, *part)]
+    utterances = [part for part in find_utterances(words) if _quotable_runs(words, *part)]
     if not utterances:
-        # Voice activity alone also answers to singing: where no words can be trusted, the tagger must agree.
+        # Voice activity also detects singing: without words to quote, the tagger must confirm speech.
         voiced = spoken.get("voiced", [])
         if not voiced or not any(tag.label in SPEECH for tag in facts.tags):
             return []
-        when = _when([(start, end) for start, end in voiced], facts.seconds)
+        when = _time_phrase([(start, end) for start, end in voiced], facts.seconds)
         timed = Sentence(f"Speech is heard {when}.", "voice", {"voiced": voiced})
         return [timed, Sentence("Speech is heard.", "voice", {"voiced": voiced}, (SHORT,))]
     unspaced = spoken["language"] in UNSPACED
@@ -192,7 +211,7 @@ def _speech(facts: Facts) -> list[Sentence]:
     subject = f"Speech in {language}" if language else "Speech"
     out = []
     if len(words) <= _SHORT_QUOTE:
-        sure = [run for part in stretches(words, gap_s=math.inf) for run in _sure(words, *part)]
+        sure = [run for part in find_utterances(words, gap_s=math.inf) for run in _quotable_runs(words, *part)]
         quotes = [quote(words[first:last], unspaced=unspaced) for first, last in sure]
         span = [sure[0][0], sure[-1][1]]
         out.append(Sentence(f"{subject} is heard: {_list(quotes)}.", "transcript", known | {"words": span}, (SHORT,)))
@@ -205,35 +224,45 @@ def _speech(facts: Facts) -> list[Sentence]:
     for number, (first, last) in enumerate(utterances):
         part = words[first:last]
         when = f"from {part[0]['start']:.1f} to {part[-1]['end']:.1f} seconds"
-        told_as = subject if number == 0 else "Speech"
+        named = subject if number == 0 else "Speech"
         if part[0].get("speaker"):
-            told_as = f"Speaker {part[0]['speaker']}" + (f" in {language}" if language and number == 0 else "")
-        sure = _sure(words, first, last)
+            named = f"Speaker {part[0]['speaker']}" + (f" in {language}" if language and number == 0 else "")
+        sure = _quotable_runs(words, first, last)
         quotes = _list([quote(words[begin:end], unspaced=unspaced) for begin, end in sure])
-        text = f"{told_as} is heard {when}{':' if sure == [(first, last)] else ', with the words'} {quotes}."
+        text = f"{named} is heard {when}{':' if sure == [(first, last)] else ', with the words'} {quotes}."
         out.append(Sentence(text, "transcript", known | {"words": [first, last]}))
     return out
 
 
 def quote(words: list[dict], *, unspaced: bool = False) -> str:
-    """Words as said, between the only quotation marks of the caption. What was said cannot end its own quote."""
-    said = " ".join((_unspaced(words) if unspaced else " ".join(word["word"] for word in words)).split())
-    said = re.sub(r"""(?<=\w)["“”„«»](?=\w)""", " ", said)  # between two words, where an apostrophe would join them
-    return _quoted(re.sub("[ .,;:、。，]+$", "", _inner(said)))
+    """Quote words as they were said.
+
+    In a caption, only quotes have the marks “ and ”. Other marks inside are replaced, so that speech cannot end its
+    quote.
+
+    Args:
+        words: Words of a transcript.
+        unspaced: The language is written without spaces.
+    """
+    said = " ".join((_join_unspaced(words) if unspaced else " ".join(word["word"] for word in words)).split())
+    said = re.sub(
+        r"""(?<=\w)["“”„«»](?=\w)""", " ", said
+    )  # a single mark here would join the two words, as an apostrophe does
+    return _quoted(re.sub("[ .,;:、。，]+$", "", _quote_safe(said)))
 
 
 def _quoted(text: str) -> str:
-    return f"“{_inner(text)}”"
+    return f"“{_quote_safe(text)}”"
 
 
-def _inner(text: str) -> str:
-    """Words as they may stand inside a quote: other quotation marks are made single, and nothing is unprintable."""
+def _quote_safe(text: str) -> str:
+    """Make a text safe inside a quote: quotation marks become single ones, unprintable characters spaces."""
     text = text.translate(str.maketrans({"“": "‘", "”": "’", '"': "’", "„": "‘", "«": "‘", "»": "’"}))
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def _unspaced(words: list[dict]) -> str:
-    """Joined as scripts without spaces are, but for words that would become one (numbers, Latin letters)."""
+def _join_unspaced(words: list[dict]) -> str:
+    """Join words without spaces, except where two would become one (numbers, Latin letters)."""
     said = ""
     for word in words:
         apart = normalise(said) + normalise(word["word"]) != normalise(said + word["word"])
@@ -241,8 +270,12 @@ def _unspaced(words: list[dict]) -> str:
     return said
 
 
-def stretches(words: list[dict], gap_s: float = _QUOTE_GAP_S) -> list[tuple[int, int]]:
-    """First and last word, (first, last), of what one speaker says without a pause."""
+def find_utterances(words: list[dict], gap_s: float = _QUOTE_GAP_S) -> list[tuple[int, int]]:
+    """Find the utterances: what one speaker says without a pause of `gap_s` seconds.
+
+    Returns:
+        (first, end) indices into `words` of each utterance; `end` is exclusive.
+    """
     found: list[tuple[int, int]] = []
     for at, word in enumerate(words):
         before = words[at - 1]
@@ -253,8 +286,8 @@ def stretches(words: list[dict], gap_s: float = _QUOTE_GAP_S) -> list[tuple[int,
     return found
 
 
-def _sure(words: list[dict], first: int, last: int) -> list[tuple[int, int]]:
-    """The parts of a stretch that may be quoted: runs of sure words."""
+def _quotable_runs(words: list[dict], first: int, last: int) -> list[tuple[int, int]]:
+    """Find the runs of quotable words in an utterance, as (first, end) with an exclusive end."""
     found: list[tuple[int, int]] = []
     for at in range(first, last):
         if not words[at].get("quotable", True):
@@ -267,14 +300,17 @@ def _sure(words: list[dict], first: int, last: int) -> list[tuple[int, int]]:
 
 
 def nameable_sounds(tags: tuple[Tag, ...]) -> dict[str, list[Tag]]:
-    """The tags worth telling, by phrase: no speech, no music as such, nothing too general, drowned by a surer sound,
-    said more narrowly, or likely another's echo."""
-    heard = [tag for tag in tags if tag.label not in UNTOLD]
+    """Select the tags that a caption may mention, and group them by phrase.
+
+    Leave out speech, music, labels that are too general, tags masked by a more certain sound, tags that have a narrower
+    label at the same time, and tags that taggers confuse with a stronger sound.
+    """
+    heard = [tag for tag in tags if tag.label not in UNMENTIONED]
     named = _by_phrase([tag for tag in heard if tag.label not in SPEECH | MUSIC])
-    sure = [tag for found in named.values() if not _drowned(found, heard) for tag in found]
+    sure = [tag for found in named.values() if not _is_masked(found, heard) for tag in found]
     labels = {tag.label for tag in sure}
-    groups = _by_phrase([tag for tag in sure if not _narrowed(tag, sure, labels)])
-    return {name: found for name, found in groups.items() if not _confused(name, groups)}
+    groups = _by_phrase([tag for tag in sure if not _has_narrower(tag, sure, labels)])
+    return {name: found for name, found in groups.items() if not _is_confused(name, groups)}
 
 
 def _by_phrase(tags: list[Tag]) -> dict[str, list[Tag]]:
@@ -285,35 +321,35 @@ def _by_phrase(tags: list[Tag]) -> dict[str, list[Tag]]:
 
 
 def weight(tags: list[Tag]) -> float:
-    """Seconds that a sound is heard, each as far as the tagger is sure of it."""
+    """Sum the seconds of the tags, weighted by their scores."""
     return sum((tag.end_s - tag.start_s) * tag.score for tag in tags)
 
 
-def _confused(name: str, groups: dict[str, list[Tag]]) -> bool:
-    """Whether a stronger sound that taggers take for this one is heard at the same time."""
+def _is_confused(name: str, groups: dict[str, list[Tag]]) -> bool:
+    """Return whether a stronger sound that taggers confuse with this one is heard at the same time."""
     here = groups[name]
     return any(
         other != name
         and (weight(there), name) > (weight(here), other)
-        and any({a.label, b.label} <= alike and _overlap(a, b) for a in here for b in there for alike in ALIKE)
+        and any({a.label, b.label} <= alike and _overlap(a, b) for a in here for b in there for alike in CONFUSABLE)
         for other, there in groups.items()
     )
 
 
-def _drowned(tags: list[Tag], heard: list[Tag]) -> bool:
-    """Whether the tagger is not sure of a sound, and surer of another at the same time, or of a drum without music."""
+def _is_masked(tags: list[Tag], heard: list[Tag]) -> bool:
+    """Return whether tags of low score overlap a better one, or are struck instruments without music."""
     best = max(tag.score for tag in tags)
     beside = [other for other in heard if any(_overlap(other, tag) for tag in tags)]
     if all(tag.label in STRUCK for tag in tags) and not any(other.label in MUSIC for other in beside):
-        return best < _SURE
-    return best < _SURE and any(other.score > best for other in beside)
+        return best < _SURE_SCORE
+    return best < _SURE_SCORE and any(other.score > best for other in beside)
 
 
 def _overlap(a: Tag, b: Tag) -> bool:
     return a.start_s < b.end_s and b.start_s < a.end_s
 
 
-def _narrowed(tag: Tag, tags: list[Tag], labels: set[str]) -> bool:
+def _has_narrower(tag: Tag, tags: list[Tag], labels: set[str]) -> bool:
     narrower = NARROWER.get(tag.label, frozenset()) & labels
     return any(other.label in narrower and _overlap(other, tag) for other in tags)
 
@@ -328,7 +364,7 @@ def _sounds(facts: Facts, max_sounds: int) -> list[Sentence]:
         out.append(Sentence(f"The sound of {_list(names)} is heard.", "tags", evidence, (SHORT,)))
     for name in sorted(chosen, key=lambda name: (min(tag.start_s for tag in groups[name]), name)):
         tags = groups[name]
-        text = f"The sound of {name} is heard {_when(spans(tags), facts.seconds)}."
+        text = f"The sound of {name} is heard {_time_phrase(spans(tags), facts.seconds)}."
         out.append(Sentence(text, "tags", {"tags": [asdict(tag) for tag in tags]}))
     return out
 
@@ -338,7 +374,7 @@ def _music(facts: Facts) -> list[Sentence]:
     if not tags:
         return []
     evidence = {"tags": [asdict(tag) for tag in tags]}
-    when = _when(spans(tags), facts.seconds)
+    when = _time_phrase(spans(tags), facts.seconds)
     return [
         Sentence("Music is heard.", "tags", evidence, (SHORT,)),
         Sentence(f"Music is heard {when}.", "tags", evidence),
@@ -355,10 +391,10 @@ def _level(facts: Facts) -> list[Sentence]:
     elif sound["level_db"] > -12:
         out.append(Sentence("The sound is loud.", "sound", {"level_db": sound["level_db"]}, (LONG,)))
     steady = sound.get("steady")
-    if steady and not any(tag.label in MUSIC for tag in facts.tags):  # a held chord is no background
+    if steady and not any(tag.label in MUSIC for tag in facts.tags):  # a held chord is steady too, but no background
         where = f", strongest at {steady['band']} frequencies" if steady["band"] else ""
         out.append(Sentence(f"A steady sound is in the background{where}.", "sound", {"steady": steady}, (LONG,)))
-    if (sound.get("av_agreement") or 0.0) >= IN_PICTURE:
+    if (sound.get("av_agreement") or 0.0) >= MIN_AV_AGREEMENT:
         text = "Sounds begin as something in the picture moves."
         out.append(Sentence(text, "sound", {"av_agreement": sound["av_agreement"]}, (LONG,)))
     if sound["course_db"] is not None and abs(sound["course_db"]) >= 10:
@@ -372,8 +408,8 @@ def _level(facts: Facts) -> list[Sentence]:
     return out
 
 
-def _when(intervals: list[tuple[float, float]], seconds: float) -> str:
-    """ "throughout", or at most four spans in seconds, the longest ones."""
+def _time_phrase(intervals: list[tuple[float, float]], seconds: float) -> str:
+    """Write intervals as "throughout", or as the four longest spans in seconds."""
     if intervals[0][0] <= _FROM_THE_START_S and sum(end - start for start, end in intervals) >= 0.9 * seconds:
         return "throughout"
     longest = sorted(sorted(intervals, key=lambda span: span[0] - span[1])[:4])

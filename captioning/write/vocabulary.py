@@ -1,6 +1,7 @@
-"""The words that a caption may use: names of languages, phrases for AudioSet labels, and what is never said.
+"""The words that a caption may use: names of languages, phrases for AudioSet labels, and forbidden words.
 
-One table serves the composer and the checker: what the one can write, the other can trace back to a label.
+The composer and the checker share these tables, so that the checker can trace every phrase that the composer writes
+back to its label.
 """
 
 from collections.abc import Iterable
@@ -10,12 +11,12 @@ from data_prep.clip import Tag
 
 
 def words(text: str) -> list[str]:
-    """Words between white space."""
+    """Split a text into words at white space."""
     return text.split()
 
 
 def names(text: str) -> list[str]:
-    """Names between bars; line breaks are white space."""
+    """Split a text into names at bars; a line break counts as a space."""
     return [name.strip() for name in text.replace("\n", " ").split("|") if name.strip()]
 
 
@@ -39,7 +40,7 @@ LANGUAGES = dict(
     )
 )
 
-# Labels whose event is speech: the transcript speaks for them. Who speaks is not theirs to say.
+# Labels whose sound is speech. The transcript reports it instead, since a tagger cannot know who speaks.
 SPEECH = frozenset(
     {
         "Speech",
@@ -51,9 +52,8 @@ SPEECH = frozenset(
     }
 )
 
-# Labels that a caption leaves out: nothing heard, the recording rather than the scene, a mood, or so general that they
-# say nothing.
-UNTOLD = frozenset(
+# Labels that a caption leaves out: silence, properties of the recording, a mood, or a class that is too general.
+UNMENTIONED = frozenset(
     names(
         """
         Silence|Sound effect|Effects unit|Field recording|Sidetone|Harmonic|Pulse|Outside, urban or manmade|
@@ -68,7 +68,7 @@ UNTOLD = frozenset(
     )
 )
 
-# A label that a narrower one of the same moment makes superfluous.
+# Label → the narrower labels that make it superfluous if they are heard at the same time.
 NARROWER: dict[str, frozenset[str]] = {
     "Dog": frozenset({"Bark", "Yip", "Howl", "Bow-wow", "Growling", "Whimper (dog)"}),
     "Cat": frozenset({"Purr", "Meow", "Caterwaul"}),
@@ -149,7 +149,7 @@ NARROWER: dict[str, frozenset[str]] = {
     "Siren": frozenset({"Police car (siren)", "Ambulance (siren)", "Fire engine, fire truck (siren)"}),
 }
 
-# Instruments that taggers half hear in whatever is knocked.
+# Instruments to which taggers give low scores for any knock.
 STRUCK = frozenset(
     names(
         """
@@ -159,7 +159,7 @@ STRUCK = frozenset(
     )
 )
 
-# What is struck by something, whatever it is; and the class above them in AudioSet's ontology, which no tagger gives.
+# Labels of something that is struck, and the class above them in AudioSet's ontology, which no tagger outputs.
 KNOCKS = names(
     """
     Hammer|Chop|Wood|Chopping (food)|Tools|Knock|Tap|Thump, thud|Thunk|Bang|Basketball bounce|Bouncing|Wood block|
@@ -168,8 +168,8 @@ KNOCKS = names(
 )
 IMPACT = "Generic impact sounds"
 
-# Labels that taggers take for one another: of those heard at once, the strongest is told.
-ALIKE = tuple(
+# Labels that taggers confuse: of those heard at once, a caption mentions the strongest.
+CONFUSABLE = tuple(
     frozenset(names(group))
     for group in (
         "Waterfall|Stream|Ocean|Waves, surf|Rain|Rain on surface|Raindrop|Water|Gurgling|White noise|Pink noise|Steam|"
@@ -196,10 +196,10 @@ ALIKE = tuple(
     )
 )
 
-# Phrases that the rule below would get wrong.
+# Phrases of labels for which the rule of `phrase` would be wrong.
 _PHRASES = {
     IMPACT: "impacts",
-    # Small lutes that taggers hear in any plucked string.
+    # Taggers report these small lutes for any plucked string.
     "Ukulele": "a plucked string instrument",
     "Mandolin": "a plucked string instrument",
     "Banjo": "a plucked string instrument",
@@ -375,7 +375,7 @@ _GENRES = names(
         Lullaby|Dance music|Jingle (music)|Drum and bass|Opera
         """
 )
-# A tagger hears genres where there are none (a harp as "Christian music"); of a genre only the music is told.
+# Taggers report false genres (a harp as "Christian music"), so that a caption says only "music" for any genre.
 MUSIC = frozenset(["Music", *_GENRES])
 NARROWER[IMPACT] = (
     frozenset(KNOCKS)
@@ -392,7 +392,7 @@ NARROWER[IMPACT] = (
     )
 )
 
-# Emotion, intent, guess and judgement: never a fact that was measured.
+# Words of emotion, intent, guess and judgement: none of them can be measured.
 FORBIDDEN = frozenset(
     words(
         """
@@ -410,7 +410,7 @@ FORBIDDEN = frozenset(
 
 @cache
 def phrase(label: str) -> str:
-    """An AudioSet display name as a noun phrase: "Bark" → "a dog barking", "Harp" → "a harp"."""
+    """Write an AudioSet display name as a noun phrase: "Bark" → "a dog barking", "Harp" → "a harp"."""
     if label in _PHRASES:
         return _PHRASES[label]
     name = label.split(",")[0].split(" (")[0].strip().lower()
@@ -420,7 +420,7 @@ def phrase(label: str) -> str:
 
 
 def spans(tags: Iterable[Tag], join_s: float = 0.5) -> list[tuple[float, float]]:
-    """The tags' intervals as disjoint spans; gaps of up to `join_s` seconds are closed."""
+    """Merge the tags' intervals into disjoint spans, and close gaps of up to `join_s` seconds."""
     merged: list[tuple[float, float]] = []
     for start, end in sorted((tag.start_s, tag.end_s) for tag in tags):
         if merged and start <= merged[-1][1] + join_s:

@@ -1,18 +1,17 @@
-"""How one thing may be said in several ways: spellings and turns of phrase that a caption's claims are read through.
+"""Reduce different wordings of one claim to a canonical form that the checker's patterns match.
 
-The checker knows a caption by claims, not by sentences. Here a writer's words are brought to the few forms that the
-claims have, and a sound's name to the sets of words that name it: "a dog barking" is also "barking" or "a dog", while
-"a car alarm" is "an alarm" and no car.
+A writer's phrases become the few forms in which claims are written. A sound's name becomes the sets of words that may
+name it: "a dog barking" is also "barking" or "a dog", but "a car alarm" is "an alarm" and not "a car".
 """
 
 import re
 from functools import cache
 
-from captioning.write.vocabulary import words as split
+from captioning.write.vocabulary import words as split_words
 
-# Words that claim nothing: they only join claims.
-FRAME = frozenset(
-    split(
+# Words that claim nothing, but only join claims.
+NEUTRAL_WORDS = frozenset(
+    split_words(
         """
     the a an of is are was were be being been and in on at there it its this that which who then seconds second s
     picture clip sound sounds heard hear hears hearing audible can one also by to with has have as something camera
@@ -22,13 +21,15 @@ FRAME = frozenset(
     )
 )
 
-NUMBERS = {name: count for count, name in enumerate(split("zero one two three four five six seven eight nine ten"))} | {
+NUMBERS = {
+    name: count for count, name in enumerate(split_words("zero one two three four five six seven eight nine ten"))
+} | {
     "single": 1,
     "twice": 2,
     "once": 1,
 }
 
-# (pattern, the form that the claims know), in this order. Patterns are of lower case, quotes and times taken out.
+# (pattern, canonical form), applied in this order to lower-case text without quotes.
 _FORMS = [
     (re.compile(pattern), form)
     for pattern, form in (
@@ -61,15 +62,15 @@ _FORMS = [
 ]  # fmt: skip
 
 
-def usual(text: str) -> str:
-    """A sentence in lower case with each turn of phrase in its usual form."""
+def canonical(text: str) -> str:
+    """Replace each phrase of a lower-case sentence by its canonical form."""
     for pattern, form in _FORMS:
         text = pattern.sub(form, text)
     return text
 
 
 def stem(word: str) -> str:
-    """A word without the endings of number and time: barks, barked, barking → bark."""
+    """Strip the endings of number and tense from a word: barks, barked, barking → bark."""
     for ending, instead in (("ies", "y"), ("ing", ""), ("ed", ""), ("es", ""), ("s", ""), ("e", "")):
         short = word.removesuffix(ending) + instead
         if word.endswith(ending) and len(short) >= 3 and re.search("[aeiouy]", short) and not word.endswith("ss"):
@@ -79,16 +80,16 @@ def stem(word: str) -> str:
 
 
 @cache
-def ways(name: str) -> frozenset[frozenset[str]]:
-    """The sets of stems by which a sound's phrase may be named: all its words; its head; who makes it, or what they do.
+def ways_to_name(name: str) -> frozenset[frozenset[str]]:
+    """Return the sets of stems that may name a sound: all its words, its head, and who makes it or what they do.
 
     "a dog barking" → {dog, bark}, {bark}, {dog}; "a car alarm" → {car, alarm}, {alarm}; "rain on a surface" → … {rain}.
     """
     words = [word for word in re.findall(r"[^\W_]+", name.lower()) if word not in ("a", "an", "the", "and")]
-    words = [word for word in words if word not in FRAME] or words
+    words = [word for word in words if word not in NEUTRAL_WORDS] or words
     until = next((at for at, word in enumerate(words) if word in ("on", "of", "with", "in", "by") and at), len(words))
     head = words[:until]
-    every = [word for word in words if word not in FRAME]
+    every = [word for word in words if word not in NEUTRAL_WORDS]
     found = {frozenset(map(stem, every)), frozenset(map(stem, head)), frozenset({stem(head[-1])})}
     if len(head) == 2 and head[1].endswith("ing"):
         found.add(frozenset({stem(head[0])}))

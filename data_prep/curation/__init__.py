@@ -1,0 +1,1 @@
+"""From a source segment to its clips, each with a verdict."""

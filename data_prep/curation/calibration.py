@@ -1,9 +1,9 @@
-"""How right the policy is on clips whose truth is known, and where each threshold may lie.
+"""Measure the policy against labels: precision, recall, classes, and a curve for each threshold.
 
-Truth is told of sources (a file's verdict and class); a source counts as kept when any clip of it is, and its class is
-the one that most of its kept seconds have. Every curve is the whole policy's: one threshold is moved, the others stay,
-and stored scores are judged again. A curve beyond a gate at which clips stopped rests on scores that were never
-measured; the set to calibrate on is best made with `--curate.measure-all`.
+Labels are of sources: a file's verdict and class. A source counts as kept when any of its clips is kept, and its class
+is the one that most of its kept seconds have. Each curve moves one threshold, holds the others, and judges the stored
+scores again. A clip that stopped at a gate lacks the scores of later gates, so make the set to calibrate on with
+`--curate.measure-all`.
 """
 
 import csv
@@ -17,34 +17,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from data_prep.curation.policy import PolicySettings, judge
+from data_prep.curation.policy import THRESHOLDS, PolicySettings, judge
 
-# Threshold → the score that it is held against.
-THRESHOLDS = {
-    "active_min_s": "active_s",
-    "silence_max": "silence_ratio",
-    "stationary_min": "stationarity",
-    "salient_min": "salient_ratio",
-    "prominent_min_s": "prominent_s",
-    "speech_trace_min": "tag_speech_max",
-    "voice_min": "voice_ratio",
-    "tone_min": "tone_ratio",
-    "event_min": "tag_event",
-    "wander_min": "wander",
-    "uneven_min_db": "uneven_db",
-    "noise_tag_min": "tag_noise",
-    "bandwidth_min_hz": "bandwidth_hz",
-    "clipped_max": "clipped_ratio",
-    "speech_min": "tag_speech",
-    "music_min": "tag_music",
-}
 POINTS = 41  # of a curve
 CLASSES = ("speech", "environment", "music", "mixed", "noise", "silence", "no_audio")
 
 
 @dataclass(frozen=True)
 class Label:
-    """The truth about a source: its file's name, whether it is to be kept, and its class."""
+    """The label of a source: its file name, whether to keep it, and its class."""
 
     file: str
     keep: bool
@@ -53,7 +34,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Source:
-    """A labelled source and what is stored of its clips: (scores, seconds) of each."""
+    """A labelled source, with the stored scores and the seconds of each of its clips."""
 
     label: Label
     clips: list[tuple[dict[str, float], float]]
@@ -61,7 +42,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Sources by what was to be done with them and what was done; shares in [0, 1], 1 where there is nothing to err."""
+    """Numbers of sources by label and verdict. Shares are in [0, 1], and 1 where there is nothing to count."""
 
     kept_right: int
     kept_wrong: int
@@ -71,29 +52,35 @@ class Outcome:
 
     @property
     def precision(self) -> float:
-        """Of the kept, those to be kept."""
+        """The share of the kept sources that are labelled to be kept."""
         return _share(self.kept_right, self.kept_right + self.kept_wrong)
 
     @property
     def recall(self) -> float:
-        """Of those to be kept, the kept."""
+        """The share of the sources labelled to be kept that are kept."""
         return _share(self.kept_right, self.kept_right + self.dropped_wrong)
 
     @property
     def verdicts_right(self) -> int:
-        """Sources kept or dropped as labelled."""
+        """The number of sources that are kept or dropped as labelled."""
         return self.kept_right + self.dropped_right
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One threshold moved.
+    """The outcome as a function of one threshold.
 
     Attributes:
-        values: thresholds. precision, recall, class_right: of the policy at each; class as a share of all sources.
-        now: the threshold as it stands. low, high: the stretch of best values, that around `now` if it is among them.
-        best: `now`, or the middle of that stretch. gain: sources more that are judged rightly there.
-        unmeasured: sources of which a clip stopped before the score was measured.
+        name: of the threshold.
+        score: that is compared with it.
+        values: thresholds, (V,), ascending.
+        precision, recall: of the policy at each value, (V,).
+        class_right: share of all sources whose class is right, (V,).
+        now: the present threshold.
+        low, high: the range of best values: the one around `now` if `now` is among them, else the longest.
+        best: `now` if it is in that range, else the middle of the range.
+        gain: how many more sources are judged correctly at `best` than at `now`.
+        unmeasured: number of sources with a clip that stopped before the score was measured.
     """
 
     name: str
@@ -112,11 +99,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class Calibration:
-    """All that `calibrate` finds out.
+    """The result of `calibrate`.
 
     Attributes:
-        confusion: (true class, class found) → sources. wrong: a line about each source that was judged wrongly.
-        proposed: the policy with the thresholds that help, and its outcome. missing: labels without a clip in the set.
+        outcome: of the present policy.
+        proposed: the policy with the thresholds that improve the outcome.
+        proposed_outcome: of the proposed policy.
+        confusion: (labelled class, found class) → number of sources.
+        curves: one per threshold.
+        wrong: a row about each source that is judged wrongly.
+        missing: labels without a clip in the set.
     """
 
     outcome: Outcome
@@ -129,10 +121,10 @@ class Calibration:
 
 
 def read_labels(path: str | Path) -> dict[str, Label]:
-    """Labels by the name of their file: a `.tsv` with columns file, class and verdict, or `kinotone synth`'s Parquet.
+    """Read labels by file name, from a `.tsv` with columns file, class and verdict or the Parquet of `kinotone synth`.
 
     Raises:
-        ValueError: no such file, a column or a value that is missing; says which.
+        ValueError: the file, a column or a value is missing; the message names it.
     """
     path = Path(path)
     if not path.is_file():
@@ -162,13 +154,14 @@ def read_labels(path: str | Path) -> dict[str, Label]:
 
 
 def labelled(rows: Iterable[dict[str, Any]], labels: dict[str, Label]) -> list[Source]:
-    """The labelled sources of a manifest, ordered by name.
+    """Find the labelled sources of a manifest, ordered by name.
 
     Args:
         rows: of the manifest, with `uri`, `scores`, `start_s`, `end_s`, `verdict`, `reason`.
+        labels: by file name.
 
     Raises:
-        ValueError: two sources of one name, or no source has a label.
+        ValueError: two sources have the same name, or no source has a label.
     """
     clips: dict[str, list[tuple[dict[str, float], float]]] = defaultdict(list)
     uris: dict[str, str] = {}
@@ -185,7 +178,7 @@ def labelled(rows: Iterable[dict[str, Any]], labels: dict[str, Label]) -> list[S
 
 
 def calibrate(sources: Sequence[Source], policy: PolicySettings, labels: dict[str, Label]) -> Calibration:
-    """The policy's outcome on these sources, each threshold's curve, and what it got wrong."""
+    """Compute a policy's outcome on labelled sources, the curve of each threshold, and a better policy."""
     confusion: Counter[tuple[str, str]] = Counter()
     wrong = []
     for source in sources:
@@ -211,7 +204,7 @@ def calibrate(sources: Sequence[Source], policy: PolicySettings, labels: dict[st
 
 
 def outcome(sources: Sequence[Source], policy: PolicySettings) -> Outcome:
-    """Counts of sources under a policy."""
+    """Count sources by label and verdict under a policy."""
     counts: Counter[str] = Counter()
     for source in sources:
         kept, found, _ = _judged(source, policy)
@@ -221,7 +214,7 @@ def outcome(sources: Sequence[Source], policy: PolicySettings) -> Outcome:
 
 
 def proposal(found: Calibration) -> str:
-    """The proposed thresholds as YAML that can be pasted into a recipe, with the range in which each is as good."""
+    """Format the proposed thresholds as YAML for a recipe, with the range of equally good values of each."""
     lines = ["curate:", "  policy:"]
     for curve in found.curves:
         value = getattr(found.proposed, curve.name)
@@ -231,9 +224,9 @@ def proposal(found: Calibration) -> str:
 
 
 def _improved(sources: Sequence[Source], policy: PolicySettings, curves: list[Curve]) -> PolicySettings:
-    """The policy with one threshold after the other moved, the one that helps most first, until none helps.
+    """Move one threshold after the other, the most helpful first, until none helps.
 
-    Thresholds that help each by itself may do harm together; so after each step all curves are drawn anew.
+    Two thresholds that help alone may harm together, so all curves are computed again after each step.
     """
     for _ in THRESHOLDS:
         best = max(curves, key=lambda curve: curve.gain)
@@ -245,7 +238,7 @@ def _improved(sources: Sequence[Source], policy: PolicySettings, curves: list[Cu
 
 
 def _judged(source: Source, policy: PolicySettings) -> tuple[bool, str, list[str]]:
-    """Whether a source is kept, its class by seconds, and the reasons of its dropped clips."""
+    """Judge a source: whether it is kept, its class by seconds, and the reasons of its dropped clips."""
     found = [(judge(scores, policy), seconds) for scores, seconds in source.clips]
     kept = [one for one in found if one[0].verdict == "kept"]
     seconds = defaultdict[str, float](float)
@@ -286,24 +279,24 @@ def _curve(name: str, sources: Sequence[Source], policy: PolicySettings) -> Curv
 
 
 def _values(measured: np.ndarray, now: float, share: list[Any]) -> np.ndarray:
-    """Thresholds to try: over the range of what was measured, the present one among them, ascending."""
+    """Choose thresholds to try, ascending: over the range of the measured values, including the present one."""
     bounded = any(getattr(limit, "le", None) == 1 for limit in share)
     low = min([now, *measured]) if len(measured) else now - 1
     high = max([now, *measured]) if len(measured) else now + 1
     low, high = (0.0, 1.0) if bounded else (low, high)
     spread = np.linspace(low, high, POINTS)
-    # Where scores crowd, even steps are too coarse: the measured values themselves are tried too.
+    # Even steps are too coarse where scores are dense, so quantiles of the measured values are tried too.
     crowded = np.quantile(measured, np.linspace(0, 1, POINTS)) if len(measured) else spread
     return np.unique(np.concatenate([spread, np.clip(crowded, low, high), [now]]))
 
 
 def _plateau(right: np.ndarray, now: int) -> tuple[int, int]:
-    """First and last place of the stretch of best values that holds `now`, or else of the longest one."""
+    """Return the first and last index of the run of best values that includes `now`, else of the longest run."""
     best = np.flatnonzero(right == right.max())
     stretches = np.split(best, np.flatnonzero(np.diff(best) > 1) + 1)
     chosen = next((one for one in stretches if now in one), max(stretches, key=len))
     return int(chosen[0]), int(chosen[-1])
 
 
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 1.0
+def _share(count: int, total: int) -> float:
+    return count / total if total else 1.0

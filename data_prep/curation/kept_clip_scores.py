@@ -1,11 +1,10 @@
-"""What is measured of kept clips only, since no rule asks for it: loudness, fingerprints, and what a setting turns on.
+"""Scores of kept clips that no rule reads: loudness, fingerprints, and those that a setting turns on.
 
-The first two cost about 0.6 ms per second of clip and are always measured. The others bring a network or decode the
-picture, which costs more than the rest of curation together, and are off until they are named.
+Loudness and fingerprints cost about 0.6 ms per second of clip and are always measured. The others run a network or
+decode the picture, which costs more than the rest of curation together, so they are off by default.
 """
 
 import numpy as np
-from pydantic import Field
 
 from data_prep.clip import Clip
 from data_prep.curation.near_duplicates import sound_hash, to_text
@@ -17,25 +16,20 @@ from data_prep.scores.picture_quality import PICTURES, PictureQuality
 from data_prep.scores.sound import RATE, onset_times
 from data_prep.scores.speech_quality import load_speech_quality, speech_quality
 from data_prep.scores.voice_activity import RATE as VOICE_RATE
-from data_prep.settings import Settings
-
-
-class KeptClipScoreSettings(Settings):
-    """What else is measured of a kept clip. Nothing here drops a clip."""
-
-    speech_quality: str = Field(default="", description="DNSMOS on speech: package:dnsmos or an .onnx file; '': off")
-    av_agreement: bool = Field(default=False, description="onsets against motion; decodes every kept clip")
-    active_speaker: str = Field(default="", description="lip-sync scorer, module:factory; '': off")
-    active_speaker_weights: str = Field(default="", description="path that the factory is given")
-    picture_quality: str = Field(default="", description="open_clip model: text, looks, doubles; '': off")
-    picture_quality_weights: str = Field(default="", description="its .safetensors file")
+from data_prep.settings import KeptClipScoreSettings
 
 
 class KeptClipScorer:
-    """Measures kept clips; holds what the settings name, in its process."""
+    """Measures kept clips. Holds the networks that the settings name.
+
+    Args:
+        settings: which scores to measure.
+
+    Raises:
+        ValueError: weights or a scorer that the settings name do not exist.
+    """
 
     def __init__(self, settings: KeptClipScoreSettings) -> None:
-        """Raises ValueError when something that is named is not there."""
         self.settings = settings
         self.speech_network = load_speech_quality(settings.speech_quality) if settings.speech_quality else ""
         self.speaker = (
@@ -50,11 +44,14 @@ class KeptClipScorer:
     def __call__(
         self, clip: Clip, pictures: list[int], sound: np.ndarray, mono: np.ndarray, voiced: np.ndarray
     ) -> None:
-        """Add to a kept clip's scores and info.
+        """Measure a kept clip; add the scores to `clip.scores` and the fingerprints to `clip.info`.
 
         Args:
-            pictures: hashes of its key pictures. sound: (2, N) at 32 kHz. mono: (M,) at 16 kHz. voiced: the probability
-                of speech per 32 ms.
+            clip: with its media.
+            pictures: hashes of its key pictures.
+            sound: (2, N) samples at 32 kHz.
+            mono: (M,) samples at 16 kHz.
+            voiced: the probability of speech per 32 ms.
         """
         in_s, out_s = span(clip)
         scores = {"loudness_lufs": loudness(sound, RATE)}

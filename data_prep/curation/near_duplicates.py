@@ -1,15 +1,15 @@
-"""Clips that show and sound the same, whatever codec and size they came in.
+"""Find near duplicates: clips that look and sound the same, in any codec and size.
 
-Each kept clip carries two fingerprints, measured while it is curated: of its first key pictures (the signs of the low
-frequencies of a 32 × 32 cosine transform, "pHash") and of its sound (Haitsma and Kalker 2002: whether the difference
-of neighbouring bands grows). Both must agree: a talking head or a still camera gives the same picture for minutes, and
-each of its clips says something else. Where a CLIP model is given (`appraisal.picture_quality`), its embedding finds
-the picture that a crop, a border or a caption has changed beyond its hash.
+Each kept clip has two kinds of fingerprint, measured while it is curated: of its first key pictures (the signs of the
+low frequencies of a 32 × 32 cosine transform, "pHash") and of its sound (Haitsma and Kalker 2002: whether the
+difference of neighbouring bands grows). Both must agree: a talking head or a still camera gives the same picture for
+minutes, while the sound of each clip differs. Where a CLIP model is given (`appraisal.picture_quality`), its embedding
+also finds pictures that a crop, a border or a caption has changed so much that the hashes differ.
 
-Which clips of a set are doubles is known when the set is whole, and by then each has its verdict, once. So the set
-keeps its verdicts and gets a table beside them, `duplicates.parquet`, a function of the manifest as `index.parquet` is.
-Whatever reads the set next (captions, encodes, judges anew) drops the doubles there, with the reason
-`near_duplicate`: one verdict per clip in every set, and none is ever rewritten.
+The duplicates of a set are known only once the set is complete, and by then each clip has its final verdict. So the
+set keeps its verdicts and gets a table beside them, `duplicates.parquet`, which is a function of the manifest, as
+`index.parquet` is. Each stage that reads the set (caption, encode, rejudge) drops the duplicates in its own output,
+with the reason `near_duplicate`. So every set has one verdict per clip, and no verdict is ever rewritten.
 """
 
 import base64
@@ -39,29 +39,38 @@ SCHEMA = pa.schema(
         ("sound_bits", pa.int64()),
     ]
 )
-PICTURES = 3  # key pictures of a clip that are kept
+PICTURES = 3  # key pictures of a clip that are hashed
 BITS = 64
 FLAT = 4.0  # standard deviation of the brightness, of 255
 # Bits that may differ. Unrelated hashes differ in 32 ± 4; a re-encoding moves 4 of a picture's, 10 of a sound's.
 PICTURE_BITS, SOUND_BITS = 6, 16
-COSINE = 0.95  # of embeddings, from which on pictures are the same
-LENGTHS_S = 0.25  # and the lengths may differ by this much
-_BLOCKS = 7  # two hashes that differ in 6 bits agree in one of 7 blocks
+COSINE = 0.95  # of two embeddings; at least this for the same picture
+LENGTHS_S = 0.25  # the lengths of duplicates differ by at most this, seconds
+_BLOCKS = 7  # two hashes that differ in at most 6 bits agree in one of 7 blocks
 _SOUND_BANDS = np.geomspace(200.0, 4000.0, 10)  # edges of 9 bands, Hz
 
 
 def picture_hash(means: np.ndarray) -> int | None:
-    """64 bits of (32, 32) brightness from 0 to 255; None for a picture with nothing in it."""
-    if means.std() < FLAT:  # a black picture is like any other
+    """Hash (32, 32) brightness from 0 to 255 to 64 bits; return None for a picture without content."""
+    if means.std() < FLAT:  # black pictures of different clips have the same hash
         return None
     low = np.asarray(dctn(means, norm="ortho"))[:8, :8].ravel()
     return _number(low > np.median(low[1:]))
 
 
 def picture_hashes(thumbnails: Thumbnails, times_s: Sequence[float], within_s: float) -> list[int]:
-    """Hashes of the first key pictures at these times; others are not decoded. Empty where there is none."""
+    """Hash the first `PICTURES` key pictures; no other picture is decoded.
+
+    Args:
+        thumbnails: of the video stream.
+        times_s: of the key pictures, seconds, ordered.
+        within_s: how far a picture's time may be from the given one.
+
+    Returns:
+        At most `PICTURES` hashes; empty where no key picture has content.
+    """
     found: list[int] = []
-    for start in (0, PICTURES):  # the second time for those with nothing in them
+    for start in (0, PICTURES):  # the second round replaces pictures without content
         if len(found) < PICTURES:
             seen = thumbnails.keys(times_s[start : start + PICTURES], within_s)
             found += [value for one in seen.values() if (value := picture_hash(one.means)) is not None]
@@ -69,7 +78,7 @@ def picture_hashes(thumbnails: Thumbnails, times_s: Sequence[float], within_s: f
 
 
 def sound_hash(mono: np.ndarray, sample_rate: int) -> int:
-    """64 bits of (N,) samples: how 9 bands change over 9 equal parts of the time."""
+    """Hash (N,) samples to 64 bits: how the energies of 9 bands change over 9 equal stretches of time."""
     bands = np.empty((9, 9))
     for row, part in enumerate(np.array_split(mono.astype(np.float32), 9)):
         size = next_fast_len(max(len(part), 64), real=True)
@@ -82,34 +91,45 @@ def sound_hash(mono: np.ndarray, sample_rate: int) -> int:
 
 
 def find(rows: Iterable[dict]) -> list[dict]:
-    """Doubles among kept clips, as rows of `SCHEMA`, ordered by clip id.
+    """Find the duplicates among kept clips.
 
-    Of clips that are the same, the one with the most pixels stays, or the first by id. A clip is compared with that
-    one alone, so that a chain of small differences does not join what is far apart.
+    Of clips that are the same, the one with the most pixels stays, then the first by id. A clip is compared only with
+    clips that stay, so that a chain of small differences does not join clips that differ much.
 
     Args:
-        rows: `clip_id`, `seconds`, `pixels`, `pictures` (hashes) and `sound` (a hash) of each; of some also
+        rows: `clip_id`, `seconds`, `pixels`, `pictures` (hashes) and `sound` (a hash) of each clip; of some also
             `embedding`, (D,) of length 1.
+
+    Returns:
+        Rows of `SCHEMA`, ordered by clip id.
     """
     clips = sorted((row for row in rows if row["pictures"]), key=lambda row: (-row["pixels"], row["clip_id"]))
     cells = _Cells([clip.get("embedding") for clip in clips])
     blocks: dict[tuple[int, int], list[int]] = defaultdict(list)
-    doubles = []
+    duplicates = []
     for number, clip in enumerate(clips):
         keys = {key for value in clip["pictures"] for key in _block_keys(value)}
         candidates = {other for key in keys for other in blocks.get(key, ())} | cells.alike(number)
         match = next((found for other in sorted(candidates) if (found := _same(clip, clips[other]))), None)
-        if match is None:  # it stays, and later ones are compared with it
+        if match is None:  # the clip stays, and later ones are compared with it
             cells.stays(number)
             for key in keys:
                 blocks[key].append(number)
         else:
-            doubles.append(match)
-    return sorted(doubles, key=lambda row: row["clip_id"])
+            duplicates.append(match)
+    return sorted(duplicates, key=lambda row: row["clip_id"])
 
 
 def write(root: str | Path, manifest: Iterable[pa.Table]) -> set[str]:
-    """Write `duplicates.parquet` of a set with this manifest, in parts; gives the doubles' clip ids."""
+    """Write `duplicates.parquet` of a set.
+
+    Args:
+        root: of the set.
+        manifest: of the set, in parts.
+
+    Returns:
+        The clip ids of the duplicates.
+    """
     columns = ["clip_id", "verdict", "start_s", "end_s", "info"]
     rows = []
     for row in (row for table in manifest for row in table.select(columns).to_pylist()):
@@ -132,7 +152,7 @@ def write(root: str | Path, manifest: Iterable[pa.Table]) -> set[str]:
 
 
 def read(root: str | Path) -> dict[str, str]:
-    """Double → the clip that it is a double of; empty for a set that has no such table."""
+    """Read the duplicates of a set: clip id → the id of the clip that stays. Empty for a set without a table."""
     try:
         data = storage.read(storage.at(root, layout.DUPLICATES))
     except FileNotFoundError:
@@ -141,19 +161,21 @@ def read(root: str | Path) -> dict[str, str]:
     return dict(zip(table["clip_id"].to_pylist(), table["duplicate_of"].to_pylist(), strict=True))
 
 
-def without(segment: Segment, doubles: dict[str, str]) -> Segment:
-    """The segment with its doubles dropped (in place): what the next set makes of them."""
-    segment.clips = [clip.dropped(REASON) if clip.kept and clip.clip_id in doubles else clip for clip in segment.clips]
+def without(segment: Segment, duplicates: dict[str, str]) -> Segment:
+    """Drop the duplicates among a segment's clips, in place, and return the segment."""
+    segment.clips = [
+        clip.dropped(REASON) if clip.kept and clip.clip_id in duplicates else clip for clip in segment.clips
+    ]
     return segment
 
 
 def to_text(embedding: np.ndarray) -> str:
-    """(D,) as base64 of float16, so that it goes into a clip's record."""
+    """Encode an embedding (D,) as base64 of float16, to be stored in a clip's record."""
     return base64.b64encode(embedding.astype("<f2").tobytes()).decode()
 
 
 def from_text(text: str) -> np.ndarray:
-    """The inverse of `to_text`: (D,) float32."""
+    """Decode an embedding to (D,) float32; the inverse of `to_text`."""
     return np.frombuffer(base64.b64decode(text), "<f2").astype(np.float32)
 
 
@@ -165,7 +187,7 @@ def _same(one: dict, other: dict) -> dict | None:
         return None
     fewer, more = sorted((one["pictures"], other["pictures"]), key=len)
     nearest = sorted(min((a ^ b).bit_count() for b in more) for a in fewer)
-    middle = nearest[len(nearest) // 2]  # more than half of the pictures are as near as this
+    middle = nearest[len(nearest) // 2]  # more than half of the pictures differ in at most so many bits
     mine, its = one.get("embedding"), other.get("embedding")
     cosine = None if mine is None or its is None else float(np.dot(mine, its))
     if middle > PICTURE_BITS and (cosine is None or cosine < COSINE):
@@ -185,15 +207,17 @@ def _block_keys(value: int) -> list[tuple[int, int]]:
 
 
 class _Cells:
-    """Embeddings in k-means cells, as many as the root of their number; only those of a cell are compared (SemDeDup,
-    Abbas et al. 2023)."""
+    """Embeddings in k-means cells; only those in one cell are compared (SemDeDup, Abbas et al. 2023).
+
+    The number of cells is the square root of the number of embeddings.
+    """
 
     def __init__(self, embeddings: Sequence[np.ndarray | None]) -> None:
         known = {number: vector for number, vector in enumerate(embeddings) if vector is not None}
         self.members: dict[int, list[int]] = defaultdict(list)
         self.rows = dict(zip(known, range(len(known)), strict=True))
         if known:
-            from sklearn.cluster import MiniBatchKMeans  # takes a second, and only where a CLIP model was given
+            from sklearn.cluster import MiniBatchKMeans  # takes a second; needed only where a CLIP model is given
 
             self.vectors = np.stack(list(known.values()))
             means = MiniBatchKMeans(round(len(known) ** 0.5), random_state=0)
@@ -204,7 +228,7 @@ class _Cells:
             self.members[self.cells[self.rows[number]]].append(number)
 
     def alike(self, number: int) -> set[int]:
-        """Of those that stay, the ones whose picture is the same by its embedding."""
+        """Return the clips that stay and have the same picture by their embedding."""
         if number not in self.rows:
             return set()
         row = self.rows[number]

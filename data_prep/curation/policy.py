@@ -1,18 +1,21 @@
-"""From scores to a verdict: the rules, in order. Nothing else decides what is kept.
+"""The rules that turn a clip's scores into a verdict, in order of precedence. Nothing else decides what is kept.
 
-A clip is dropped only by a rule that says what is wrong with it; there is no score that a clip must reach to be
-interesting. Rules that demand several good scores at once delete ambience: a waterfall has no onsets, no voice, a
-steady level and a flat spectrum, and is still what one hears at a waterfall.
+A clip is dropped only by a rule that says what is wrong with it. There is no score that a clip must reach to be kept:
+rules that demand several good scores at once delete ambience. A waterfall has no onsets, no voice, a steady level and
+a flat spectrum, and is still what a listener hears at a waterfall.
 
-A rule whose scores are not measured yet is skipped, so the same function serves as the gate after each stage, as the
-last word, and as `--rejudge` on stored scores.
+A rule is skipped until its scores are measured. So `judge` serves as the test after each gate, as the final verdict,
+and for `--rejudge` on stored scores.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pydantic import Field
 
 from data_prep.settings import Settings
+
+Scores = dict[str, float]
 
 
 class PolicySettings(Settings):
@@ -41,47 +44,84 @@ class PolicySettings(Settings):
 
 @dataclass(frozen=True)
 class Judgement:
-    """`reason` is empty for kept clips; `sound_class` is final once all scores are there."""
+    """What the rules say of a clip.
+
+    Attributes:
+        verdict: "kept" or "dropped".
+        reason: the rule that drops the clip; empty for a kept clip.
+        sound_class: the clip's class. It is final once every score is measured.
+    """
 
     verdict: str
     reason: str
     sound_class: str
 
+    @property
+    def dropped(self) -> bool:
+        """Whether the clip is dropped."""
+        return self.verdict == "dropped"
 
-def judge(scores: dict[str, float], policy: PolicySettings) -> Judgement:
-    """The first rule that applies drops the clip; a clip that passes all of them is kept.
+
+@dataclass(frozen=True)
+class Rule:
+    """One reason to drop a clip.
+
+    Attributes:
+        reason: the reason that a dropped clip gets.
+        sound_class: the class that a dropped clip gets.
+        needs: the scores that the rule reads. The rule is skipped until all of them are measured.
+        drops: whether the rule drops a clip with these scores.
+    """
+
+    reason: str
+    sound_class: str
+    needs: tuple[str, ...]
+    drops: Callable[[Scores, PolicySettings], bool]
+
+    def applies(self, scores: Scores, policy: PolicySettings) -> bool:
+        """Whether the scores that the rule needs are measured and drop the clip."""
+        return all(name in scores for name in self.needs) and self.drops(scores, policy)
+
+
+def judge(scores: Scores, policy: PolicySettings) -> Judgement:
+    """Drop a clip by the first rule of `RULES` that applies; keep it when none does.
 
     Args:
-        scores: any of those that `data_prep.scores.sound` measures, and `has_audio` (0 or 1).
+        scores: any of the scores that the gates measure (`data_prep.curation.gates`).
+        policy: the thresholds.
     """
-    for rule in (_no_audio, _silence, _tone, _gaussian_noise, _steady_noise, _noise, _rumble, _clipped):
-        found = rule(scores, policy)
-        if found is not None:
-            return found
+    for rule in RULES:
+        if rule.applies(scores, policy):
+            return Judgement("dropped", rule.reason, rule.sound_class)
     return Judgement("kept", "", sound_class(scores, policy))
 
 
-def as_one_clip(scores: dict[str, float], length: float) -> dict[str, float]:
-    """Scores of a sound `length` clips long, as if all that is heard in it fell into one of them."""
+def as_one_clip(scores: Scores, length: float) -> Scores:
+    """Convert the scores of a long sound to those of one clip into which all its events might fall.
+
+    Args:
+        scores: of the whole sound.
+        length: of the sound, in longest clips.
+    """
     if length <= 1:
         return scores
     shares = {name: min(1.0, length * scores[name]) for name in ("salient_ratio", "voice_ratio") if name in scores}
     if "silence_ratio" in scores:
         shares["silence_ratio"] = max(0.0, 1 - length * (1 - scores["silence_ratio"]))
-    # Nor does a sound that is all noise hide an event from its tags.
+    # The mean over a long noise hides an event; its best moment does not.
     if "tag_event_max" in scores:
         shares["tag_event"] = scores["tag_event_max"]
     return scores | shares
 
 
-def sound_class(scores: dict[str, float], policy: PolicySettings) -> str:
-    """ "speech", "music", "mixed" (both, and neither far ahead) or "environment" of an informative clip.
+def sound_class(scores: Scores, policy: PolicySettings) -> str:
+    """Give the class of an informative clip: "speech", "music", "mixed" (both, neither far ahead) or "environment".
 
-    The voice detector and the tagger are believed together: each alone takes some sound for speech, and one of them
-    loses a voice that is far away or in noise.
+    The class rests on the mean of voice detector and tagger. Each alone takes some sounds for speech, and each alone
+    misses some voices that are far away or in noise.
     """
     speech = (scores.get("voice_ratio", 0.0) + scores.get("tag_speech", 0.0)) / 2
-    # To the tagger a hum is a synthesizer.
+    # The tagger takes a hum for a synthesizer.
     music = max(scores.get("tag_music", 0.0), scores.get("tag_singing", 0.0)) * (1 - scores.get("tone_ratio", 0.0))
     spoken = speech >= policy.speech_min
     musical = music >= policy.music_min
@@ -92,27 +132,13 @@ def sound_class(scores: dict[str, float], policy: PolicySettings) -> str:
     return "music" if musical else "environment"
 
 
-def _has(scores: dict[str, float], *names: str) -> bool:
-    return all(name in scores for name in names)
+def _is_silent(scores: Scores, policy: PolicySettings) -> bool:
+    """Nothing, or next to nothing, is above the level at which a listener hears something."""
+    return scores["active_s"] < policy.active_min_s or scores["silence_ratio"] > policy.silence_max
 
 
-def _no_audio(scores, policy: PolicySettings) -> Judgement | None:
-    if scores.get("has_audio", 1.0) < 0.5:
-        return Judgement("dropped", "no_audio", "no_audio")
-    return None
-
-
-def _silence(scores, policy: PolicySettings) -> Judgement | None:
-    """Nothing, or next to nothing, is above the level at which one hears something."""
-    if not _has(scores, "active_s", "silence_ratio"):
-        return None
-    if scores["active_s"] < policy.active_min_s or scores["silence_ratio"] > policy.silence_max:
-        return Judgement("dropped", "silence", "silence")
-    return None
-
-
-def _steady(scores, policy: PolicySettings) -> bool:
-    """Always the same, and nothing rises out of it."""
+def _is_steady(scores: Scores, policy: PolicySettings) -> bool:
+    """The sound stays the same, and nothing rises out of it."""
     return (
         scores["stationarity"] >= policy.stationary_min
         and scores["salient_ratio"] < policy.salient_min
@@ -120,63 +146,79 @@ def _steady(scores, policy: PolicySettings) -> bool:
     )
 
 
-def _tone(scores, policy: PolicySettings) -> Judgement | None:
-    """A test tone or a mains hum: lines that never cease, and nothing else. Taggers call it a telephone or music."""
-    if not _has(scores, "stationarity", "tone_ratio", "salient_ratio", "prominent_s"):
-        return None
-    if _steady(scores, policy) and scores["tone_ratio"] >= policy.tone_min:
-        return Judgement("dropped", "tone", "noise")
-    return None
+def _is_tone(scores: Scores, policy: PolicySettings) -> bool:
+    """A test tone or a mains hum: lines that never stop, and nothing else. Taggers call it a telephone or music."""
+    return _is_steady(scores, policy) and scores["tone_ratio"] >= policy.tone_min
 
 
-def _gaussian_noise(scores, policy: PolicySettings) -> Judgement | None:
-    """As even in time and in spectrum as only noise is: no network needs to hear it."""
-    if not _has(scores, "stationarity", "salient_ratio", "prominent_s", "wander", "uneven_db"):
-        return None
+def _is_gaussian_noise(scores: Scores, policy: PolicySettings) -> bool:
+    """The sound is as even in time and in spectrum as only noise is, so no network needs to hear it."""
     even = scores["wander"] < policy.wander_min and scores["uneven_db"] < policy.uneven_min_db
-    if _steady(scores, policy) and scores["salient_ratio"] == 0 and even:
-        return Judgement("dropped", "steady_noise", "noise")
-    return None
+    return _is_steady(scores, policy) and scores["salient_ratio"] == 0 and even
 
 
-def _steady_noise(scores, policy: PolicySettings) -> Judgement | None:
-    """Hiss, fan, noise floor: always the same, and not known as the sound of anything, or too even to be one."""
-    names = ("stationarity", "salient_ratio", "prominent_s", "wander", "uneven_db")
-    if not _has(scores, *names, "tag_event", "tag_noise", "tag_music", "tag_speech") or not _steady(scores, policy):
-        return None
-    # The tagger costs less than the voice detector, and where it hears no trace of speech in what is steady, neither
-    # does that one. Where it hears one, the rule waits for the voices.
+def _is_steady_noise(scores: Scores, policy: PolicySettings) -> bool:
+    """Hiss, fan or noise floor: steady, and not recognised as any source, or too even to be one."""
+    if not _is_steady(scores, policy):
+        return False
+    # The tagger costs less than the voice detector. Where the tagger finds no trace of speech in a steady sound, the
+    # detector finds none either, so the rule decides without it. Where there is a trace, the rule waits for it.
     traced = scores.get("tag_speech_max", 1.0) >= policy.speech_trace_min
     if traced and scores.get("voice_ratio", 1.0) >= policy.voice_min:
-        return None
-    # In noise the tagger still hears talk that the voice detector has lost.
+        return False
+    # In noise the tagger still finds speech that the voice detector misses.
     if scores["tag_music"] >= policy.music_min or scores["tag_speech"] >= policy.speech_min:
-        return None
+        return False
     known = scores["tag_event"] >= policy.event_min and scores["tag_event"] >= scores["tag_noise"]
-    if known and scores["wander"] >= policy.wander_min and scores["uneven_db"] >= policy.uneven_min_db:
-        return None
-    return Judgement("dropped", "steady_noise", "noise")
+    return not (known and scores["wander"] >= policy.wander_min and scores["uneven_db"] >= policy.uneven_min_db)
 
 
-def _noise(scores, policy: PolicySettings) -> Judgement | None:
-    """Static, wind on the microphone: not steady, but noise is all that is recognised."""
-    if not _has(scores, "voice_ratio", "tag_event", "tag_noise", "tag_music", "tag_speech"):
-        return None
-    heard = max(scores["tag_event"], scores["tag_music"], scores["tag_speech"], scores["voice_ratio"])
-    if scores["tag_noise"] >= policy.noise_tag_min and heard < 0.5 * policy.event_min:
-        return Judgement("dropped", "noise", "noise")
-    return None
+def _is_other_noise(scores: Scores, policy: PolicySettings) -> bool:
+    """Static, or wind on the microphone: not steady, but the tagger recognises nothing except noise."""
+    informative = max(scores["tag_event"], scores["tag_music"], scores["tag_speech"], scores["voice_ratio"])
+    return scores["tag_noise"] >= policy.noise_tag_min and informative < 0.5 * policy.event_min
 
 
-def _rumble(scores, policy: PolicySettings) -> Judgement | None:
-    if not _has(scores, "bandwidth_hz", "voice_ratio"):  # so that a tone is called a tone first
-        return None
-    if scores["bandwidth_hz"] < policy.bandwidth_min_hz:
-        return Judgement("dropped", "narrow_band", "noise")
-    return None
+_STEADY = ("stationarity", "salient_ratio", "prominent_s")
+_TAGS = ("tag_event", "tag_noise", "tag_music", "tag_speech")
 
+NO_AUDIO = Rule("no_audio", "no_audio", ("has_audio",), lambda scores, _: scores["has_audio"] < 0.5)
+SILENCE = Rule("silence", "silence", ("active_s", "silence_ratio"), _is_silent)
+TONE = Rule("tone", "noise", (*_STEADY, "tone_ratio"), _is_tone)
+GAUSSIAN_NOISE = Rule("steady_noise", "noise", (*_STEADY, "wander", "uneven_db"), _is_gaussian_noise)
+STEADY_NOISE = Rule("steady_noise", "noise", (*_STEADY, "wander", "uneven_db", *_TAGS), _is_steady_noise)
+OTHER_NOISE = Rule("noise", "noise", ("voice_ratio", *_TAGS), _is_other_noise)
+# This rule needs the voice score only to come after the rule for tones.
+NARROW_BAND = Rule(
+    "narrow_band",
+    "noise",
+    ("bandwidth_hz", "voice_ratio"),
+    lambda scores, policy: scores["bandwidth_hz"] < policy.bandwidth_min_hz,
+)
+CLIPPED = Rule(
+    "clipped", "noise", ("clipped_ratio",), lambda scores, policy: scores["clipped_ratio"] > policy.clipped_max
+)
 
-def _clipped(scores, policy: PolicySettings) -> Judgement | None:
-    if scores.get("clipped_ratio", 0.0) > policy.clipped_max:
-        return Judgement("dropped", "clipped", "noise")
-    return None
+# In order of precedence: where several rules apply, the first one gives the reason.
+RULES = (NO_AUDIO, SILENCE, TONE, GAUSSIAN_NOISE, STEADY_NOISE, OTHER_NOISE, NARROW_BAND, CLIPPED)
+
+# Threshold → the score that is compared with it, in the order of `PolicySettings`. `silence_db` is missing: the score
+# is measured with it.
+THRESHOLDS = {
+    "active_min_s": "active_s",
+    "silence_max": "silence_ratio",
+    "stationary_min": "stationarity",
+    "salient_min": "salient_ratio",
+    "prominent_min_s": "prominent_s",
+    "speech_trace_min": "tag_speech_max",
+    "voice_min": "voice_ratio",
+    "tone_min": "tone_ratio",
+    "event_min": "tag_event",
+    "wander_min": "wander",
+    "uneven_min_db": "uneven_db",
+    "noise_tag_min": "tag_noise",
+    "bandwidth_min_hz": "bandwidth_hz",
+    "clipped_max": "clipped_ratio",
+    "speech_min": "tag_speech",
+    "music_min": "tag_music",
+}

@@ -1,13 +1,12 @@
-"""New thresholds on stored scores: a committed segment → the segment that `curate` would now make of it.
+"""Judge a committed segment again: apply new thresholds to its stored scores, as `curate` would now.
 
-A clip keeps its packets when it stays, and lets them go when it is dropped; neither reads its source. A clip that was
-dropped and would now be kept has no packets in the set, and one that stopped at an early gate has not all its scores:
-such a segment is curated from its source again, as a whole, so that its cuts and scores are those of any other. Where
-the source is gone or is no longer what it was, those clips become `failed("rejudge")`, which says so, and the others
-are judged as usual.
+A clip that stays kept keeps its packets, and a clip that is now dropped loses them; neither reads the source. A clip
+that was dropped and would now be kept has no packets in the set, and may lack scores, because it stopped at an early
+gate. Such a segment is curated from its source again, with all its clips. Where the source is missing or has changed,
+these clips become `failed("rejudge")`, and the other clips are judged as usual.
 
-The result is a set of its own. Judged in place, a set would hold old and new verdicts until the last segment is done,
-and a killed run would leave it so; as a set of its own it is committed like any, and the old verdicts stay to compare.
+The result is a new set. Judged in place, a set would hold old and new verdicts until the last segment is done, and a
+killed run would leave it so. A new set is committed like any other, and the old verdicts remain for comparison.
 """
 
 from collections.abc import Callable
@@ -15,20 +14,25 @@ from dataclasses import replace
 
 from data_prep.clip import Clip, Segment
 from data_prep.curation import near_duplicates
-from data_prep.curation.curator import CurateSettings, content_key
+from data_prep.curation.curator import CurateSettings
 from data_prep.curation.policy import judge
+from data_prep.curation.spans import content_key
 
 Curate = Callable[[list[Segment]], list[Segment]]
 
-# With these a score was measured; the others are compared with it.
+# Settings of the policy that a score is measured with; the others are compared with a score.
 MEASURED_WITH = ("silence_db",)
 
 
 def rejudged_settings(before: CurateSettings, given: CurateSettings) -> CurateSettings:
-    """How a set was made, with the thresholds that are given now.
+    """Combine the settings of a set with new thresholds.
+
+    Args:
+        before: the settings that the set was made with.
+        given: settings with the new thresholds; the others are defaults or as in `before`.
 
     Raises:
-        ValueError: something was changed that changes what is cut or measured; says which.
+        ValueError: a given setting changes what is cut or measured; the message names it.
     """
     changed = [
         f"policy.{name}" for name in MEASURED_WITH if getattr(before.policy, name) != getattr(given.policy, name)
@@ -46,21 +50,23 @@ def rejudged_settings(before: CurateSettings, given: CurateSettings) -> CurateSe
 
 
 class Rejudger:
-    """Judges committed segments anew. Networks are loaded when the first source has to be curated again."""
+    """Judges committed segments again. Networks are loaded when the first source has to be curated again.
 
-    def __init__(
-        self, settings: CurateSettings, curator: Callable[[], Callable[[list[Segment]], list[Segment]]]
-    ) -> None:
-        """`curator` makes what curates a segment from its source."""
+    Args:
+        settings: the settings of the set with the new thresholds.
+        curator: makes the callable that curates segments from their sources.
+    """
+
+    def __init__(self, settings: CurateSettings, curator: Callable[[], Curate]) -> None:
         self.settings, self._make = settings, curator
-        self._curator: Callable[[list[Segment]], list[Segment]] | None = None
+        self._curator: Curate | None = None
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
-        """The segments with their new verdicts."""
+        """Return the segments with their new verdicts."""
         return [self.rejudge(segment) for segment in segments]
 
     def rejudge(self, segment: Segment) -> Segment:
-        """One segment, with the media of its kept clips."""
+        """Return one segment with its new verdicts and the media of its kept clips."""
         clips = [self._judged(clip) for clip in segment.clips]
         if any(clip is None for clip in clips):
             again, problem = self._again(segment)
@@ -70,7 +76,7 @@ class Rejudger:
         return replace(segment, clips=[clip for clip in clips if clip is not None])
 
     def _judged(self, clip: Clip) -> Clip | None:
-        """The clip with its new verdict; None where that needs the source."""
+        """Return the clip with its new verdict, or None where that needs the source."""
         if clip.verdict == "failed" or clip.reason in ("too_short", near_duplicates.REASON):
             return clip
         judgement = judge(clip.scores, self.settings.policy)
@@ -80,7 +86,7 @@ class Rejudger:
         return clip if clip.media else None
 
     def _again(self, segment: Segment) -> tuple[Segment | None, str]:
-        """The segment curated from its source; or None, and why that cannot be."""
+        """Curate the segment from its source again; return None and the problem where that is impossible."""
         try:
             if content_key(segment.uri) != segment.content_key:
                 return None, "the source is not what it was; curate it again"
@@ -89,5 +95,5 @@ class Rejudger:
         if self._curator is None:
             self._curator = self._make()
         (again,) = self._curator([replace(segment, clips=[], content_key="")])
-        doubles = {clip.clip_id: "" for clip in segment.clips if clip.reason == near_duplicates.REASON}
-        return near_duplicates.without(again, doubles), ""
+        duplicates = {clip.clip_id: "" for clip in segment.clips if clip.reason == near_duplicates.REASON}
+        return near_duplicates.without(again, duplicates), ""

@@ -1,18 +1,18 @@
-"""Curating in a child process: what a codec does to its process costs one source, not the worker.
+"""Curate in a child process, so that a codec that crashes or hangs costs one source and not the worker.
 
-A worker has one child, which lives as long as the worker does; a span of a source is a message there and one back, so
-guarding costs about a millisecond a span and no process a clip. Three things end a child, and the next one starts
-with the next span:
+A worker has one child, which lives as long as the worker does. Each step of a source (`SpanWork`) is one message to
+the child and one back, about a millisecond; no process is started per clip. Three events end a child, and the next
+step starts a new one:
 
-- It crashes (a segmentation fault in a codec), or the machine's out-of-memory killer takes it.
-- It hangs: the kernel's alarm ends a process that has not called `beat` for `STALL_S`. No thread and no lock takes
-  part, so neither a codec's endless loop nor a held interpreter lock can keep it alive, and a child whose worker is
-  gone ends by itself.
+- It crashes (a segmentation fault in a codec), or the kernel's out-of-memory killer ends it.
+- It hangs: the kernel's alarm ends a process that has not called `beat` for `STALL_S`. Neither a thread nor a lock
+  takes part, so neither an endless loop in a codec nor a held interpreter lock can keep it alive. A child whose worker
+  is gone ends by itself.
 - It allocates more than `MEMORY`: the kernel refuses, which most libraries turn into an error (a verdict like any
-  other) and the rest into a crash.
+  other) and the others into a crash.
 
-A span that ends its child is tried once more, alone in a fresh one; when that dies too, the span's verdict is
-`failed(quarantine, how it died)`. It is committed like any verdict, so a later run does not meet it again.
+A step that ends its child is tried once more in a fresh one. When that one dies too, the span gets the verdict
+`failed(quarantine, how it died)`, which is committed like any other, so that a later run does not try it again.
 """
 
 import os
@@ -25,55 +25,64 @@ import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal
 
 from data_prep.clip import Segment, describe
+from data_prep.curation.span_work import SpanWork, curate_segment
 from data_prep.dataset import storage, tar_members
 
-STALL_S = 15.0  # seconds without a packet, a block or a stage done; a source that hangs twice costs half a minute
+STALL_S = 15.0  # seconds without a packet, a block or a finished stage; a source that hangs twice costs half a minute
 REMOTE_STALL_S = 300.0  # as above for a source behind a network, whose reads are tried again for minutes
-MEMORY = 1500 << 20  # bytes a child may hold beside its networks; its worker holds a few hundred MB more
+MEMORY = 1500 << 20  # bytes that a child may hold beside its networks; its worker holds a few hundred MB more
 TRIES = 2
 QUARANTINE = "quarantine"
+
+Step = Literal["spans", "curate_span"]
 
 _stall_s = 0.0
 
 
 def beat() -> None:
-    """Say that work goes on. Costs a system call in a guarded child and nothing elsewhere."""
+    """Report progress: restart the alarm. Costs a system call in a sandboxed child and nothing elsewhere."""
     if _stall_s:
         signal.setitimer(signal.ITIMER_REAL, _stall_s)
 
 
-class Work(Protocol):
-    """What runs in the child."""
-
-    def curate(self, segment: Segment) -> Segment | list[Segment]:
-        """A segment with its clips and their verdicts; or, of a long one, the spans that are to be curated instead."""
-        ...
-
-
 class Sandbox:
-    """A stage's callable whose work is done in a child process.
+    """A stage's callable that does its work in a child process.
 
     Args:
-        build: makes what does the work, inside the child; must be picklable by name.
+        build: makes the work inside the child; must be picklable by name.
         stall_s: seconds without a beat after which the child ends, for local sources.
-        memory: bytes that the child may hold beside what it holds when it is built.
+        memory: bytes that the child may hold beside what it holds once it is built.
 
     Raises:
         ValueError: `build` raised it in the child: the user's mistake.
         ChildProcessError: no child can be started, now or when one is to be replaced: the machine is at fault.
     """
 
-    def __init__(self, build: Callable[[], Work], stall_s: float = STALL_S, memory: int = MEMORY) -> None:
+    def __init__(self, build: Callable[[], SpanWork], stall_s: float = STALL_S, memory: int = MEMORY) -> None:
         self._build, self._stall_s, self._memory = build, stall_s, memory
         self._child: _Child | None = None
         self._start()
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
-        """The segments with their clips and verdicts. Bad media never raises."""
-        return [segment.through(self._ask) for segment in segments]
+        """Return the segments with their clips and verdicts. Bad media never raises."""
+        return [curate_segment(self, segment) for segment in segments]
+
+    def spans(self, segment: Segment) -> list[Segment]:
+        """Divide a segment into spans in the child; a segment that kills the child is returned quarantined."""
+        try:
+            return self._ask("spans", segment)
+        except _Died as deaths:
+            return [segment.failed(QUARANTINE, str(deaths))]
+
+    def curate_span(self, span: Segment) -> Segment:
+        """Curate a span in the child; a span that kills the child is returned quarantined."""
+        try:
+            return self._ask("curate_span", span)
+        except _Died as deaths:
+            return span.failed(QUARANTINE, str(deaths))
 
     def close(self) -> None:
         """End the child."""
@@ -81,18 +90,22 @@ class Sandbox:
             self._child.end()
             self._child = None
 
-    def _ask(self, segment: Segment) -> Segment | list[Segment]:
-        """The child's answer, or the quarantined segment."""
+    def _ask(self, step: Step, segment: Segment) -> Any:
+        """Run a step in the child.
+
+        Raises:
+            _Died: the step ended as many children as there are tries.
+        """
         file = segment.uri.rpartition("::")[2] if segment.uri.startswith(tar_members.PREFIX) else segment.uri
         stall_s = REMOTE_STALL_S if storage.is_remote(file) else self._stall_s
         deaths = []
         for _ in range(TRIES):
             try:
-                return self._start().ask(segment, stall_s)
+                return self._start().ask(step, segment, stall_s)
             except _Died as death:
                 self.close()
                 deaths.append(str(death))
-        return segment.failed(QUARANTINE, f"its decoder died {TRIES} times: {', then '.join(dict.fromkeys(deaths))}")
+        raise _Died(f"its decoder died {TRIES} times: {', then '.join(dict.fromkeys(deaths))}")
 
     def _start(self) -> "_Child":
         if self._child is None:
@@ -101,13 +114,13 @@ class Sandbox:
 
 
 class _Died(Exception):
-    """The child ended before it answered; says how."""
+    """The child ended before it answered; the message says how."""
 
 
 class _Child:
-    """The worker's end: a process and a socket to it, over which both sides send pickles that they made themselves."""
+    """The worker's end: a process, and a socket over which both sides send pickles that they made themselves."""
 
-    def __init__(self, build: Callable[[], Work], memory: int) -> None:
+    def __init__(self, build: Callable[[], SpanWork], memory: int) -> None:
         here, there = socket.socketpair()
         command = f"from data_prep.curation.sandbox import _serve; _serve({there.fileno()})"
         with there:
@@ -127,9 +140,9 @@ class _Child:
             self.end()
             raise answer
 
-    def ask(self, segment: Segment, stall_s: float) -> Segment | list[Segment]:
+    def ask(self, step: Step, segment: Segment, stall_s: float) -> Any:
         try:
-            self._line.send((segment, stall_s))
+            self._line.send((step, segment, stall_s))
             answer = self._line.recv()
         except (EOFError, OSError):
             raise _Died(self._how()) from None
@@ -150,9 +163,9 @@ class _Child:
 
 
 def _serve(handle: int) -> None:
-    """The child's life: build once, then answer until the worker is gone."""
+    """Run the child: build the work once, then answer until the worker is gone."""
     global _stall_s
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's, whose end is ours
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker, which ends the child
     line = Connection(handle)
     try:
         build, memory = line.recv()
@@ -161,15 +174,15 @@ def _serve(handle: int) -> None:
         except Exception as error:
             line.send(error if isinstance(error, ValueError) else RuntimeError(describe(error)))
             return
-        # Not RLIMIT_AS: libraries reserve address space by the gigabyte that they never touch.
+        # Not RLIMIT_AS: libraries reserve gigabytes of address space that they never use.
         held = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) << 10
         resource.setrlimit(resource.RLIMIT_DATA, (held + memory, held + memory))
         line.send(None)
         while True:
-            segment, _stall_s = line.recv()
+            step, segment, _stall_s = line.recv()
             beat()
             try:
-                answer = work.curate(segment)
+                answer = work.spans(segment) if step == "spans" else work.curate_span(segment)
             except Exception as error:
                 answer = RuntimeError(describe(error))
             _stall_s = 0.0

@@ -44,11 +44,6 @@ class Committed:
     manifest: pa.Table
 
 
-def write_segment(root: str | Path, segment: Segment) -> Entry:
-    """`commit_segment`, for who wants to know the entry alone."""
-    return commit_segment(root, segment).entry
-
-
 def commit_segment(root: str | Path, segment: Segment) -> Committed:
     """Write a judged segment to the set: its tar, its manifest file, and its ledger entry last.
 

@@ -21,26 +21,8 @@ from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
 
-from data_prep.settings import Settings
-
-BLOCK = 64
-
-
-class BatchSettings(Settings):
-    """How samples become batches."""
-
-    tokens: int = Field(default=4096, description="token budget of a micro-batch (video + audio tokens)", ge=1)
-    max_samples: int = Field(default=64, description="samples in a micro-batch, at most", ge=1)
-    micro_batches: int = Field(
-        default=2, description="micro-batches per optimizer step over all workers; a multiple of their number", ge=1
-    )
-    window: int = Field(
-        default=8192,
-        description=f"samples of a bucket that are shuffled together: blocks of {BLOCK} neighbours from all over it",
-        ge=BLOCK,
-    )
+from data_prep.settings import BLOCK, BatchSettings
 
 
 @dataclass(frozen=True)

@@ -196,8 +196,11 @@ class Packets:
             # A transport stream has no index, and a seek to the start of one stream may land behind the first key
             # frame of the other: before the first packet of any, it does not.
             self.container.seek(begin - BEFORE_ALL_S * av.time_base, backward=True)
-        except _BROKEN:  # AVI knows no time before its first
-            self.container.seek(begin, backward=True)
+        except _BROKEN:
+            try:
+                self.container.seek(begin, backward=True)  # AVI knows no time before its first
+            except _BROKEN:
+                self.container.seek(begin, backward=False)  # in FLV, the picture may begin after the sound
 
     def _read(self) -> Iterator[av.Packet]:
         _READ.add(id(self.container))
@@ -233,13 +236,13 @@ def seconds_of(stamp: int, base: Fraction) -> float:
     return stamp * base.numerator / base.denominator
 
 
-def last_timestamp(uri: str) -> float:
+def last_timestamp(media: Media) -> float:
     """The last packet's time, seconds, measured by reading the file's end; 0.0 when nothing can be read.
 
     A header that claims 40 hours for one second does not fool it.
     """
     try:
-        with open_media(uri) as container:
+        with open_media(media) as container:
             streams = choose_streams(container)
             stream = streams.video or streams.audio
             if stream is None:

@@ -1,10 +1,10 @@
-"""The place for a network that sees whether the voice belongs to a face: SyncNet, Synchformer, an active-speaker model.
+"""Load and run a network that scores whether a voice belongs to a visible face, such as SyncNet or Synchformer.
 
-No such weights can be shipped, and each network has its own loader and licence. So a scorer is named in the settings as
-`module:factory` with a path of weights. `factory(path)` gives a callable `(frames, sound) → {name: score}`, where
-frames are (F, H, W, 3) uint8 RGB at 25 per second and sound is (N,) float32 at 16 kHz of the same span. What it gives
-is stored with the clip. It is asked only about kept clips in which somebody speaks, and no rule drops a clip for it: a
-narrator has no lips, and is still worth hearing.
+No such weights can be shipped, and each network has its own loader and licence. So the settings name a scorer as
+`module:factory` with a path of weights. `factory(path)` returns a callable `(frames, sound) → {name: score}`, where
+frames are (F, H, W, 3) uint8 RGB at 25 per second and sound is (N,) float32 at 16 kHz of the same stretch of time. The
+scores are stored with the clip. The scorer runs only on kept clips in which somebody speaks, and no rule drops a clip
+for its scores: a narrator is not visible, and is still informative.
 """
 
 import importlib
@@ -16,16 +16,16 @@ import numpy as np
 
 FPS = 25.0
 SIZE = (224, 224)  # height, width of the frames
-LEAST_VOICE = 0.25  # share of the time
+LEAST_VOICE = 0.25  # share of the time in which somebody speaks, below which the scorer does not run
 
 Scorer = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
 
 
 def load_scorer(name: str, weights: str) -> Scorer:
-    """The scorer `name` ("module:factory") made from the weights at a path.
+    """Make the scorer `name` ("module:factory") from the weights at a path.
 
     Raises:
-        ValueError: the name, its module or the weights are not there; says which.
+        ValueError: the name is no `module:factory`, or the module, the factory or the weights do not exist.
     """
     module, _, factory = name.partition(":")
     if not module or not factory:
@@ -43,7 +43,7 @@ def load_scorer(name: str, weights: str) -> Scorer:
 
 
 def speaker_scores(scorer: Scorer, frames: np.ndarray, sound: np.ndarray) -> dict[str, float]:
-    """What the scorer says of a span, as floats.
+    """Run the scorer on frames (F, H, W, 3) and sound (N,) of the same stretch of time.
 
     Raises:
         ValueError: a score is no finite number.

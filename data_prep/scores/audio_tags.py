@@ -1,6 +1,6 @@
-"""What a sound is: YAMNet (MobileNet v1 over log-mel patches, 521 AudioSet classes) through onnxruntime.
+"""Tag sound events: YAMNet (MobileNet v1 over log-mel patches, 521 AudioSet classes) through onnxruntime.
 
-The front end is that of the published network (tensorflow/models, research/audioset/yamnet, params.py and
+The front end is the one of the published network (tensorflow/models, research/audioset/yamnet, params.py and
 features.py): 25 ms periodic Hann window every 10 ms, magnitude of a 512-point transform, 64 HTK mel bands from
 125 to 7,500 Hz, log(x + 0.001), patches of 96 frames (0.96 s).
 """
@@ -24,7 +24,7 @@ from data_prep.packaged_weights import resolve
 RATE = 16_000  # Hz
 WINDOW, HOP, FFT = 400, 160, 512  # samples
 BANDS, PATCH = 64, 96  # mel bands, frames
-CHANNELS = 1024  # that the network's last convolution gives
+CHANNELS = 1024  # of the output of the network's last convolution
 BATCH = 16  # patches
 LOW_HZ, HIGH_HZ = 125.0, 7500.0
 
@@ -34,8 +34,9 @@ class Tagger:
     """A YAMNet network and its class names.
 
     Attributes:
-        network: takes (P, 1, 96, 64). names: 521 AudioSet display names, in the network's order.
-        input_scale, input_zero, output_scale, output_zero: of a quantised network; scale 0 for a float one.
+        network: takes (P, 1, 96, 64).
+        names: 521 AudioSet display names, in the network's order.
+        input_scale, input_zero, output_scale, output_zero: of a quantised network; the scales of a float one are 0.
     """
 
     network: onnxruntime.InferenceSession
@@ -46,7 +47,7 @@ class Tagger:
     output_zero: int = 0
 
     def scores(self, patches: np.ndarray) -> np.ndarray:
-        """(P, 96, 64) log-mel patches → (P, 521) class probabilities, each class by itself (sigmoid)."""
+        """Compute class probabilities (P, 521), each class independent (sigmoid), of log-mel patches (P, 96, 64)."""
         name = self.network.get_inputs()[0].name
         data = patches[:, None]
         if self.input_scale:
@@ -62,10 +63,13 @@ class Tagger:
 
 @cache
 def load_tagger(weights: str) -> Tagger:
-    """The tagger behind `package:yamnet`, a folder with one .onnx file and `yamnet_class_map.csv`, or such a file.
+    """Load a tagger.
+
+    Args:
+        weights: `package:yamnet`, a folder with one .onnx file and `yamnet_class_map.csv`, or the path of the .onnx.
 
     Raises:
-        ValueError: nothing there, or the class map is missing.
+        ValueError: the network or the class map does not exist.
     """
     path = Path(resolve(weights))
     found = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
@@ -78,15 +82,15 @@ def load_tagger(weights: str) -> Tagger:
         names = tuple(row["display_name"] for row in csv.DictReader(file))
     model = onnx.load(str(found[0]))
     _take_batches(model.graph)
-    whole = model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    return Tagger(opened(model.SerializeToString()), names, **({} if whole else _quantisation(model.graph)))
+    is_float = model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    return Tagger(opened(model.SerializeToString()), names, **({} if is_float else _quantisation(model.graph)))
 
 
 def _take_batches(graph: onnx.GraphProto) -> None:
-    """Let a network that was exported for one patch take any number (in place): 0.40 ms a patch instead of 0.57."""
+    """Let a network that was exported for one patch take any number of them, in place: 0.40 instead of 0.57 ms each."""
     for value in (*graph.input, *graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "patches"
-    del graph.value_info[:]  # shapes within, for one patch
+    del graph.value_info[:]  # inner shapes, which are for one patch
     (flat,) = [node.input[1] for node in graph.node if node.op_type == "Reshape"]  # (P, 1024, 1, 1) → (P, 1024)
     for constant in graph.initializer:
         if constant.name == flat:
@@ -94,7 +98,7 @@ def _take_batches(graph: onnx.GraphProto) -> None:
 
 
 def _quantisation(graph: onnx.GraphProto) -> dict:
-    """Scales and zero points of a network whose input and output are 8-bit; they are constants in its graph."""
+    """Read the scales and zero points of a network with 8-bit input and output from the constants of its graph."""
     constants = {constant.name: constant for constant in graph.initializer}
 
     def value(name: str):
@@ -111,8 +115,14 @@ def _quantisation(graph: onnx.GraphProto) -> dict:
 
 
 def log_mel(samples: np.ndarray) -> np.ndarray:
-    """(N,) float32 at 16 kHz → (frames, 64) natural log of the mel magnitudes; at least one patch's frames, the sound
-    padded with silence where it is shorter."""
+    """Compute the natural logarithm of mel magnitudes.
+
+    Args:
+        samples: (N,) float32 at 16 kHz. Sound that is shorter than a patch is padded with silence.
+
+    Returns:
+        (frames, 64), at least as many frames as a patch has.
+    """
     shortest = WINDOW + (PATCH - 1) * HOP
     if len(samples) < shortest:
         samples = np.pad(samples, (0, shortest - len(samples)))
@@ -129,7 +139,7 @@ def log_mel(samples: np.ndarray) -> np.ndarray:
 
 @cache
 def _mel_bank() -> np.ndarray:
-    """(257, 64): triangles that are equally wide in mel = 1127 · ln(1 + f / 700), as TensorFlow's."""
+    """Return triangular filters (257, 64) of equal width in mel = 1127 · ln(1 + f / 700), as in TensorFlow."""
 
     def mel(hertz):
         return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
@@ -139,12 +149,20 @@ def _mel_bank() -> np.ndarray:
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     bank = np.maximum(0.0, np.minimum(rising, falling))
-    bank[0] = 0.0  # the constant part of the sound is in no band
+    bank[0] = 0.0  # the constant offset of the sound is in no band
     return bank.astype(np.float32)
 
 
 def patches(samples: np.ndarray, hop_s: float) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) at 16 kHz → patches (P, 96, 64) and their begins (P,) in seconds; the last one is moved back to fit."""
+    """Divide sound into log-mel patches.
+
+    Args:
+        samples: (N,) at 16 kHz.
+        hop_s: from the start of a patch to the start of the next, seconds.
+
+    Returns:
+        Patches (P, 96, 64) and their starts (P,) in seconds. The last patch starts earlier where it would not fit.
+    """
     mel = log_mel(samples)
     step = max(1, round(hop_s * RATE / HOP))
     starts = list(range(0, len(mel) - PATCH + 1, step))
@@ -154,11 +172,17 @@ def patches(samples: np.ndarray, hop_s: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def events(names: tuple[str, ...], scores: np.ndarray, begins_s: np.ndarray, end_s: float, least: float) -> list[Tag]:
-    """Classes that reach `least` in consecutive patches, as tags with times; loudest claims first.
+    """Find sound events: classes whose score reaches `least` in consecutive patches.
 
     Args:
-        scores: (P, 521). begins_s: (P,) seconds. end_s: where the sound ends.
-        least: the score that counts, in [0, 1].
+        names: of the classes.
+        scores: (P, classes), in [0, 1].
+        begins_s: starts of the patches, (P,) seconds.
+        end_s: the end of the sound, seconds.
+        least: the smallest score that counts, in [0, 1].
+
+    Returns:
+        Tags with times, highest score first.
     """
     length = PATCH * HOP / RATE
     found = []

@@ -1,11 +1,12 @@
-"""Do picture and sound belong together: moments at which something begins to sound, against moments of motion.
+"""Measure whether picture and sound belong together: compare the onsets of sounds with the motion in the picture.
 
-The measure has no classes and is no lip sync: it says something of knocks, steps and drums, nothing of a narrator or
-of rain. So it is measured only where there are onsets, and no rule drops a clip for it.
+The measure knows no classes and is no lip sync. It is meaningful for knocks, steps and drums, and not for a narrator
+or rain. So it is computed only where there are onsets, and no rule drops a clip for it.
 
-Motion is what changes between small pictures. Reading it off the sizes of the packets would cost nothing, and was
-tried: true pairs could not be told from exchanged ones (area under the curve 0.52 on real clips, 0.85 with decoded
-pictures on large visible impacts). Decoding costs what decoding costs, so it is a setting, and only for kept clips.
+Motion is the difference between successive small pictures. The sizes of the packets would be a free measure of it,
+but do not work: they do not separate true pairs from exchanged ones (area under the curve 0.52 on real clips; with
+decoded pictures 0.85 on large visible impacts). Decoding is expensive, so the measure is off by default and covers
+only kept clips.
 """
 
 import numpy as np
@@ -13,15 +14,19 @@ import numpy as np
 from data_prep.media.container import Media
 from data_prep.media.decode import iterate_video
 
-LEAST_ONSETS = 3
-WITHIN_S = 0.2  # sound and picture of one event are this near each other
-STEP_S = 0.02  # of the common time line
-SPREAD_S = 0.08  # an onset counts this far around it
+LEAST_ONSETS = 3  # with fewer there is no score
+WITHIN_S = 0.2  # largest offset between sound and picture of one event, seconds
+STEP_S = 0.02  # of the common time line, seconds
+SPREAD_S = 0.08  # width of an onset on that line, seconds
 SMALL = (36, 64)  # height, width of the pictures
 
 
 def motion(media: Media, start_s: float, end_s: float) -> tuple[np.ndarray, np.ndarray]:
-    """Times (N,) of the frames of a span in seconds, and the log of how much each differs from the one before, (N,)."""
+    """Measure the motion in [start_s, end_s).
+
+    Returns:
+        Times of the frames, (N,) seconds, and the logarithm of each frame's difference from the one before, (N,).
+    """
     times, moved, before = [], [], None
     for time_s, pixels in iterate_video(media, start_s, end_s, size=SMALL):
         grey = pixels.mean(axis=2, dtype=np.float32) / 255
@@ -34,14 +39,17 @@ def motion(media: Media, start_s: float, end_s: float) -> tuple[np.ndarray, np.n
 
 
 def agreement(onsets_s: np.ndarray, times: np.ndarray, moving: np.ndarray) -> dict[str, float]:
-    """Whether the picture moves when something begins to sound.
-
-    Gives `av_agreement`: how far the rise of motion at the best offset within 0.2 s of the onsets lies above that at
-    offsets further away, in standard deviations of those; by chance about 1, and rarely above 3. And `av_offset_s`, by
-    how much the picture is late there. Empty with fewer than three onsets or where nothing ever moves.
+    """Measure whether motion in the picture rises when a sound begins.
 
     Args:
-        onsets_s: on the time line of `times`. times: of the frames, seconds, ascending. moving: as `motion` gives.
+        onsets_s: when sounds begin, (K,) seconds on the time line of `times`.
+        times: of the frames, (N,) seconds, ascending.
+        moving: the motion at these times, (N,), from `motion`.
+
+    Returns:
+        `av_agreement`: how far the rise of motion at the best offset within 0.2 s of the onsets is above that at larger
+        offsets, in standard deviations of the latter; by chance about 1, and rarely above 3. `av_offset_s`: by how much
+        the picture is late at the best offset, seconds. Empty with fewer than three onsets or without any motion.
     """
     length = float(times[-1] - times[0]) if len(times) > 2 else 0.0
     onsets_s = onsets_s[(onsets_s >= times[0]) & (onsets_s <= times[-1])] if length else onsets_s[:0]
@@ -53,7 +61,7 @@ def agreement(onsets_s: np.ndarray, times: np.ndarray, moving: np.ndarray) -> di
     heard, rising = heard - heard.mean(), rising - rising.mean()
     if float(rising.std()) < 1e-9 or float(heard.std()) < 1e-9:
         return {}
-    # Correlation at every offset of a circle: the offsets far away are what chance gives for these very curves.
+    # Circular correlation at every offset: large offsets show what chance gives for these two curves.
     size = len(line)
     curve = np.fft.irfft(np.conj(np.fft.rfft(heard)) * np.fft.rfft(rising), size)
     offsets = (np.arange(size) + size // 2) % size - size // 2

@@ -1,6 +1,6 @@
-"""Integrated loudness, ITU-R BS.1770-4: what a listener would call the level of a clip.
+"""Measure integrated loudness by ITU-R BS.1770-4: the level of a clip as a listener perceives it.
 
-The filters are pyloudnorm's; its meter filters and sums each channel by itself, four times as slowly as is done here.
+The filters are those of pyloudnorm. Its meter processes each channel separately and takes four times as long.
 """
 
 from functools import cache
@@ -18,7 +18,7 @@ RELATIVE_GATE = 10.0  # LU below the mean of what passes the absolute one
 
 
 def loudness(sound: np.ndarray, sample_rate: int) -> float:
-    """LUFS of (2, N) samples; −70, the standard's gate, for what is quieter or too short to be measured."""
+    """Return the loudness of (2, N) samples in LUFS; −70, the standard's gate, where they are quieter or too short."""
     if sound.shape[1] <= BLOCK_S * sample_rate:
         return QUIETEST
     hop = round(BLOCK_S * sample_rate / HOPS)
@@ -39,6 +39,6 @@ def _lufs(power):
 
 @cache
 def _k_weighting(sample_rate: int) -> np.ndarray:
-    """The head's and the ear's filter, second-order sections (2, 6)."""
+    """Return the filter that models head and ear ("K-weighting"), as second-order sections (2, 6)."""
     stages = pyloudnorm.Meter(sample_rate)._filters.values()
     return np.array([np.concatenate([stage.b, stage.a]) for stage in stages])

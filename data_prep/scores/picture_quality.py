@@ -1,8 +1,8 @@
-"""What a CLIP model says of a clip's picture, zero-shot: text over it, how good it looks; and its embedding.
+"""Score a clip's picture with a CLIP model, zero-shot: overlaid text and aesthetics; also compute its embedding.
 
-Each score is the probability of the first of two sentences over the second, the mean of some pictures. The weights are
-a `.safetensors` file of a model that open_clip knows by name. A file whose metadata says `untrained` (tests, trials)
-gives scores whose names say so too, and no embedding that near duplicates are looked for with.
+Each score is the probability of the first of two sentences against the second, averaged over a few pictures. The
+weights are a `.safetensors` file of a model that open_clip knows by name. A file whose metadata has the key `untrained`
+(for tests) gives scores whose names begin with `untrained_`, and its embedding is not used to find near duplicates.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-PICTURES = 3
+PICTURES = 3  # of a clip
 PROMPTS = {
     "text_overlay": (
         "a video frame with subtitles, a title or a watermark written over it",
@@ -26,10 +26,17 @@ PROMPTS = {
 
 
 class PictureQuality:
-    """A CLIP model and the sentences it knows, in this process."""
+    """A CLIP model, and the features of the sentences that pictures are compared with.
+
+    Args:
+        model: its name in open_clip.
+        weights: path of its .safetensors file.
+
+    Raises:
+        ValueError: the weights do not exist, or open_clip does not know the model.
+    """
 
     def __init__(self, model: str, weights: str) -> None:
-        """Raises ValueError when the weights are not there, or open_clip does not know the model."""
         path = Path(weights)
         if path.suffix != ".safetensors" or not path.is_file():
             raise ValueError(f"picture_quality_weights {weights!r}: no such file; give the .safetensors of {model}")
@@ -37,11 +44,18 @@ class PictureQuality:
 
     @property
     def untrained(self) -> bool:
+        """Whether the weights are untrained."""
         return bool(self.prefix)
 
     def __call__(self, frames: Sequence[np.ndarray]) -> tuple[dict[str, float], np.ndarray]:
-        """Of (H, W, 3) uint8 RGB pictures of one clip: each of `PROMPTS`, a probability; and their mean embedding, (D,)
-        of length 1."""
+        """Score pictures of one clip.
+
+        Args:
+            frames: pictures (H, W, 3) uint8 RGB.
+
+        Returns:
+            The probability of each of `PROMPTS`, and the mean embedding of the pictures, (D,) of length 1.
+        """
         import torch
         from PIL import Image
 
@@ -57,8 +71,8 @@ class PictureQuality:
 
 @cache
 def _load(model: str, path: str) -> tuple[Any, Callable[[Any], Any], Any, str]:
-    """The network, what makes a picture its input, the sentences' features, and what scores' names begin with."""
-    import open_clip  # brings torch: seconds, and only here
+    """Load the network, its picture transform, the features of the sentences, and the prefix of the scores' names."""
+    import open_clip  # imports torch, which takes seconds, so only where it is needed
     import torch
     from safetensors import safe_open
 

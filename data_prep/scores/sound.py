@@ -1,15 +1,15 @@
-"""What a clip's sound is like, as raw scores. Cheap ones first; each function is one stage of the judging.
+"""Raw scores of a clip's sound: levels, spectra, voice and tags. Each function is the measurement of one gate.
 
-The sound of a whole segment is decoded once, stereo at 32 kHz; a clip's scores are measured on its span. Levels are
-dB relative to full scale, and a frame's level is that of its louder channel, so that channels of opposite sign do not
-cancel to silence.
+The sound is stereo at 32 kHz. Levels are dB relative to full scale, and the level of a frame is that of its louder
+channel, so that channels of opposite sign do not cancel to silence.
 
-Two measures tell noise floors, hums and tones from everything that happens; neither knows classes or loudness.
-*Stationarity* is the share of the energy that is always there, summed over frequency bands: noise and a pure tone have
-1, applause 0.3, speech and music nearly 0. *Salience* is the share of the time in which some band rises out of its own
-floor further than Gaussian noise would: noise and hum have 0, and speech, music or knocks 5 dB below white noise still
-have 0.2 and more. So what is steady and has no salience has nothing in it, and what has salience is more than its
-noise. Low frequencies count as little as one hears them, so that wind on a microphone hides nothing.
+Two measures separate noise floors, hums and tones from sound in which something happens; neither knows classes or
+loudness. *Stationarity* is the share of the energy that is always present, summed over frequency bands: 1 for noise
+and for a pure tone, 0.3 for applause, nearly 0 for speech and music. *Salience* is the share of the time in which some
+band rises above its floor further than Gaussian noise would: 0 for noise and hum, and still 0.2 or more for speech,
+music or knocks 5 dB below white noise. So steady sound without salience contains nothing, and sound with salience
+contains more than noise. Low frequencies have as little weight as a listener hears of them, so that wind on a
+microphone hides nothing.
 """
 
 from functools import cache
@@ -27,30 +27,31 @@ from data_prep.scores.voice_activity import RATE as VOICE_RATE
 
 RATE = 32_000  # Hz, of the sound that is measured
 LEVEL_FRAME = 1600  # samples: 50 ms
-FULL_SCALE = 0.999
+FULL_SCALE = 0.999  # a sample from here on is clipped
 WINDOW, HOP = 1024, 512  # samples of the spectra: 32 ms every 16 ms
 BANDS = 32  # of equal width in octaves
 LOW_HZ, HIGH_HZ = 60.0, 15_500.0
-RUMBLE_HZ = 100.0  # below it a band's energy counts less and less, 12 dB per octave
-BLOCK = 15  # spectra that are averaged, 0.24 s, before asking what is always there
+RUMBLE_HZ = 100.0  # below it, the weight of a band falls by 12 dB per octave
+BLOCK = 15  # spectra that are averaged, 0.24 s, before the floor of a band is measured
 SPECTRA_BLOCK = 1 << 16  # samples that stay in the processor's cache
-LONG_WINDOW = 8192  # samples: 256 ms, 4 Hz apart, for lines
-# A band is salient when it is this far above its floor: by chance it never is, and an uneasy noise floor hardly ever.
+LONG_WINDOW = 8192  # samples of the spectra in which lines are found: 256 ms, 4 Hz apart
+# A band is salient when it is this far above its floor. Gaussian noise never is, an uneven noise floor hardly ever.
 SALIENT_DEVIATIONS, SALIENT_DB = 8.0, 6.0
-PROMINENT_DB = 10.0  # no noise floor gets there
-# Codecs switch high bands on and off. Salience and evenness are read below this and this share of the bandwidth.
+PROMINENT_DB = 10.0  # no noise floor rises so far
+# Codecs switch high bands on and off, so salience and evenness are measured below this frequency, and below this share
+# of the bandwidth.
 CODED_HZ, CODED_SHARE = 6500.0, 0.6
-LINES = 5  # the strongest lines count as a tone or a hum
-TAG_HOP_S = 0.96
-LOUD_DB = 30.0  # what lies further below the loudest is not what the clip sounds like
-LISTENING_DB = -25.0  # the level that quiet sound is turned up to for the voice detector, dBFS
+LINES = 5  # number of the strongest lines that count as a tone or a hum
+TAG_HOP_S = 0.96  # from patch to patch, seconds
+LOUD_DB = 30.0  # patches further below the loudest one do not count, dB
+LISTENING_DB = -25.0  # the level to which quiet sound is amplified for the voice detector, dBFS
 _HIGH_PASS = butter(2, 80.0, "highpass", fs=VOICE_RATE, output="sos")
 SPECTRAL = (
     *("stationarity", "salient_ratio", "prominent_s", "tone_ratio", "wander", "uneven_db", "flatness", "bandwidth_hz"),
     "onsets_per_s",
 )
 
-# AudioSet classes by what they say about a clip. Everything that is in none of these is an event or a scene.
+# AudioSet classes by what they mean for a clip. A class in none of these sets is an event or a scene.
 SPEECH = frozenset(["Speech", "Child speech, kid speaking", "Conversation", "Narration, monologue", "Whispering"])
 MUSIC = "Music"
 SINGING = frozenset(["Singing", "Choir", "Chant", "Child singing", "Rapping", "Yodeling", "A capella"])
@@ -60,7 +61,7 @@ NOISE = frozenset(
         *("Distortion", "Throbbing", "Vibration", "Hiss", "Environmental noise", "Wind noise (microphone)"),
     ]
 )
-# True of a place or a recording and of no event: no evidence that something is to be heard.
+# Classes of places and recordings: no evidence of an event.
 VAGUE = frozenset(
     [
         *("Silence", "Harmonic", "Chirp tone", "Sound effect", "Pulse", "Effects unit", "Electronic tuner"),
@@ -69,16 +70,21 @@ VAGUE = frozenset(
         *("Cacophony", "Chorus effect", "Speech synthesizer"),
     ]
 )
-TAG_LEAST = 0.2  # events and their times are stored from this score on
+TAG_LEAST = 0.2  # events with a lower score are not stored
 
 
 def level_scores(sound: np.ndarray, silence_db: float) -> dict[str, float]:
-    """Levels of (2, N) samples at 32 kHz.
+    """Measure levels.
 
-    Gives `peak_db`, `rms_db`; of the 50 ms frames' levels the 10th, 50th and 95th percentile; `active_s`, seconds
-    above `silence_db`, and `silence_ratio`, the share below; `digital_silence_ratio`, the share without one bit of
-    sound at 16 bits; `clipped_ratio`, the share of samples at full scale; `stereo_width`, the energy of the
-    channels' difference over that of both (0 mono, 0.5 unrelated, 1 opposite).
+    Args:
+        sound: (2, N) samples at 32 kHz.
+        silence_db: a frame of 50 ms below this level is silent, dBFS.
+
+    Returns:
+        `peak_db` and `rms_db`; `level_p10_db`, `level_p50_db` and `level_p95_db`, percentiles of the frames' levels;
+        `active_s`, the seconds that are not silent, and `silence_ratio`, the share that is; `digital_silence_ratio`,
+        the share of frames in which every sample is 0 at 16 bits; `clipped_ratio`, the share of samples at full scale;
+        `stereo_width`, the energy of the channels' difference over that of both (0 mono, 0.5 unrelated, 1 opposite).
     """
     count = sound.shape[1] // LEVEL_FRAME
     if not count:
@@ -111,15 +117,22 @@ def level_scores(sound: np.ndarray, silence_db: float) -> dict[str, float]:
 
 
 def spectral_scores(sound: np.ndarray) -> dict[str, float]:
-    """Spectra of (2, N) samples at 32 kHz.
+    """Measure spectra.
 
-    Gives `stationarity` and `salient_ratio` in [0, 1] (see above); `prominent_s`, seconds in which a band rises by
-    10 dB; `tone_ratio`, the share of the energy in the five strongest lines that never cease (a sine or a mains hum 1,
-    a chord that changes 0);
-    `wander`, how much the bands' levels vary between blocks over what they would in stationary Gaussian noise (1 for
-    synthetic noise); `uneven_db`, how far the long-term spectrum is from a power law (white, pink and brown noise 0.1,
-    what comes from a thing in a place some dB); `flatness`, geometric over arithmetic mean of the long-term spectrum;
-    `bandwidth_hz`, the highest frequency within 60 dB of the strongest; `onsets_per_s`, sudden rises of the spectrum.
+    Args:
+        sound: (2, N) samples at 32 kHz.
+
+    Returns:
+        `stationarity` and `salient_ratio` in [0, 1] (defined above).
+        `prominent_s`: seconds in which a band rises by 10 dB or more.
+        `tone_ratio`: share of the energy in the five strongest lines that never stop (1 for a sine or a mains hum, 0
+        for chords that change).
+        `wander`: how much the levels of the bands vary between blocks, over the same for stationary Gaussian noise.
+        `uneven_db`: distance of the long-term spectrum from a power law (0.1 for white, pink and brown noise, a few
+        dB for real sources).
+        `flatness`: geometric over arithmetic mean of the long-term spectrum.
+        `bandwidth_hz`: the highest frequency within 60 dB of the strongest.
+        `onsets_per_s`: sudden rises of the spectrum.
     """
     mono = louder_mix(sound)
     if len(mono) < LONG_WINDOW:
@@ -150,13 +163,13 @@ def spectral_scores(sound: np.ndarray) -> dict[str, float]:
 
 
 def for_networks(sound: np.ndarray) -> np.ndarray:
-    """(2, N) samples at 32 kHz → (M,) float32 at 16 kHz without rumble: what voice detector and tagger hear."""
+    """Convert (2, N) samples at 32 kHz to the input of voice detector and tagger: (M,) at 16 kHz, without rumble."""
     mono = resample(louder_mix(sound)[None], RATE, VOICE_RATE)[0]
     return np.asarray(sosfilt(_HIGH_PASS, mono), np.float32)
 
 
 def turned_up(mono: np.ndarray) -> np.ndarray:
-    """(N,) samples at 16 kHz, the quiet ones louder, by at most 30 dB: the voice detector misses quiet speech."""
+    """Amplify quiet sound, (N,) samples at 16 kHz, by at most 30 dB, since the voice detector misses quiet speech."""
     count = len(mono) // VOICE_FRAME
     if not count:
         return mono
@@ -165,23 +178,28 @@ def turned_up(mono: np.ndarray) -> np.ndarray:
 
 
 def voice_scores(probability: np.ndarray) -> dict[str, float]:
-    """From the probability of speech per 32 ms: `voice_ratio`, the share of the time somebody speaks, and `voice_s`."""
+    """Compute `voice_ratio`, the share of speech, and `voice_s`, its seconds, from its probability per 32 ms."""
     voiced = probability > 0.5
     ratio = float(voiced.mean()) if len(voiced) else 0.0
     return {"voice_ratio": ratio, "voice_s": float(voiced.sum()) * VOICE_FRAME / VOICE_RATE}
 
 
 def tag_scores(mono: np.ndarray, tagger: audio_tags.Tagger) -> tuple[dict[str, float], list[Tag]]:
-    """AudioSet classes of (N,) samples at 16 kHz.
+    """Score AudioSet classes.
 
-    Gives the mean over the time in which it is loud (within 30 dB of the loudest) of `tag_speech`, `tag_music`,
-    `tag_singing`, `tag_noise`, `tag_silence` (of several classes, the strongest) and `tag_event`, the strongest class
-    that is none of those and is not vague; `tag_event_max` and `tag_speech_max`, those two at their best moment. And
-    the events, with times from the sound's start.
+    Args:
+        mono: (N,) samples at 16 kHz.
+        tagger: the network.
+
+    Returns:
+        The scores and the sound events, with times from the start of the sound. The scores are means over the loud
+        patches (within 30 dB of the loudest): `tag_speech`, `tag_music`, `tag_singing`, `tag_noise` and `tag_silence`,
+        each of its strongest class, and `tag_event`, the strongest class that is none of these and not vague.
+        `tag_event_max` and `tag_speech_max` are the largest values over all patches.
     """
     patches, begins_s = audio_tags.patches(mono, TAG_HOP_S)
     scores = tagger.scores(patches)
-    # exp undoes the logarithm; the mean over time and bands is the level of the patch.
+    # exp inverts the logarithm; the mean over time and bands is the level of the patch.
     loud = _loud(20 * np.log10(np.exp(patches).mean(axis=(1, 2))))
     mean, best = scores[loud].mean(axis=0), scores.max(axis=0)
     index, groups = _groups(tagger.names)
@@ -204,7 +222,7 @@ def tag_scores(mono: np.ndarray, tagger: audio_tags.Tagger) -> tuple[dict[str, f
 
 @cache
 def _groups(names: tuple[str, ...]) -> tuple[dict[str, int], dict[str, np.ndarray]]:
-    """Place of each class, and places of the classes of each group."""
+    """Return the index of each class, and the indices of the classes of each group."""
     index = {name: place for place, name in enumerate(names)}
     music = set(names[index[MUSIC] : index["Scary music"] + 1])
     events = frozenset(names) - SPEECH - SINGING - NOISE - VAGUE - music
@@ -214,13 +232,13 @@ def _groups(names: tuple[str, ...]) -> tuple[dict[str, int], dict[str, np.ndarra
 
 
 def _frame_levels(mono: np.ndarray, frame: int) -> np.ndarray:
-    """Levels of whole frames, dBFS."""
+    """Return the levels of complete frames, dBFS."""
     frames = mono[: len(mono) // frame * frame].reshape(-1, frame)
     return _db(np.square(frames).mean(axis=1))
 
 
 def _loud(levels_db: np.ndarray) -> np.ndarray:
-    """Which of these are within 30 dB of the loudest; the loudest always is."""
+    """Return which levels are within 30 dB of the largest, (P,) bool; the largest always is."""
     return levels_db >= levels_db.max() - LOUD_DB
 
 
@@ -232,9 +250,9 @@ def _db(power):
 
 
 def louder_mix(sound: np.ndarray) -> np.ndarray:
-    """(2, N) → (N,): the mean of the channels, or their difference where that is the louder."""
+    """Mix (2, N) to (N,): half the sum of the channels, or half their difference where that is louder."""
     left, right = sound
-    # The energies of sum and difference differ by four times what the channels share.
+    # The energies of sum and difference differ by four times the channels' inner product.
     mixed = left + right if left @ right >= 0 else left - right
     mixed *= 0.5
     return mixed
@@ -252,7 +270,7 @@ def _spectra(mono: np.ndarray, window: int, hop: int) -> np.ndarray:
 
 
 def _band_energies(mono: np.ndarray) -> np.ndarray:
-    """Energy per spectrum and band (T, 32), weighted down where it is rumble."""
+    """Return the energy per spectrum and band, (T, 32), with a low weight for rumble."""
     hertz, member = _members()
     weight = 1 / (1 + (RUMBLE_HZ / np.maximum(hertz, 1.0)) ** 4)
     return _spectra(mono, WINDOW, HOP) @ (member * weight[:, None]).astype(np.float32)
@@ -260,7 +278,7 @@ def _band_energies(mono: np.ndarray) -> np.ndarray:
 
 @cache
 def _members() -> tuple[np.ndarray, np.ndarray]:
-    """Frequency of each bin (513,) in Hz, and which band it is in (513, 32)."""
+    """Return the frequency of each bin in Hz, (513,), and its band as one-hot rows, (513, 32)."""
     hertz = np.fft.rfftfreq(WINDOW, 1 / RATE)
     place = np.searchsorted(_edges(), hertz) - 1
     inside = (place >= 0) & (place < BANDS)
@@ -275,30 +293,30 @@ def _edges() -> np.ndarray:
 
 @cache
 def _freedom() -> np.ndarray:
-    """Independent values in a block of each band of Gaussian noise, (32,); overlapping Hann windows share some."""
+    """Return the number of independent values per block and band of Gaussian noise, (32,); Hann windows overlap."""
     return np.maximum(_members()[1].sum(axis=0) * BLOCK * _INDEPENDENT, 1.0)
 
 
 def _noise_deviation() -> np.ndarray:
-    """Standard deviation over mean of the blocks of Gaussian noise, (32,)."""
+    """Return standard deviation over mean of the blocks of Gaussian noise, (32,)."""
     return 1 / np.sqrt(_freedom())
 
 
 @cache
 def _noise_quantiles(percent: int) -> np.ndarray:
-    """Percentile over mean of the blocks of Gaussian noise, (32,)."""
+    """Return percentile over mean of the blocks of Gaussian noise, (32,)."""
     return gamma.ppf(percent / 100, _freedom()) / _freedom()
 
 
 def _legible(bandwidth_hz: float) -> np.ndarray:
-    """Bands in which a codec leaves the level as it was, (32,) bool."""
+    """Return the bands whose level a codec does not change, (32,) bool."""
     return (_edges()[1:] < min(CODED_HZ, CODED_SHARE * bandwidth_hz)) & (_members()[1].sum(axis=0) > 0)
 
 
 def _salient(blocks: np.ndarray, bandwidth_hz: float) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks (B, 32) → whether some band stands out of its floor, and whether one does by far: (B,) bool each."""
+    """Return whether some band is salient and whether one is prominent, (B,) bool each, per block of (B, 32)."""
     floor = np.percentile(blocks, 25, axis=0) / _noise_quantiles(25)
-    # A band that holds a millionth of the energy is not heard; digital silence below an event is its floor, not zero.
+    # A band with a millionth of the energy is inaudible, so digital silence around an event gives no floor of 0.
     floor = np.maximum(floor, blocks.mean(axis=0).max() * 1e-6)
     over = blocks / np.maximum(floor, 1e-20)
     deviations = (over - 1) / _noise_deviation()
@@ -309,7 +327,7 @@ def _salient(blocks: np.ndarray, bandwidth_hz: float) -> tuple[np.ndarray, np.nd
 
 
 def _unevenness(mean: np.ndarray, bandwidth_hz: float) -> float:
-    """Root mean square distance of the bands' density (32,) from a power law of frequency, dB."""
+    """Return the root mean square distance of the density of the bands (32,) from a power law of frequency, dB."""
     use = _legible(bandwidth_hz) & (_edges()[:-1] > 1.5 * RUMBLE_HZ) & (mean > 0)
     if use.sum() < 4:
         return 0.0
@@ -319,7 +337,7 @@ def _unevenness(mean: np.ndarray, bandwidth_hz: float) -> float:
 
 
 def _line_scores(mono: np.ndarray) -> tuple[float, float, float]:
-    """Share of the energy in steady lines, flatness, bandwidth in Hz."""
+    """Return the share of the energy in steady lines, the flatness, and the bandwidth in Hz."""
     spectra = _spectra(mono, LONG_WINDOW, LONG_WINDOW // 2)
     hertz = np.fft.rfftfreq(LONG_WINDOW, 1 / RATE)
     spectra[:, hertz < 20] = 0.0
@@ -341,7 +359,7 @@ def _line_scores(mono: np.ndarray) -> tuple[float, float, float]:
 
 
 def _tenth(spectra: np.ndarray) -> np.ndarray:
-    """`np.percentile(spectra, 10, axis=0)` of (T, F); sorting what lies side by side takes a sixth of its time."""
+    """Compute `np.percentile(spectra, 10, axis=0)` of (T, F) in a sixth of the time, by sorting contiguous rows."""
     ordered = np.sort(np.ascontiguousarray(spectra.T), axis=1)
     place = 0.1 * (len(spectra) - 1)
     low = int(place)
@@ -349,16 +367,16 @@ def _tenth(spectra: np.ndarray) -> np.ndarray:
 
 
 def onset_times(sound: np.ndarray) -> np.ndarray:
-    """Seconds from the start of (2, N) samples at which something begins to sound, (K,)."""
+    """Find when sounds begin: (K,) seconds from the start of (2, N) samples at 32 kHz."""
     mono = louder_mix(sound)
     if len(mono) < LONG_WINDOW:
         return np.zeros(0)
-    # A spectrum's rise over 48 ms lies in the middle of its three steps.
+    # The rise of a spectrum over 48 ms is in the middle of the three steps.
     return (_onsets(_band_energies(mono)) + 1.5) * HOP / RATE + WINDOW / 2 / RATE
 
 
 def _onsets(bands: np.ndarray) -> np.ndarray:
-    """Peaks of the mean rise of the bands' log energies over 48 ms, at least 0.6 nepers high: places of spectra."""
+    """Find the spectra, by index, at peaks of the mean rise of log energies over 48 ms of at least 0.6 nepers."""
     log = np.log(bands + bands.mean(axis=0) * 1e-3 + 1e-12)
     rise = np.maximum(0.0, log[3:] - log[:-3]).mean(axis=1)
     if len(rise) < 3:

@@ -1,7 +1,7 @@
-"""How clean speech sounds: DNSMOS P.835 (Reddy, Gopal and Cutler 2022), on speech and on nothing else.
+"""Measure how clean speech sounds: DNSMOS P.835 (Reddy, Gopal and Cutler 2022).
 
-The network was trained on telephone calls: music is "bad background" to it and a waterfall is noise. So it hears only
-the clip's nine seconds with the most speech, and its scores are stored and never a gate.
+The network was trained on telephone calls: music is a bad background to it, and a waterfall is noise. So it is given
+only the nine seconds of a clip with the most speech, and its scores are stored without any rule that reads them.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from data_prep.packaged_weights import resolve
 from data_prep.scores.voice_activity import FRAME, RATE
 
 WINDOW = 144_160  # samples at 16 kHz that the network takes: 9.01 s
-LEAST_S = 1.0  # of speech
+LEAST_S = 1.0  # of speech, seconds; with less there is no score
 # The published polynomials from the network's outputs to opinion scores from 1 to 5, highest power first.
 _SIGNAL = (-0.08397278, 1.22083953, 0.0052439)
 _BACKGROUND = (-0.13166888, 1.60915514, -0.39604546)
@@ -21,10 +21,10 @@ _OVERALL = (-0.06766283, 1.11546468, 0.04602535)
 
 
 def load_speech_quality(weights: str) -> str:
-    """The path of the network behind `package:dnsmos`, or of a `sig_bak_ovr.onnx`.
+    """Find the network: `package:dnsmos`, or the path of a `sig_bak_ovr.onnx`.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: the network does not exist.
     """
     path = Path(resolve(weights))
     if not path.is_file():
@@ -33,13 +33,16 @@ def load_speech_quality(weights: str) -> str:
 
 
 def speech_quality(mono: np.ndarray, voiced: np.ndarray, network: str) -> dict[str, float]:
-    """Mean opinion scores from 1 to 5 of (N,) samples at 16 kHz; nothing where less than 1 s is speech.
-
-    Gives `speech_signal_mos` (the voice alone), `speech_background_mos` (how little else there is),
-    `speech_overall_mos`.
+    """Predict mean opinion scores of speech.
 
     Args:
+        mono: (N,) samples at 16 kHz.
         voiced: the probability of speech per 32 ms.
+        network: path of the network.
+
+    Returns:
+        Scores from 1 to 5: `speech_signal_mos` (the voice alone), `speech_background_mos` (5: no background),
+        `speech_overall_mos`. Empty where less than 1 s is speech.
     """
     speaking = voiced > 0.5
     if speaking.sum() * FRAME < LEAST_S * RATE:
@@ -49,7 +52,7 @@ def speech_quality(mono: np.ndarray, voiced: np.ndarray, network: str) -> dict[s
     begins = np.arange(max(1, len(speaking) - frames + 1))
     best = int((total[np.minimum(begins + frames, len(speaking))] - total[begins]).argmax())
     heard = mono[best * FRAME : best * FRAME + WINDOW]
-    heard = np.resize(heard, WINDOW).astype(np.float32)  # a shorter one is repeated, as its authors do
+    heard = np.resize(heard, WINDOW).astype(np.float32)  # shorter sound is repeated, as the authors do
     run = session(network)
     (scores,) = np.asarray(run.run(None, {run.get_inputs()[0].name: np.clip(heard, -1, 1)[None]})[0])
     names = ("speech_signal_mos", "speech_background_mos", "speech_overall_mos")

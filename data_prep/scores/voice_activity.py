@@ -1,8 +1,8 @@
-"""Where somebody speaks: Silero VAD, on one thread, a probability per 32 ms.
+"""Detect speech with Silero VAD: a probability per 32 ms, on one thread.
 
-The `silero-vad` package carries the network. Its sequence form takes many frames in one call, but runs the transform
-and the four small convolutions before its recurrent part frame by frame. Here those are one real transform and four
-matrix products over all frames, and onnxruntime runs the rest: the same probabilities in 40 % of the time.
+The `silero-vad` package contains the network. Its sequence form takes many frames in one call, but computes the
+transform and the four small convolutions before its recurrent part frame by frame. Here these are one real transform
+and four matrix products over all frames, and onnxruntime runs the rest: the same probabilities in 40 % of the time.
 """
 
 from functools import cache
@@ -21,17 +21,17 @@ from data_prep.onnx_session import opened
 
 RATE = 16_000  # Hz
 FRAME = 512  # samples: 32 ms
-_CONTEXT = 64  # samples of the frame before that the network sees again
-_BLOCK = 512  # frames a call
-_WINDOW, _HOP = 256, 128  # samples of the spectra: four a frame, the last one over its mirrored end
+_CONTEXT = 64  # samples of the preceding frame that are also part of the network's input
+_BLOCK = 512  # frames per call
+_WINDOW, _HOP = 256, 128  # samples of the spectra: four per frame, the last one over the frame's mirrored end
 _STRIDES = (1, 2, 2, 1)  # of the convolutions, each over three neighbours
-_RECURRENT = "/Transpose_output_0"  # what the recurrent part takes, (frames, 1, 128)
+_RECURRENT = "/Transpose_output_0"  # the input of the recurrent part, (frames, 1, 128)
 _HANN = np.hanning(_WINDOW + 1)[:-1].astype(np.float32)
 
 
 @cache
 def weights() -> Path:
-    """The packaged network's file.
+    """Return the path of the packaged network.
 
     Raises:
         ValueError: the package is missing.
@@ -44,7 +44,7 @@ def weights() -> Path:
 
 @cache
 def _network() -> tuple[list[tuple[np.ndarray, np.ndarray]], onnxruntime.InferenceSession]:
-    """The convolutions' weights (3 · channels, channels) and biases, and the recurrent part."""
+    """Load the convolutions' weights (3 · channels, channels) and biases, and the recurrent part."""
     model = onnx.load(str(weights()))
     values = {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
     kernels = [values[f"encoder.{layer}.weight"].transpose(2, 1, 0) for layer in range(len(_STRIDES))]
@@ -58,7 +58,7 @@ def _network() -> tuple[list[tuple[np.ndarray, np.ndarray]], onnxruntime.Inferen
 
 
 def voice_probability(samples: np.ndarray) -> np.ndarray:
-    """(N,) float32 at 16 kHz → (⌈N / 512⌉,) float32, the probability of speech in each 32 ms."""
+    """Compute the probability of speech in each 32 ms, (⌈N / 512⌉,) float32, of samples (N,) float32 at 16 kHz."""
     count = -(-len(samples) // FRAME)
     frames = np.zeros((count, FRAME), np.float32)
     frames.reshape(-1)[: len(samples)] = samples
@@ -77,7 +77,7 @@ def voice_probability(samples: np.ndarray) -> np.ndarray:
 
 
 def _encoded(windows: np.ndarray, layers: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """(F, 576) samples → (F, 1, 128): magnitudes of four spectra, then convolutions over them as matrix products."""
+    """Encode frames (F, 576) to (F, 1, 128): magnitudes of four spectra, then convolutions as matrix products."""
     mirrored = np.pad(windows, ((0, 0), (0, _CONTEXT)), mode="reflect")
     pieces = np.lib.stride_tricks.sliding_window_view(mirrored, _WINDOW, axis=1)[:, ::_HOP]
     spectra = np.asarray(rfft(pieces * _HANN), np.complex64)

@@ -12,12 +12,10 @@ import glob
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from data_prep.clip import Segment, stable_id
 from data_prep.dataset import storage, tar_members
-from data_prep.media.container import last_timestamp
 from data_prep.sources.tables import SUFFIXES, Listed, read_list
 
 MEDIA_SUFFIXES = frozenset(
@@ -27,8 +25,6 @@ MEDIA_SUFFIXES = frozenset(
     ]
 )
 PART_BYTES = 256 << 20
-# No video has fewer bytes per second. Smaller files are not opened to measure them, and a length beyond it is a lie.
-_LEAST_BYTES_PER_S = 1_000
 
 
 def list_sources(inputs: list[str]) -> list[Segment]:
@@ -74,38 +70,6 @@ def _segments(found: Listed) -> Iterator[Segment]:
             parts=parts,
             caption=found.caption,
         )
-
-
-def divide(segment: Segment, segment_s: float) -> list[Segment]:
-    """A segment as spans of at most about `segment_s` seconds, with their times; opens the source to measure it.
-
-    Raises:
-        ValueError: a part of a source whose length cannot be measured; the first part then stands for all of it.
-    """
-    if not segment.size:  # a list said nothing of it
-        segment = replace(segment, size=storage.size(segment.uri))
-    begin, end = segment.start_s, segment.end_s
-    if math.isinf(end) and segment.size > segment_s * _LEAST_BYTES_PER_S:
-        length = max(0.0, min(last_timestamp(segment.uri), segment.size / _LEAST_BYTES_PER_S) - begin)
-    else:
-        length = segment_s if math.isinf(end) else end - begin
-    if not length and segment.part:
-        raise ValueError(f"its length cannot be measured: part 1 of {segment.parts} has its verdict")
-    first, last = (begin + length * part / segment.parts for part in (segment.part, segment.part + 1))
-    count = max(1, math.ceil((last - first) / segment_s - 1e-3))
-    edges = [first + (last - first) * index / count for index in range(count)]
-    edges.append(end if segment.part == segment.parts - 1 or not length else last)
-    return [
-        replace(
-            segment,
-            segment_id=segment.segment_id if count == 1 else stable_id(segment.segment_id, index),
-            start_s=edges[index],
-            end_s=edges[index + 1],
-            part=0,
-            parts=1,
-        )
-        for index in range(count)
-    ]
 
 
 def _is_media(name: str) -> bool:

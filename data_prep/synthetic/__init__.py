@@ -1,6 +1,5 @@
 """A labelled synthetic audio-video corpus: what is seen and what is heard happen together, and the labels are exact."""
 
 from data_prep.synthetic.corpus import generate
-from data_prep.synthetic.settings import Mix, SynthSettings
 
-__all__ = ["Mix", "SynthSettings", "generate"]
+__all__ = ["generate"]

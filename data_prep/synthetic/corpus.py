@@ -27,8 +27,8 @@ import yaml
 
 from data_prep.dataset import layout
 from data_prep.media.write_mp4 import write_mp4
+from data_prep.settings import SynthSettings
 from data_prep.synthetic import labels
-from data_prep.synthetic.settings import SynthSettings
 from data_prep.synthetic.shot import Format, Kind, Shot
 from data_prep.synthetic.subjects.ball import ball
 from data_prep.synthetic.subjects.bars import bars

@@ -17,9 +17,9 @@ import yaml
 
 from data_prep.curation import calibration
 from data_prep.curation.calibration import CLASSES, Calibration, Source
-from data_prep.curation.policy import PolicySettings
 from data_prep.dataset import layout, storage
 from data_prep.dataset.index import read_manifest
+from data_prep.settings import PolicySettings
 from pipelines.report import pages
 
 KEEP, DROP, RECALL = "#3f7d58", "#b4483c", "#2f5f9e"

@@ -22,6 +22,7 @@ from data_prep.dataset import layout, storage
 from data_prep.dataset.index import build_index, each_manifest, tidy_manifest
 from data_prep.dataset.ledger import Entry, Ledger, totals
 from data_prep.dataset.shards import Committed, commit_segment
+from data_prep.settings import differences
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def claim(root: str | Path, settings: Mapping[str, Any], inputs: list[str]) -> N
         known = yaml.safe_load(storage.read(path))
         changes = differences(known["settings"], json.loads(json.dumps(settings)))
         if changes:
-            shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
+            shown = "; ".join(map(str, changes[:3])) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
             raise ValueError(f"output {root} was made with other settings ({shown}): use them, or another output")
         known_inputs = known["inputs"]
         if set(inputs) <= set(known_inputs):
@@ -75,17 +76,6 @@ def claim(root: str | Path, settings: Mapping[str, Any], inputs: list[str]) -> N
     merged = known_inputs + [name for name in inputs if name not in known_inputs]
     text = yaml.safe_dump({"inputs": merged, "settings": json.loads(json.dumps(settings))}, sort_keys=False)
     storage.put(path, text.encode())
-
-
-def differences(before: Any, after: Any, name: str = "") -> list[str]:
-    """What changed between two trees of settings, e.g. ["curate.min_duration_s: 1.0 → 2.0"]."""
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        keys = [*before, *(key for key in after if key not in before)]
-        changes = []
-        for key in keys:
-            changes += differences(before.get(key, "unset"), after.get(key, "unset"), f"{name}.{key}" if name else key)
-        return changes
-    return [] if before == after else [f"{name}: {before} → {after}"]
 
 
 def finish(root: str | Path, verb: str, seconds: Mapping[str, float], wall_s: float) -> dict[str, Any]:

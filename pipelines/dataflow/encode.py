@@ -14,67 +14,39 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field
 
 from data_prep.clip import Clip, Segment
 from data_prep.loading.bucket_frames import bucket_frames
 from data_prep.loading.buckets import Bucket, choose
 from data_prep.media.decode import decode_audio, span
 from data_prep.packaged_weights import resolve
-from data_prep.settings import Settings
+from pipelines.settings import COMPONENTS, EncodeSettings
 
 if TYPE_CHECKING:
     import torch
 
-COMPONENTS = ("video_vae", "audio_vae", "text_conditioner")
 
+def fingerprints(settings: EncodeSettings) -> dict[str, str]:
+    """What the weights are: part → SHA-256 of its configuration and tensors; the preset's name if untrained.
 
-class EncodeSettings(Settings):
-    """What clips are encoded to, and with which weights."""
+    Raises:
+        ValueError: weights are not there; says which setting.
+    """
+    from model import weights
+    from model.presets import preset
 
-    buckets: list[Bucket] = Field(
-        default=[Bucket(), Bucket(height=192, width=128), Bucket(frames=25, fps=12)],
-        min_length=1,
-        description="shapes that clips are brought to; each fills the nearest",
-    )
-    video_vae: str = Field(default="", description="model folder that holds video_vae.safetensors; empty: untrained")
-    audio_vae: str = Field(default="", description="model folder that holds audio_vae.safetensors; empty: untrained")
-    text_conditioner: str = Field(
-        default="", description="model folder that holds text_conditioner.safetensors (W); empty: untrained"
-    )
-    preset: str = Field(default="tiny", description="size of the untrained parts: what a trial of the pipeline takes")
-    text_encoder: str = Field(
-        default="package:gemma3-270m", description="Gemma 3: package:gemma3-270m, a folder, a hub id or a .gguf file"
-    )
-    max_text_tokens: int = Field(default=256, ge=1, description="longer captions are cut, tokens")
-    batch: int = Field(default=4, ge=1, description="clips of one segment that run through a VAE together")
-
-    @property
-    def untrained(self) -> list[str]:
-        """The parts that no weights are given for. Latents of such parts are good for a trial, not for training."""
-        return [part for part in COMPONENTS if not getattr(self, part)]
-
-    def fingerprints(self) -> dict[str, str]:
-        """What the weights are: part → SHA-256 of its configuration and tensors; the preset's name if untrained.
-
-        Raises:
-            ValueError: weights are not there; says which setting.
-        """
-        from model import weights
-        from model.presets import preset
-
-        found = {}
-        for part in COMPONENTS:
-            folder = getattr(self, part)
-            if not folder:
-                preset(self.preset)
-                found[part] = f"{self.preset}, untrained"
-                continue
-            try:
-                found[part] = weights.fingerprint(folder, part)
-            except (OSError, ValueError) as error:
-                raise ValueError(f"encode.{part}: {error}") from error
-        return found
+    found = {}
+    for part in COMPONENTS:
+        folder = getattr(settings, part)
+        if not folder:
+            preset(settings.preset)
+            found[part] = f"{settings.preset}, untrained"
+            continue
+        try:
+            found[part] = weights.fingerprint(folder, part)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"encode.{part}: {error}") from error
+    return found
 
 
 class Encoder:
@@ -96,7 +68,7 @@ class Encoder:
         from model.video_vae import VideoVAE
 
         self.settings = settings
-        self.fingerprints = settings.fingerprints()
+        self.fingerprints = fingerprints(settings)
         given = settings.text_conditioner
         self.projection = weights.projection_fingerprint(given) if given else self.fingerprints["text_conditioner"]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -21,20 +21,21 @@ import yaml
 
 from captioning.settings import CaptionSettings
 from data_prep.clip import Segment
-from data_prep.curation.curator import CurateSettings, Curator
+from data_prep.curation.curator import Curator
 from data_prep.dataset import layout, storage
 from data_prep.dataset.compaction import SEGMENTS_PER_FILE
 from data_prep.dataset.index import compacted_manifest
 from data_prep.dataset.ledger import Ledger
 from data_prep.dataset.shards import Committed
-from data_prep.settings import Settings
+from data_prep.settings import CurateSettings, Settings
 from data_prep.sources.listing import each_source
 from pipelines.cluster import ray_running
 from pipelines.dataflow.commit import claim, dataset_id, finish, read_summary
-from pipelines.dataflow.encode import EncodeSettings
+from pipelines.dataflow.encode import fingerprints
 from pipelines.dataflow.graph import Stage, StageFunction, run_graph
 from pipelines.report import overview
-from pipelines.tracking.run import Run, TrackingSettings, send_rest, start_run
+from pipelines.settings import EncodeSettings, TrackingSettings
+from pipelines.tracking.run import Run, send_rest, start_run
 
 log = logging.getLogger("kinotone.prepare")
 
@@ -44,11 +45,6 @@ STAGES: dict[str, type[Settings]] = {"curate": CurateSettings, "caption": Captio
 # `curate --rejudge`: reads a curated set as the later stages do, and makes another.
 REJUDGE = "rejudge"
 _STAGES = {**STAGES, REJUDGE: CurateSettings}
-# Settings that may name a file or folder: made absolute, since a worker's working directory is not the user's.
-_PATHS = {
-    *("tagger", "speech_quality", "active_speaker_weights", "picture_quality_weights"),
-    *("whisper", "weights", "model", "clip_weights", "text_encoder", "video_vae", "audio_vae", "text_conditioner"),
-}
 # Segments that the driver and Ray hold at a time: about a gigabyte, and hours of work for a cluster.
 WAVE = 1_000_000
 # The same where vLLM stands between two halves of the graph: what Ray's store and its disk hold of clips.
@@ -81,7 +77,7 @@ def run_prepare(
     """
     began = time.monotonic()
     verb = _verb(stages)
-    chosen = {name: _absolute((settings or {}).get(name) or _STAGES[name]()) for name in stages}
+    chosen = {name: (settings or {}).get(name) or _STAGES[name]() for name in stages}
     root = storage.absolute(output)
     storage.check(root)
     source, listed = _listed(stages[0], inputs, root)
@@ -237,21 +233,10 @@ def _record(chosen: Mapping[str, Settings], source: str | None) -> dict[str, Any
     record: dict[str, Any] = {names.get(name, name): stage.model_dump(mode="json") for name, stage in chosen.items()}
     for stage in chosen.values():
         if isinstance(stage, EncodeSettings):
-            record["weights"] = stage.fingerprints()
+            record["weights"] = fingerprints(stage)
     if source is not None:
         record["input_set"] = source
     return record
-
-
-def _absolute(settings: Settings) -> Settings:
-    changes: dict[str, Any] = {}
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        if isinstance(value, Settings):
-            changes[name] = _absolute(value)
-        elif name in _PATHS and value and os.path.exists(value):
-            changes[name] = os.path.abspath(value)
-    return settings.model_copy(update=changes)
 
 
 def _rejudged(source: str, given: Settings) -> CurateSettings:
@@ -303,9 +288,9 @@ def _check(chosen: Mapping[str, Settings]) -> None:
     """Refuse weights and endpoints that are missing, before any stage starts."""
     for settings in chosen.values():
         if isinstance(settings, CaptionSettings):
-            from captioning.captioner import check
+            from captioning.captioner import check_settings
 
-            check(settings)
+            check_settings(settings)
 
 
 def _funnel(summary: Mapping[str, Any]) -> dict[str, float]:

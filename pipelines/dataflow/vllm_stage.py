@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from captioning.captioner import Answers, Measurer, each_kept
+from captioning.captioner import AnswerHandler, Measurer, each_kept
 from captioning.look.endpoint import messages
 from captioning.look.prompt import Prompt
 from captioning.look.schema import wire_schema
@@ -50,7 +50,7 @@ class _Waiting:
         return each_kept(
             segments,
             lambda clips: [
-                one.to_clip() if isinstance(one, CaptionRequest) else one for one in self._measurer.measured(clips)
+                one.to_clip() if isinstance(one, CaptionRequest) else one for one in self._measurer.measure(clips)
             ],
         )
 
@@ -109,7 +109,7 @@ class _Taking:
     """Rows and the answers to their clips → rows that are captioned, failed or wait for their next answer."""
 
     def __init__(self, settings: CaptionSettings, replies: Replies) -> None:
-        self._answers, self._replies = Answers(settings), replies
+        self._answers, self._replies = AnswerHandler(settings), replies
         self._untrained = is_untrained(settings.seen.model)
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -120,7 +120,7 @@ class _Taking:
     def _take(self, segments: list[Segment]) -> list[Segment]:
         for segment, at, item in _waiting(segments):
             reply = self._replies.get((segment.segment_id, at), NoAnswer("the engine gave no row"))
-            done = self._answers.take(item, reply, untrained=self._untrained)
+            done = self._answers.handle(item, reply, untrained=self._untrained)
             segment.clips[at] = done if isinstance(done, Clip) else done.to_clip()
         return segments
 

@@ -22,7 +22,7 @@ from data_prep.loading.buckets import Bucket
 from model.activations import transformer_activations
 from model.flops import training_flops
 from model.presets import preset
-from pipelines.settings import DiTSettings, TrainSettings
+from pipelines.training.settings import DiTSettings, TrainSettings
 from pipelines.training.tasks.dit import DiTTask
 
 GIB = 2**30
@@ -88,7 +88,8 @@ class Budget:
 
 def model_states(trained: int, at_work: int, gpus: int, zero_stage: int, precision: str) -> dict[str, int]:
     """Bytes per GPU of weights, gradients and optimizer of `trained` parameters; `at_work` are the weights and the
-    gradients of one block together, which ZeRO-3 holds whole while the block runs."""
+    gradients of one block together, which ZeRO-3 holds whole while the block runs.
+    """
     weight = 2 if precision == "bf16" else 4
     whole = {"weights": weight, "gradients": 4, "fp32 weights": 4 if weight == 2 else 0, "moments": 8}
     divided = {1: ("fp32 weights", "moments"), 2: ("gradients", "fp32 weights", "moments"), 3: tuple(whole)}[zero_stage]

@@ -232,7 +232,8 @@ def host_copy(value: Any, buffers: dict[tuple, Tensor], key: tuple) -> Any:
 
 def load(engines: Mapping[str, Any], root: Path, step: int) -> list[dict[str, Any]]:
     """Bring the engines to the checkpoint of `step`, which as many ranks wrote, and give this rank's state, alone in a
-    list; every rank calls it."""
+    list; every rank calls it.
+    """
     path = folder(root, step)
     for name, engine in engines.items():
         place = path / name

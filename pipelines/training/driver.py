@@ -24,15 +24,17 @@ import yaml
 
 from data_prep.dataset import storage
 from data_prep.loading import batch_plan
+from data_prep.settings import differences
 from model import COMPONENTS
 from model.layouts import open_components
 from model.lora import adapter_path
 from pipelines.cluster import ray_running
 from pipelines.model_folder import model_folder
-from pipelines.settings import TrainSettings
+from pipelines.settings import TrackingSettings
 from pipelines.tracking.node_metrics import watched
-from pipelines.tracking.run import Run, TrackingSettings, send_rest, start_run
+from pipelines.tracking.run import Run, send_rest, start_run
 from pipelines.training import checkpoint, reshard
+from pipelines.training.settings import TrainSettings
 from pipelines.training.tasks.base import Dataset, Task
 from pipelines.training.worker import METRICS, Job, read_metrics, run_worker
 
@@ -161,10 +163,13 @@ def _same_run(task: str, settings: TrainSettings, output: Path, steps_per_epoch:
     asked = {"task": task, **settings.model_dump(mode="json")}
     for name in _WORKERS_MAY_CHANGE:
         held["workers"][name] = asked["workers"][name]
-    for key, value in asked.items():
-        if key not in _MAY_CHANGE and held.get(key) != value:
-            where = _difference(held.get(key), value, key)
-            raise ValueError(f"{output} holds a run with another {where}; choose another output, or remove it")
+    fixed = [key for key in asked if key not in _MAY_CHANGE]
+    changes = differences({key: held.get(key) for key in fixed}, {key: asked[key] for key in fixed})
+    if changes:
+        key, before, now = changes[0]
+        raise ValueError(
+            f"{output} holds a run with another {key} ({before!r}, now {now!r}); choose another output, or remove it"
+        )
     # A checkpoint has no frozen weights: they are read from their file again.
     for name, identity in held.get("given", given).items():
         if given.get(name) != identity:
@@ -179,14 +184,6 @@ def _same_run(task: str, settings: TrainSettings, output: Path, steps_per_epoch:
         )
     if step > settings.steps:
         raise ValueError(f"{output} is at step {step}, beyond train.steps = {settings.steps}; choose another output")
-
-
-def _difference(held: Any, asked: Any, name: str) -> str:
-    if isinstance(held, dict) and isinstance(asked, dict):
-        for key in asked:
-            if held.get(key) != asked[key]:
-                return _difference(held.get(key), asked[key], f"{name}.{key}")
-    return f"{name} ({held!r}, now {asked!r})"
 
 
 def _fit(job: Job, task: str, output: Path, run: Run) -> None:

@@ -27,7 +27,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """average ← d · average + (1 − d) · weights."""
+        """Average ← d · average + (1 − d) · weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         for name, part in self._partitions.items():

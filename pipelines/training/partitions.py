@@ -86,7 +86,8 @@ def fill(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 def stream_state(module: nn.Module, names: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
     """Name → value of every parameter and saved buffer, or of those of `names`, one whole at a time; every rank must
-    run through it."""
+    run through it.
+    """
     kept = {name for name in module.state_dict(keep_vars=True) if names is None or name in names}
     for name, parameter in module.named_parameters():
         if name not in kept:

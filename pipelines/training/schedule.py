@@ -2,7 +2,7 @@
 
 import math
 
-from pipelines.settings import OptimizerSettings
+from pipelines.training.settings import OptimizerSettings
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from data_prep.loading import batch_plan
 from data_prep.loading.loader import Prefetch
-from pipelines.settings import OptimizerSettings, TrainSettings
 from pipelines.training import checkpoint, reshard
 from pipelines.training.ema import MovingAverage
 from pipelines.training.partitions import fill, local_partitions, set_weights, spans
 from pipelines.training.schedule import learning_rate
+from pipelines.training.settings import OptimizerSettings, TrainSettings
 from pipelines.training.tasks.base import Dataset, Mean, Task, Trainee
 from pipelines.training.tasks.helpers.adversary import Adversary, own_optimizer
 
@@ -301,7 +301,8 @@ def start_engine(
 
 def _require_gradients(module: nn.Module, inputs: tuple[Any, ...]) -> None:
     """DeepSpeed takes the gradients of a module that is gathered whole when those of its inputs are there. Where
-    nothing before the module is trained (adapters, frozen parts), these must be asked for, or it takes none."""
+    nothing before the module is trained (adapters, frozen parts), these must be asked for, or it takes none.
+    """
     for x in inputs:
         if isinstance(x, Tensor) and x.is_floating_point() and torch.is_grad_enabled():
             x.requires_grad_()

@@ -6,7 +6,7 @@ import math
 import numpy as np
 from scipy.signal import resample_poly
 
-from captioning.hear.transcribe import SAMPLE_RATE
+from captioning.hear.window import SAMPLE_RATE
 from data_prep.clip import Clip, Tag
 from data_prep.media.write_mp4 import write_mp4
 from data_prep.synthetic.speech import speak

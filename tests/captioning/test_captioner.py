@@ -6,7 +6,7 @@ import pytest
 
 from captioning import captioner as module
 from captioning.captioner import SAMPLE_RATE, Captioner
-from captioning.hear.transcribe import normalise
+from captioning.hear.text_normalisation import normalise
 from captioning.settings import CaptionSettings
 from data_prep.clip import Clip, Segment, Tag, from_table, to_table
 from data_prep.media.write_mp4 import write_mp4

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.caption import word_errors
-from captioning.hear.transcribe import SAMPLE_RATE, normalise
+from captioning.hear.text_normalisation import normalise
+from captioning.hear.window import SAMPLE_RATE
 from data_prep.media.decode import decode_audio
 
 MEDIA = Path(__file__).parents[2].parent / "shared" / "media"

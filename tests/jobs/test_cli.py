@@ -38,6 +38,19 @@ def test_help_names_the_flags(verb, capsys):
     assert {flag for flag in SURFACE[verb] if flag not in shown} == set()
 
 
+@pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["prepare", "--help"]])
+def test_help_loads_no_heavy_library(args):
+    heavy = ("torch", "ray", "scipy", "numpy", "pyarrow", "mlflow", "deepspeed", "transformers")
+    # Prints what was loaded when the process ends, since help ends it by SystemExit.
+    probe = (
+        "import atexit, sys; from jobs.cli import main; "
+        f"atexit.register(lambda: print('LOADED', [name for name in {heavy} if name in sys.modules])); "
+        f"main({args})"
+    )
+    shown = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-1] == "LOADED []"
+
+
 def test_help_lists_every_verb(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out

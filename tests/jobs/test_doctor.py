@@ -10,7 +10,7 @@ def test_this_machine_is_well(capsys):
     assert all(word in shown for word in ("Python", "packages", "g++", "demo weights", "GPU", "memory", "disk"))
 
 
-def test_what_is_missing_is_told_with_its_mend(monkeypatch, capsys):
+def test_what_is_missing_is_reported_with_its_fix(monkeypatch, capsys):
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match=r"g\+\+.*apt-get install"):
         doctor.report(Console(width=200))

@@ -1,4 +1,4 @@
-"""Bytes traced on fake tensors are the bytes that a real block holds."""
+"""Activations: the bytes measured with fake tensors equal those that a real block holds."""
 
 from dataclasses import replace
 
@@ -26,8 +26,9 @@ def test_a_blocks_saved_bytes_are_what_a_real_one_holds(version: str, dtype: tor
 def test_recomputation_saves_states_in_the_place_of_blocks() -> None:
     traced = transformer_activations(TINY["2.3"], *SIZES)
     none, half, every = (traced.peak(8, recompute) for recompute in (0, 2, 1))
-    assert none - half == 4 * (traced.block - traced.state) - traced.block
-    assert half - every == 4 * (traced.block - traced.state)
+    assert none - half == 4 * (traced.block - traced.state)  # the last block is kept
+    assert half - every == 4 * (traced.block - traced.state) - traced.block
+    assert traced.peak(7, 2) == traced.peak(6, 2) + traced.state + traced.block  # here the last one is recomputed
     assert traced.state == 2 * BATCH * (60 * 128 + 16 * 64)  # bytes of bf16: both streams' states
 
 

@@ -1,4 +1,4 @@
-"""Audio VAE: the published numbers, the published classes as oracle, shapes, causality, statistics, initialisation."""
+"""Audio VAE: parameter counts, equality with the published classes, shapes, causality, statistics, initialisation."""
 
 from __future__ import annotations
 
@@ -9,24 +9,13 @@ import torch
 from torch import nn
 
 from model.audio_vae import AudioVAE, AudioVAEConfig, latent_frames
+from tests.model.helpers import count, fill_with_noise
 
 SMALL = AudioVAEConfig(base_channels=32, latent_channels=2, res_blocks=1)
 
 
-def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Random weights that keep the signal alive at every depth; positive standard deviations."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in module.state_dict().items():
-        if name.endswith("std-of-means"):
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-        elif tensor.dim() > 1:
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * tensor[0].numel() ** -0.5)
-        else:
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
-
-
 def published(configurator: Any, config: AudioVAEConfig) -> nn.Module:
-    """The published class, built from the metadata that means `config`."""
+    """Build the published class from the metadata that corresponds to `config`."""
     ddconfig = {
         "ch": config.base_channels,
         "ch_mult": list(config.channel_multipliers),
@@ -41,10 +30,6 @@ def published(configurator: Any, config: AudioVAEConfig) -> nn.Module:
     return configurator.from_config({"audio_vae": {"model": {"params": {"ddconfig": ddconfig}}}})
 
 
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
 def test_parameter_counts() -> None:
     with torch.device("meta"):
         vae = AudioVAE(AudioVAEConfig())
@@ -57,11 +42,11 @@ def test_equals_ltx_core() -> None:
     from ltx_core.model.audio_vae.model_configurator import AudioDecoderConfigurator, AudioEncoderConfigurator
 
     vae = AudioVAE(SMALL)
-    randomise(vae)
+    fill_with_noise(vae)
     their_encoder = published(AudioEncoderConfigurator, SMALL)
     their_decoder = published(AudioDecoderConfigurator, SMALL)
 
-    # Both directions, strictly: theirs takes ours, and ours takes theirs.
+    # Load strictly in both directions: ours into theirs, theirs into ours.
     merged = {}
     for part, other, module in (("encoder", "decoder", their_encoder), ("decoder", "encoder", their_decoder)):
         state = {k.removeprefix(part + "."): v for k, v in vae.state_dict().items() if not k.startswith(other)}
@@ -100,7 +85,7 @@ def test_lengths(mel_frames: int, latents: int) -> None:
 
 def test_causal_in_time() -> None:
     vae = AudioVAE(SMALL)
-    randomise(vae)
+    fill_with_noise(vae)
     mel = torch.randn(1, 2, 41, 64)
     changed = mel.clone()
     changed[:, :, 21:] = 0
@@ -112,7 +97,7 @@ def test_causal_in_time() -> None:
 
 
 def test_statistics_follow_the_token() -> None:
-    """Entry channel · 16 + bin, as the transformer's patchified audio."""
+    """Statistics have one entry per channel · 16 + bin, the order of the transformer's audio tokens."""
     vae = AudioVAE(SMALL)
     mel = torch.randn(1, 2, 41, 64)
     with torch.no_grad():

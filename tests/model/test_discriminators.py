@@ -1,4 +1,4 @@
-"""Discriminators and their losses: shapes, gradients, known values, and that they learn to tell."""
+"""Discriminators and their losses: shapes, gradients, known values, and learning to separate real from fake."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_judges_of_waveforms() -> None:
 
 
 def test_published_sizes() -> None:
-    """HiFi-GAN's own, for one channel: 41.1M parameters for the periods, 29.6M for the scales (in weight-norm form)."""
+    """HiFi-GAN has 41.1M parameters for the periods and 29.6M for the scales (one channel, with weight norm)."""
     config = WaveDiscriminatorConfig(audio_channels=1)
     with torch.device("meta"):
         periods, scales = MultiPeriodDiscriminator(config), MultiScaleDiscriminator(config)
@@ -68,7 +68,7 @@ def says(*logits: float) -> list[Judgement]:
 
 
 def test_losses_at_known_points() -> None:
-    """Per sample, summed over judges and layers."""
+    """Losses are per sample, summed over discriminators and layers."""
     for loss, value in (
         (hinge_discriminator_loss(says(0, 0), says(0, 0)), 2),
         (hinge_discriminator_loss(says(2), says(-3)), 0),

@@ -1,4 +1,4 @@
-"""Counted FLOPs equal torch's FlopCounterMode to the last one."""
+"""Counted FLOPs equal those of torch's FlopCounterMode exactly."""
 
 from dataclasses import replace
 from typing import Any
@@ -41,7 +41,7 @@ def inputs(
 
 
 def counted(model: DualStreamTransformer, video: Modality | None, audio: Modality | None) -> int:
-    math: Any = torch.nn.attention.SDPBackend.MATH  # FlopCounterMode does not know the CPU's flash kernel
+    math: Any = torch.nn.attention.SDPBackend.MATH  # FlopCounterMode cannot count the flash kernel of the CPU
     with torch.no_grad(), torch.nn.attention.sdpa_kernel(math), FlopCounterMode(display=False) as counter:
         model(video, audio)
     return counter.get_total_flops()
@@ -73,7 +73,7 @@ def test_published_size_on_the_meta_device() -> None:
 
 @pytest.mark.parametrize("trained", [0.0, 1.0])
 def test_backward_counts_the_gradients_that_are_computed(trained: float) -> None:
-    """Every input has a gradient; but for AdaLN's few, whose timesteps have none."""
+    """Every input has a gradient, except the timesteps of AdaLN."""
     config = next(iter(TINY.values()))
     model = DualStreamTransformer(config).requires_grad_(bool(trained))
     video, audio = inputs(config, 2, (4, 8, 8), 40, 16, False, "cpu")

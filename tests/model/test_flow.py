@@ -70,7 +70,7 @@ def test_training_sigma_has_the_stated_distribution() -> None:
     mixed = TrainingSigma(uniform_share=1.0, floor=0.1).sample(100_000, 4096, generator)
     assert mixed.min() >= 0.1
     assert mixed.mean().item() == pytest.approx(0.55, abs=0.005)
-    # More tokens, more noise; the default floor keeps σ off 0.
+    # More tokens get more noise; the default floor keeps σ above 0.
     few, many = (TrainingSigma().sample(50_000, n, generator) for n in (1024, 4096))
     assert many.mean() > few.mean() + 0.05
     assert TrainingSigma().sample(100_000, 1024, generator).min() > 0

@@ -1,4 +1,4 @@
-"""Guidance equals the published guider, and asks only for the passes it uses."""
+"""Guidance equals the published guider, and requests only the passes that it uses."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Log-mel spectrogram: the public definition of the slaney scale, a tone's place, the independent implementations."""
+"""Log-mel spectrogram: definition of the Slaney scale, band of a tone, equality with other implementations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_shape_and_floor() -> None:
 
 
 def test_a_tone_peaks_in_its_band() -> None:
-    """1 kHz is mel 15 on the slaney scale, whose 64 bands end at 8 kHz = mel 45.25: the centre of band 15/45.25·65."""
+    """1 kHz is mel 15 on the Slaney scale, whose 64 bands end at 8 kHz = mel 45.25: the centre of band 15/45.25·65."""
     time = torch.arange(16_000) / 16_000
     tone = torch.sin(2 * math.pi * 1000 * time)
     mel = MelSpectrogram()(torch.stack([tone, torch.zeros_like(tone)])[None])

@@ -1,4 +1,4 @@
-"""Tokens, positions and what a modality refuses."""
+"""Tokens, positions, and the inputs that a modality refuses."""
 
 import pytest
 import torch

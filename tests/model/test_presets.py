@@ -1,24 +1,19 @@
-"""The published sizes to the last parameter, and what fits what."""
+"""Presets have the published number of parameters, and components must fit each other."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 import model
 from model.ltx2 import build_component
 from model.presets import ModelConfig, preset
-from model.text_conditioner import TextConditionerConfig
 from model.upscaler import UpscalerConfig
-
-
-def count(module: nn.Module, wanted=lambda name: True) -> int:
-    return sum(p.numel() for name, p in module.named_parameters() if wanted(name))
+from tests.model.helpers import count
 
 
 def stream_of(name: str) -> str:
-    """Which stream a parameter of the transformer serves."""
+    """Return the stream of a parameter of the transformer."""
     cross = ("av_ca_", "a2v_ca", "audio_to_video_attn", "video_to_audio_attn")
     if any(mark in name for mark in cross):
         return "cross-modal"
@@ -150,9 +145,8 @@ def test_parts_must_fit(part: str, change: dict[str, int], message: str) -> None
 
 def test_projected_text_must_fit_the_blocks() -> None:
     projected = replace(preset("tiny").transformer, caption_channels=None)
-    narrow = TextConditionerConfig(
-        hidden_size=640,
-        num_states=19,
+    narrow = replace(
+        preset("tiny").text_conditioner,
         per_modality_projections=True,
         connector_num_attention_heads=6,
         connector_attention_head_dim=32,

@@ -1,4 +1,4 @@
-"""Rotary tables equal diffusers', and are found again without looking at values."""
+"""Rotary tables equal those of diffusers, and the cache finds them without reading values."""
 
 from collections.abc import Callable
 from functools import partial
@@ -61,7 +61,7 @@ def test_cache_finds_the_same_memory_and_nothing_else() -> None:
         return cache.get(positions, 128, 4, (20, 2048, 2048), 10_000.0)
 
     first = get(video_positions(2, 2, 2, 24.0, batch=3))
-    assert first[0].shape == (1, 8, 4, 16)  # one table for a batch of alike positions
+    assert first[0].shape == (1, 8, 4, 16)  # one table serves a batch of equal positions
     assert get(video_positions(2, 2, 2, 24.0, batch=5))[0] is first[0]
     assert get(video_positions(2, 2, 2, 30.0))[0] is not first[0]
     own = video_positions(2, 2, 2, 24.0, batch=3).contiguous()

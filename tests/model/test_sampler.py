@@ -1,4 +1,4 @@
-"""The sampler follows a known flow to its end, batches guidance without changing it, and keeps given tokens."""
+"""The sampler follows a known flow to its end, batches guidance passes exactly, and keeps given tokens."""
 
 from dataclasses import replace
 from typing import Any, cast
@@ -30,7 +30,7 @@ def text(seed: int, batch: int = 1) -> TextContext:
 
 
 class TowardsTarget:
-    """A perfect denoiser: the velocity that points at one target from wherever the tokens are."""
+    """A perfect denoiser: its velocity points from any state to one target."""
 
     def __init__(self, video: Tensor, audio: Tensor):
         self.targets = (video, audio)

@@ -1,4 +1,4 @@
-"""Extractor and connectors equal diffusers' at batch 2; nobody's context depends on its neighbours."""
+"""Feature extractor and connectors equal those of diffusers; a context does not depend on the other samples."""
 
 from dataclasses import replace
 
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from model.key_maps import diffusers_names
+from model.presets import preset
 from model.text_conditioner import TextConditioner, TextConditionerConfig
 
 V2_0 = TextConditionerConfig(
@@ -76,7 +77,7 @@ def test_equals_diffusers(version: str) -> None:
 
 @pytest.mark.parametrize("version", CONFIGS)
 def test_features_can_be_kept_without_pads(version: str) -> None:
-    """Encoding stores features unpadded; connecting them later, alone or with longer ones, gives the same context."""
+    """Features are stored without pads; connecting them later, alone or with longer ones, gives the same context."""
     ours = make(CONFIGS[version])
     states, mask = texts(5, 12)
     with torch.no_grad():
@@ -108,24 +109,15 @@ def test_thinking_tokens_and_projection_learn() -> None:
     ours = make(V2_3)
     states, mask = texts(5, 12)
     video, audio, _ = ours(states, mask)
-    # The contexts are RMS-normed: a plain sum of squares would have no gradient.
+    # Contexts are RMS-normed, so the gradient of their sum of squares would be zero.
     direction = torch.randn(32, generator=torch.Generator().manual_seed(3))
     ((video @ direction).square().sum() + (audio @ direction[:16]).square().sum()).backward()
     assert [n for n, p in ours.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
 def test_published_sizes() -> None:
-    gemma_12b = TextConditionerConfig()
-    newer = TextConditionerConfig(
-        per_modality_projections=True,
-        connector_num_attention_heads=32,
-        connector_num_layers=8,
-        audio_connector_num_attention_heads=32,
-        audio_connector_attention_head_dim=64,
-        audio_connector_num_layers=8,
-        connector_apply_gated_attention=True,
-    )
-    for config, size in ((gemma_12b, 1_431_475_200), (newer, 3_172_227_584)):
+    newer = preset("ltx2.3-22b").text_conditioner
+    for config, size in ((TextConditionerConfig(), 1_431_475_200), (newer, 3_172_227_584)):
         with torch.device("meta"):
             assert sum(p.numel() for p in TextConditioner(config).parameters()) == size
 

@@ -1,4 +1,4 @@
-"""Gemma as text encoder: a tiny random one everywhere, the real 270M from its GGUF where its package is installed."""
+"""Gemma as text encoder: a tiny random model, and the real 270M from GGUF where its package is installed."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ TEXTS = ["A dog barks twice in a red room.", "Rain.", "", "A woman laughs while 
 
 
 class Words:
-    """A tokenizer of hashed words, with the interface of a Hugging Face one."""
+    """A tokenizer that hashes words, with the interface of Hugging Face."""
 
     pad_token, eos_token, padding_side = "<pad>", "<eos>", "right"
 
@@ -94,7 +94,7 @@ def gemma() -> GemmaTextEncoder:
 
 @pytest.mark.slow
 def test_real_gemma(gemma: GemmaTextEncoder) -> None:
-    """Words are whole tokens, batches do not mix, and English is far likelier than its shuffle."""
+    """A word is one token, texts of a batch do not mix, and English is far likelier than its shuffled words."""
     assert (gemma.hidden_size, gemma.num_states) == (640, 19)
     tokens = gemma.tokenizer.tokenize("a dog barks\n\n  twice\t🎬")
     assert tokens == ["a", "▁dog", "▁b", "arks", "\n\n", "▁▁", "twice", "\t", "🎬"]

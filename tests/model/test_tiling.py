@@ -1,4 +1,4 @@
-"""Tiled and chunked VAE: equal to the whole one away from blends, no seam, and memory that the length leaves alone."""
+"""Tiled and chunked VAE: equal to one pass outside of blends, no seams, memory independent of the length."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONFIGS = {
 
 
 def alive(config: VideoVAEConfig) -> VideoVAE:
-    """A VAE whose residual blocks do something: at step 0 they are the identity, and no edge effect would spread."""
+    """Build a VAE with active residual blocks; as initialised they are the identity, which spreads no edge effect."""
     torch.manual_seed(0)
     vae = VideoVAE(config)
     with torch.no_grad():
@@ -60,14 +60,14 @@ def test_decode_equals_the_whole_away_from_the_blend_and_shows_no_seam(name: str
     with torch.no_grad():
         whole = vae.decode(latent)
     tiled = tiled_decode(vae, latent, Tiling(tile * 32, overlap * 32, 8))
-    # Tiles [0, 16) and [8, 24): the weight passes between 12 − 2.5 and 12 + 2.5 latents.
+    # Tiles are [0, 16) and [8, 24); the weight moves between 12 − 2.5 and 12 + 2.5 latents.
     blend = slice(int(9.5 * 32), int(14.5 * 32))
     error = tiled - whole
     error[..., blend] = 0
     assert error.abs().max().item() <= 1e-3
 
-    # A seam is a jump to the next column that the whole decode has not. Against a cut without overlap there is next to
-    # none where tiles and ramps end, and little within the ramp.
+    # A seam is a jump to the next column that one pass does not have. Compared with no overlap, there is almost none
+    # where tiles and ramps end, and little within the ramp.
     def seams(decoded: torch.Tensor) -> torch.Tensor:
         return (decoded - whole).diff(dim=4).abs().amax(dim=(0, 1, 2, 3))
 
@@ -115,7 +115,7 @@ def test_memory_does_not_grow_with_the_length() -> None:
         one, two, four = peaks[verb, "tiled"]
         assert max(one, two, four) <= 1.02 * min(one, two, four)
         one, _, four = peaks[verb, "whole"]
-        assert four > 3 * one  # the measure does see what grows
+        assert four > 3 * one  # the measure detects memory that grows
         assert peaks[verb, "tiled"][2] < four / 4
 
 

@@ -1,4 +1,4 @@
-"""model/ runs where nothing but torch and what torch itself needs is installed, so that it can be measured anywhere."""
+"""model/ runs where only torch and its requirements are installed, so that it can be measured anywhere."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-# Everything installed is hidden but torch, the packages that torch requires, and the standard library.
+# Hide every installed package except torch and the packages that torch requires.
 HIDE = """
 import importlib.metadata as metadata, re, sys
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.train_step import diffusers_twin
 from model import layers
 from model.key_maps import diffusers_names
 from model.modality import Modality, audio_positions, video_positions
@@ -74,36 +75,6 @@ def streams(config: TransformerConfig, *, equal_sigma: bool = False, per_token: 
     return video, audio
 
 
-def diffusers_twin(ours: DualStreamTransformer, **extra: Any) -> nn.Module:
-    from diffusers import LTX2VideoTransformer3DModel  # pyright: ignore[reportPrivateImportUsage]
-
-    c = ours.config
-    twin = LTX2VideoTransformer3DModel(
-        in_channels=c.in_channels,
-        out_channels=c.out_channels,
-        num_attention_heads=c.num_attention_heads,
-        attention_head_dim=c.attention_head_dim,
-        cross_attention_dim=c.cross_attention_dim,
-        audio_in_channels=c.audio_in_channels,
-        audio_out_channels=c.audio_out_channels,
-        audio_num_attention_heads=c.audio_num_attention_heads,
-        audio_attention_head_dim=c.audio_attention_head_dim,
-        audio_cross_attention_dim=c.audio_cross_attention_dim,
-        num_layers=c.num_layers,
-        caption_channels=c.caption_channels or 0,
-        use_prompt_embeddings=c.caption_channels is not None,
-        gated_attn=c.apply_gated_attention,
-        audio_gated_attn=c.apply_gated_attention,
-        cross_attn_mod=c.cross_attention_adaln,
-        audio_cross_attn_mod=c.cross_attention_adaln,
-        rope_type="split",
-        **extra,
-    )
-    names = diffusers_names("transformer", ours.state_dict())
-    twin.load_state_dict({names[key]: value for key, value in ours.state_dict().items()}, strict=True)
-    return twin
-
-
 def run_diffusers(twin: nn.Module, video: Modality, audio: Modality, *, cross: bool, **extra: Any):
     return twin(
         hidden_states=video.latent,
@@ -155,7 +126,7 @@ def test_gate_other_equals_both_at_equal_sigma(version: str) -> None:
 
 
 def test_gate_other_takes_the_gate_alone_from_the_other_stream() -> None:
-    """At unequal σ it differs from both; where only the gate sees σ it is (b), where only scale and shift do, (a)."""
+    """At unequal σ "gate_other" differs from both; its gate equals that of "other", scale and shift those of "own"."""
     base = make(replace(TINY_2_0, av_timestep="gate_other"))
     video, audio = streams(base.config)
 
@@ -180,7 +151,7 @@ def test_gate_other_takes_the_gate_alone_from_the_other_stream() -> None:
 
 @pytest.mark.parametrize("version", TINY)
 def test_equals_ltx_core_both_ways(version: str) -> None:
-    """Keys are the published ones: strict loads from ours and into ours."""
+    """Keys are the published ones: weights load strictly in both directions."""
     ltx = pytest.importorskip("ltx_core.model.transformer.model")
     from ltx_core.guidance.perturbations import BatchedPerturbationConfig
     from ltx_core.model.transformer.modality import Modality as LTXModality
@@ -284,7 +255,7 @@ def test_stg_equals_diffusers(version: str) -> None:
 
 
 def test_masks() -> None:
-    """Masked text is as if it were not there; a 0/1 self-attention mask equals diffusers', a bool one equals it."""
+    """Masked text has no effect; a 0/1 self-attention mask equals that of diffusers, and the bool mask equals it."""
     model = make(replace(TINY_2_0, av_timestep="own"))
     video, audio = streams(model.config)
     seen = torch.ones(BATCH, T_TEXT)

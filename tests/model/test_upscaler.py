@@ -1,4 +1,4 @@
-"""Latent upscaler: the published numbers, the published classes as oracle, shapes, initialisation."""
+"""Latent upscaler: parameter counts, equality with the published classes, shapes, initialisation."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from torch import nn
 
 from model.upscaler import LatentUpscaler, UpscalerConfig
 from model.video_vae import VideoVAE, VideoVAEConfig
+from tests.model.helpers import fill_with_noise
 
 SMALL = UpscalerConfig(in_channels=8, mid_channels=32, num_blocks_per_stage=1)
 VARIANTS = {
@@ -19,14 +19,6 @@ VARIANTS = {
     "time": (replace(SMALL, spatial_upsample=False, temporal_upsample=True), (5, 4, 6), (9, 4, 6)),
     "both": (replace(SMALL, temporal_upsample=True), (3, 4, 6), (5, 8, 12)),
 }
-
-
-def randomise(module: nn.Module, seed: int = 0) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            scale = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.5
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +45,7 @@ def test_equals_ltx_core(name: str) -> None:
     for key, value in theirs.state_dict().items():
         if key.endswith("kernel"):
             torch.testing.assert_close(ours.state_dict()[key], value, atol=1e-6, rtol=0)
-    randomise(ours)
+    fill_with_noise(ours, vector_std=0.5)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     LatentUpscaler(config).load_state_dict(theirs.state_dict(), strict=True)
     z = torch.randn(2, 8, *size, generator=torch.Generator().manual_seed(1))
@@ -75,7 +67,7 @@ def test_equals_diffusers(name: str) -> None:
         dims=3, rational_spatial_scale=scale if rational else None, use_rational_resampler=rational, **options
     )
     ours = LatentUpscaler(config)
-    randomise(ours)
+    fill_with_noise(ours, vector_std=0.5)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     z = torch.randn(1, 8, *size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

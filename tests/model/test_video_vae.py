@@ -1,4 +1,4 @@
-"""Video VAE: the published numbers, the published classes as oracle, sizes, statistics, initialisation."""
+"""Video VAE: parameter counts, equality with the published classes, sizes, statistics, initialisation."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from model.video_vae import (
     pixel_size,
     unpatchify,
 )
+from tests.model.helpers import count, fill_with_noise
 
 SMALL = VideoVAEConfig(
     latent_channels=8, encoder_layers=(1, 1, 1, 1, 1), decoder_base_channels=8, decoder_layers=(1, 1, 1, 1)
@@ -31,25 +32,8 @@ SMALL_2_3 = replace(
 )
 
 
-def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Random weights that keep the signal alive at every depth; positive standard deviations."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in module.state_dict().items():
-        if name.endswith("std-of-means"):
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-        elif tensor.dim() > 1:
-            fan_in = tensor[0].numel()
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * fan_in**-0.5)
-        else:
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
 def published_config(config: VideoVAEConfig) -> dict:
-    """The `vae` section of a published file's metadata that means `config`."""
+    """Return the `vae` section of the published metadata that corresponds to `config`."""
     names = {"space": "compress_space", "time": "compress_time", "all": "compress_all"}
     encoder: list = [("res_x", {"num_layers": config.encoder_layers[0]})]
     for (axes, factor), layers in zip(config.downsample, config.encoder_layers[1:], strict=True):
@@ -62,7 +46,7 @@ def published_config(config: VideoVAEConfig) -> dict:
         "latent_channels": config.latent_channels,
         "patch_size": config.patch_size,
         "encoder_blocks": encoder,
-        "decoder_blocks": decoder[::-1],  # published from pixels to latent
+        "decoder_blocks": decoder[::-1],  # the published order is from pixels to latent
         "decoder_base_channels": config.decoder_base_channels,
         "timestep_conditioning": False,
     }
@@ -92,14 +76,14 @@ def test_equals_ltx_core(config: VideoVAEConfig) -> None:
     from ltx_core.model.video_vae.model_configurator import VideoDecoderConfigurator, VideoEncoderConfigurator
 
     vae = VideoVAE(config)
-    randomise(vae)
+    fill_with_noise(vae)
     section = published_config(config)
     their_encoder = published(VideoEncoderConfigurator, section)
     padding = {"spatial_padding_mode": config.decoder_padding}
     their_decoder = published(VideoDecoderConfigurator, section | padding)
     ours = vae.state_dict()
 
-    # Both directions, strictly: theirs takes ours, and ours takes theirs.
+    # Load strictly in both directions: ours into theirs, theirs into ours.
     merged = {}
     for part, other, module in (("encoder", "decoder", their_encoder), ("decoder", "encoder", their_decoder)):
         state = {k.removeprefix(part + "."): v for k, v in ours.items() if not k.startswith(other)}
@@ -123,7 +107,7 @@ def test_gradients_equal_ltx_core() -> None:
     from ltx_core.model.video_vae.model_configurator import VideoEncoderConfigurator
 
     vae = VideoVAE(SMALL)
-    randomise(vae)
+    fill_with_noise(vae)
     theirs = published(VideoEncoderConfigurator, published_config(SMALL))
     theirs.load_state_dict(
         {k.removeprefix("encoder."): v for k, v in vae.state_dict().items() if not k.startswith("decoder.")}
@@ -203,7 +187,7 @@ def test_statistics() -> None:
 
 @pytest.mark.parametrize("config", [SMALL, SMALL_2_3], ids=["2.0", "2.3"])
 def test_initialisation_is_stable(config: VideoVAEConfig) -> None:
-    """Unit means, a small shared variance, near-grey pixels, a gradient for everything the first step can reach."""
+    """Means have unit scale, pixels are near grey, and each parameter that the first step can reach has a gradient."""
     torch.manual_seed(0)
     vae = VideoVAE(config)
     pixels = torch.rand(1, 3, 9, 64, 64) * 2 - 1
@@ -218,7 +202,7 @@ def test_initialisation_is_stable(config: VideoVAEConfig) -> None:
     for name, parameter in vae.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
-        if name.endswith("weight") and "conv1" not in name:  # conv1 waits for the zero conv2 behind it
+        if name.endswith("weight") and "conv1" not in name:  # conv1 has no gradient while conv2 behind it is zero
             assert parameter.grad.abs().sum() > 0, name
 
 
@@ -242,7 +226,7 @@ def test_training_lowers_the_loss() -> None:
 
 def test_the_encoder_is_causal() -> None:
     vae = VideoVAE(SMALL)
-    randomise(vae)
+    fill_with_noise(vae)
     pixels = torch.rand(1, 3, 17, 64, 64)
     changed = pixels.clone()
     changed[:, :, 9:] = 0
@@ -256,7 +240,7 @@ def test_the_encoder_is_causal() -> None:
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1), (2, 3), (5,)])
 def test_chunks_in_time_change_nothing(config: VideoVAEConfig, sizes: tuple[int, ...]) -> None:
     vae = VideoVAE(config)
-    randomise(vae)
+    fill_with_noise(vae)
     z = torch.randn(1, 8, 5, 2, 2, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         whole = vae.decoder(z)

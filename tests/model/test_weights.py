@@ -1,5 +1,7 @@
-"""Weights: three layouts, bit-exact round trips, strictness, streaming. What the published classes make of the files is
-in test_weights_oracles.py."""
+"""Weights: three layouts, bit-exact round trips, strictness, streaming.
+
+test_weights_oracles.py loads the files with the published classes.
+"""
 
 import json
 import subprocess
@@ -54,7 +56,7 @@ def test_round_trip_is_bit_exact(tmp_path: Path, ltx2: model.LTX2, layout: Layou
     assert_same(ltx2, loaded)
     assert loaded.configs == ltx2.configs
     assert weights.configs(path) == ltx2.configs
-    with torch.no_grad():  # buffers that no file holds are there too
+    with torch.no_grad():  # buffers that no file holds are computed
         mel = torch.randn(1, 2, 4, 64)
         assert torch.equal(loaded.vocoder(mel), ltx2.vocoder(mel))
     with pytest.raises(ValueError, match=f"this is the {layout} layout, not"):
@@ -106,7 +108,7 @@ def test_fingerprint_tells_tensors_and_configuration(tmp_path: Path) -> None:
 def test_single_parts(tmp_path: Path) -> None:
     ltx2 = random_model(CONFIGS["2.0"])
     weights.save(ltx2.video_vae, tmp_path)
-    weights.save(ltx2.vocoder, tmp_path)  # what lies there already stays
+    weights.save(ltx2.vocoder, tmp_path)  # components that are there already stay
     assert sorted(path.name for path in tmp_path.iterdir()) == ["video_vae.safetensors", "vocoder.safetensors"]
     assert_same(weights.load_component(tmp_path, "vocoder"), ltx2.vocoder)
     assert list(weights.load(tmp_path).components) == ["video_vae", "vocoder"]
@@ -116,7 +118,7 @@ def test_single_parts(tmp_path: Path) -> None:
         weights.load(tmp_path, components=["transformer", "vocoder"])
     with pytest.raises(ValueError, match="a second vocoder"):
         weights.load([tmp_path, tmp_path / "vocoder.safetensors"])
-    with pytest.raises(ValueError, match="Linear is no part of an LTX-2 model"):
+    with pytest.raises(ValueError, match="Linear is not a component of LTX-2"):
         weights.save(nn.Linear(1, 1), tmp_path)
 
 
@@ -137,7 +139,7 @@ def test_save_parts_takes_tensors_as_they_come(tmp_path: Path) -> None:
     tensors = vocoder.state_dict()
     gathered: list[str] = []
 
-    def gather():  # as ZeRO-3 would: one full tensor at a time, in an order of its own
+    def gather():  # as ZeRO-3 does: one full tensor at a time, in another order
         for key in reversed(list(tensors)):
             gathered.append(key)
             yield key, tensors[key].clone()
@@ -170,7 +172,7 @@ def test_load_into_keeps_device_and_type(tmp_path: Path) -> None:
 
 
 def shard(path: Path, pattern: str, count: int) -> None:
-    """As Hugging Face writes large models: several files and an index."""
+    """Split a file as Hugging Face does for large models: several files and an index."""
     header, tensors = read_header(path), load_file(path)
     weight_map: dict[str, str] = {}
     for number in range(count):
@@ -250,7 +252,7 @@ def test_missing_and_superfluous_keys(tmp_path: Path, layout: Layout, file: str,
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_weights_of_another_release(tmp_path: Path, layout: Layout) -> None:
-    """2.3's tensors under 2.0's configuration, and the other way round."""
+    """Tensors of 2.3 with the configuration of 2.0 are refused, and the reverse."""
     old, new = tmp_path / "old", tmp_path / "new"
     for folder, release in ((old, "2.0"), (new, "2.3")):
         ltx2 = model.build(CONFIGS[release], components=["transformer"])
@@ -301,7 +303,7 @@ def test_other_bad_published_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no `config` in the metadata"):
         weights.load(path)
     published()
-    # Published beside the two statistics, and used by nobody.
+    # Published beside the two statistics; no implementation uses them.
     rewrite(path, add="vae.per_channel_statistics.mean-of-stds")
     assert_same(weights.load(path), ltx2)
 
@@ -349,13 +351,13 @@ def test_shapes_that_a_layout_has_no_room_for(
     with pytest.raises(ValueError, match=message):
         weights.save(module, place(tmp_path, layout), layout)
     assert not list(tmp_path.rglob("*.safetensors"))
-    weights.save(module, tmp_path / "own")  # ours takes every shape
+    weights.save(module, tmp_path / "own")  # the kinotone layout takes every shape
     assert weights.configs(tmp_path / "own") == {part: config}
 
 
 @pytest.mark.parametrize(("preset", "keys"), [("ltx2-19b", 3_510), ("ltx2.3-22b", 4_186)])
 def test_a_file_of_full_size_opens(tmp_path: Path, preset: str, keys: int) -> None:
-    """Headers of the released sizes, in bfloat16 as released: they are judged without a tensor being read."""
+    """Files of the released sizes are checked by their headers, without reading a tensor."""
     config = model.preset(preset)
     components = {name: getattr(config, name) for name in model.COMPONENTS if name != "upscaler"}
     entries: dict[str, object] = {"__metadata__": {"config": json.dumps(to_ltx(components))}}

@@ -1,4 +1,4 @@
-"""What we write is what the published classes read: strictly, built from the file's own words, with equal outputs."""
+"""Published classes, built from the metadata that we write, load our files strictly and give equal outputs."""
 
 import json
 from collections.abc import Callable
@@ -35,18 +35,18 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def equal(ours: Any, theirs: Any) -> None:
-    assert ours.abs().mean() > 1e-3  # a zero output would equal much
+    assert ours.abs().mean() > 1e-3  # a zero output would equal another zero
     torch.testing.assert_close(ours, theirs, atol=1e-5 * float(ours.abs().max().clamp(min=1)), rtol=0)
 
 
 def export(ltx2: model.LTX2, folder: Path, layout: str, output: Path) -> None:
-    """As a person does: a model folder, then `kinotone export`."""
+    """Save a model folder and run `kinotone export`, as a user does."""
     weights.save(ltx2, folder / "run" / "weights")
     assert main(["export", "--checkpoint", str(folder / "run"), "--layout", layout, "--output", str(output)]) == 0
 
 
 def streams(ltx2: model.LTX2) -> tuple[Modality, Modality]:
-    """Noisy streams at σ of their own, with a clean first token."""
+    """Make noisy streams with a different σ each and a clean first token."""
     config = ltx2.transformer.config
     batch, sigmas = 2, (torch.tensor([0.3, 0.8]), torch.tensor([0.6, 0.1]))
     timesteps = [sigma[:, None].repeat(1, tokens) for sigma, tokens in zip(sigmas, (F * H * W, T), strict=True)]
@@ -112,7 +112,7 @@ def test_ltx_core_reads_the_ltx_layout(tmp_path: Path, ltx2: model.LTX2, monkeyp
     from ltx_core.model.video_vae import model_configurator as video_vae
     from ltx_core.text_encoders.gemma.encoders import encoder_configurator as text
 
-    # ltx-core knows one text encoder, Gemma 3 12B; the tiny models have a smaller one.
+    # ltx-core supports one text encoder, Gemma 3 12B; the tiny models have a smaller one.
     gemma = text.GEMMA3_CONFIG_FOR_LTX.text_config
     monkeypatch.setattr(gemma, "hidden_size", ltx2.text_conditioner.config.hidden_size)
     monkeypatch.setattr(gemma, "num_hidden_layers", ltx2.text_conditioner.config.num_states - 1)
@@ -125,13 +125,13 @@ def test_ltx_core_reads_the_ltx_layout(tmp_path: Path, ltx2: model.LTX2, monkeyp
 
     def load(configurator: Any, operations: SDOps | None, file: Path = path, config: dict = config) -> Any:
         module = configurator.from_config(config).eval()
-        # 1.0.0 renames a key of the whole file to theirs or drops it; no key of ours may be dropped by all.
+        # ltx-core 1.0.0 renames or drops each key of the file; at least one component must keep each of our keys.
         tensors = loader.load(str(file), operations).sd
         if operations is not None:
             unread.difference_update(key for key in load_file(file) if operations.apply_to_key(key) is not None)
-        if operations is transformer.LTXV_MODEL_COMFY_RENAMING_MAP:  # which leaves the connectors to their own class
+        if operations is transformer.LTXV_MODEL_COMFY_RENAMING_MAP:  # which leaves the connectors to another class
             tensors = {key: value for key, value in tensors.items() if "embeddings_connector." not in key}
-        # Both directions: all of theirs there, none of ours over. `assign`: some of theirs are built on meta.
+        # Strict: no key is missing or left. `assign`, because some of their modules are built on meta.
         module.load_state_dict(tensors, strict=True, assign=True)
         return module.float()
 
@@ -172,14 +172,14 @@ def test_ltx_core_reads_the_ltx_layout(tmp_path: Path, ltx2: model.LTX2, monkeyp
 
 
 def test_the_preset_goes_there_too(tmp_path: Path) -> None:
-    """`tiny` itself, as `kinotone export` would write it after a run, has room in both published layouts."""
+    """Both published layouts can hold `tiny`, as `kinotone export` writes it after a run."""
     ltx2 = model.build("tiny")
     weights.save(ltx2, tmp_path / "tiny.safetensors", "ltx")
     weights.save(ltx2, tmp_path / "tiny", "diffusers")
     assert weights.fingerprint(tmp_path / "tiny.safetensors") == weights.fingerprint(tmp_path / "tiny")
 
 
-# What only the published training and preprocessing read.
+# Entries that only the published training and preprocessing read.
 UNREAD = {
     "attention_type",
     "causal_temporal_positioning",
@@ -204,7 +204,7 @@ def differences(published: Any, written: Any, where: str = "") -> list[str]:
 
 
 def test_published_2_3_configuration() -> None:
-    """The metadata of the released LTX-2.3 file: read, they are our preset; written, they are the published words."""
+    """The metadata of the released LTX-2.3 file read as our preset, and our preset writes them."""
     published = json.loads((Path(__file__).parent / "ltx2_3_metadata.json").read_text())
     del published["scheduler"]
     parts = [name for name in DIFFUSERS_FOLDERS if name != "upscaler"]
@@ -220,7 +220,7 @@ def test_published_2_3_configuration() -> None:
 def test_2_0_configuration() -> None:
     config = preset("ltx2-19b")
     sections = to_ltx({name: getattr(config, name) for name in DIFFUSERS_FOLDERS if name != "upscaler"})
-    # Their absence is what tells 2.0 from 2.3 to ltx-core.
+    # ltx-core recognises 2.0 by their absence.
     assert not {"caption_proj_before_connector", "caption_projection_first_linear"} & sections["transformer"].keys()
     assert "spatial_padding_mode" not in sections["vae"]
     assert sections["vae"]["decoder_blocks"][1] == ["compress_all", {"residual": True, "multiplier": 2}]
@@ -236,7 +236,7 @@ def test_published_upscaler_configurations() -> None:
     assert upscaler_to_ltx(preset("ltx2-19b").upscaler) == {"_class_name": "LatentUpsampler", **plain}
     half = upscaler_from_ltx(spatial | {"spatial_scale": 1.5, "rational_resampler": True})
     assert half == UpscalerConfig.ltx2_x1_5()
-    # The temporal one says `rational_resampler`, which counts in space alone.
+    # The temporal upscaler has `rational_resampler`, which has an effect in space only.
     temporal = words | {"spatial_upsample": False, "temporal_upsample": True, "rational_resampler": True}
     assert upscaler_from_ltx(temporal | {"mid_channels": 512}) == UpscalerConfig.ltx2_temporal()
 
@@ -245,7 +245,7 @@ def test_published_upscaler_configurations() -> None:
 
 
 def diffusers_part(folder: Path, name: str) -> Any:
-    """One part as diffusers' class, built from what lies in the folder and strictly loaded."""
+    """Build one component as diffusers' class from its folder and load it strictly."""
     import diffusers
     from diffusers.pipelines import ltx2 as pipelines
 
@@ -309,7 +309,7 @@ def test_diffusers_reads_the_diffusers_layout(tmp_path: Path, ltx2: model.LTX2) 
 
 
 def test_gradients_equal_diffusers(tmp_path: Path, ltx2: model.LTX2) -> None:
-    """Of all parameters of the parts around the transformer (whose own test has them), and of what goes in."""
+    """Compare gradients of parameters and inputs of all components but the transformer (see test_transformer.py)."""
     pytest.importorskip("diffusers", reason="diffusers is an oracle of the development set-up")
     weights.save(ltx2, tmp_path, "diffusers")
     mel, states, mask = normal(1, 2, 9, 64), *hidden_states(ltx2)
@@ -329,7 +329,7 @@ def test_gradients_equal_diffusers(tmp_path: Path, ltx2: model.LTX2) -> None:
         reached = {key: pair for key, pair in pairs.items() if pair[1] is not None and pair[1].any()}
         assert "input" in reached
         assert len(reached) > len(pairs) // 4  # an encoder, a decoder, or nearly all
-        # A sum over many samples that cancels to next to nothing keeps the rounding of its terms.
+        # A sum of many samples that almost cancels keeps the rounding errors of its terms.
         rounding = 1e-7 * max(float(b.norm()) for _, b in reached.values())
         for key, (a, b) in reached.items():
             assert (a - b).norm() <= 1e-4 * b.norm() + rounding, key
@@ -361,7 +361,7 @@ def test_gradients_equal_diffusers(tmp_path: Path, ltx2: model.LTX2) -> None:
 
 
 def test_we_read_what_diffusers_writes(tmp_path: Path, ltx2: model.LTX2) -> None:
-    """Its own save_pretrained: configurations with all their defaults filled in, tensors in shards."""
+    """Read what save_pretrained writes: configurations with all defaults, tensors in shards."""
     pytest.importorskip("diffusers", reason="diffusers is an oracle of the development set-up")
     import diffusers
     from diffusers.pipelines import ltx2 as pipelines
@@ -376,7 +376,7 @@ def test_we_read_what_diffusers_writes(tmp_path: Path, ltx2: model.LTX2) -> None
     loaded = weights.load(tmp_path / "theirs", layout="diffusers")
     for key, tensor in ltx2.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], tensor), key
-    # What has no word in diffusers' configurations may be lost on its way through them.
+    # Settings that diffusers' configurations do not have may be lost.
     for name, config in ltx2.configs.items():
         if name == "transformer":
             assert loaded.configs[name].av_timestep in ("gate_other", "other")

@@ -18,7 +18,7 @@ from data_prep.dataset import storage
 from data_prep.dataset.index import read_manifest
 from data_prep.dataset.ledger import Ledger
 from data_prep.media.write_mp4 import write_mp4
-from pipelines.settings import TrainSettings
+from pipelines.training.settings import TrainSettings
 from pipelines.training.worker import METRICS, read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -26,14 +26,14 @@ KINDS = ("worker", "actor", "raylet", "driver")
 
 _RUN = """
 import sys
-from data_prep.curation.curator import CurateSettings
+from data_prep.settings import CurateSettings
 from pipelines.dataflow.prepare import run_prepare
 run_prepare(("curate",), [sys.argv[1]], sys.argv[2], {"curate": CurateSettings(clip_min_s=1.0)})
 """
 
 _TRAIN = """
 import sys, pathlib
-from pipelines.settings import TrainSettings
+from pipelines.training.settings import TrainSettings
 from pipelines.training.driver import train
 train(sys.argv[1], TrainSettings.model_validate_json(pathlib.Path(sys.argv[2]).read_text()), sys.argv[3])
 """

@@ -7,8 +7,8 @@ import pytest
 import model
 from data_prep.loading.buckets import Bucket
 from model import weights
-from pipelines.generate import GenerateSettings, generate, read_prompts
-from pipelines.tracking.run import TrackingSettings
+from pipelines.generate import generate, read_prompts
+from pipelines.settings import GenerateSettings, TrackingSettings
 
 PROMPTS = ["A red ball bounces twice and knocks.", "A person says: “hello there”."]
 SETTINGS = GenerateSettings(shape=Bucket(frames=17, height=64, width=96), steps=2, device="cpu")

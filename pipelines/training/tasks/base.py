@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from data_prep.loading.batch_plan import MicroBatch
 from model import preset, weights
-from pipelines.settings import TrainSettings
 from pipelines.training.partitions import specs, stream_state
+from pipelines.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from pipelines.training.tasks.helpers.adversary import Discriminators

@@ -14,7 +14,7 @@ from data_prep.loading.loader import EncodedBatch
 from model import weights
 from model.lora import adapter_path
 from model.presets import preset
-from pipelines.settings import TrainSettings
+from pipelines.training.settings import TrainSettings
 from pipelines.training.tasks.base import Dataset
 from pipelines.training.tasks.helpers.diffusion import DiffusionTask, DiffusionTrainee, LatentDataset
 from pipelines.training.tasks.helpers.lora import add_adapters, save_adapters

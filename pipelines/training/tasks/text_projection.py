@@ -19,7 +19,7 @@ from data_prep.loading.batch_plan import MicroBatch
 from data_prep.loading.loader import CaptionedBatch
 from data_prep.packaged_weights import resolve
 from model.text_encoder import GemmaTextEncoder
-from pipelines.settings import TextProjectionSettings, TrainSettings
+from pipelines.training.settings import TextProjectionSettings, TrainSettings
 from pipelines.training.tasks.base import Dataset, Trainee
 from pipelines.training.tasks.helpers.diffusion import DiffusionTask, DiffusionTrainee, LatentDataset
 from pipelines.training.tasks.helpers.frozen import Frozen

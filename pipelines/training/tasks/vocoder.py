@@ -18,8 +18,8 @@ from model.discriminators import WaveDiscriminator, WaveDiscriminatorConfig
 from model.mel import MelConfig, MelSpectrogram
 from model.presets import preset
 from model.vocoder import Vocoder, VocoderConfig, VocoderWithBWE, VocoderWithBWEConfig
-from pipelines.settings import TrainSettings
 from pipelines.training.flops import forward_flops
+from pipelines.training.settings import TrainSettings
 from pipelines.training.tasks.base import Dataset, Mean, Task, Trainee, generator, per_sample, weight_type
 from pipelines.training.tasks.helpers.adversary import Adversary, Discriminators
 from pipelines.training.tasks.helpers.clips import SoundBatch, SoundClips

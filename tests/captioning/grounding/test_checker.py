@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioning.grounding.checker import check, ground, ground_text, split
+from captioning.grounding.checker import ground, ground_text, split_sentences, unsupported_claims
 from captioning.write.compose import LONG, Facts, compose, text_of
 from data_prep.clip import Tag
 from tests.captioning.examples import FACTS, PICTURE, SILENT, SOUND, facts, spoken
@@ -29,7 +29,7 @@ from tests.captioning.examples import FACTS, PICTURE, SILENT, SOUND, facts, spok
     ],
 )
 def test_what_was_measured_may_be_said(sentence):
-    assert check(sentence, FACTS) == []
+    assert unsupported_claims(sentence, FACTS) == []
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,16 @@ def test_what_was_measured_may_be_said(sentence):
     ],
 )
 def test_a_falsehood_is_caught_by_its_kind(sentence, kind):
-    assert kind in {reason.split(":")[0] for reason in check(sentence, FACTS)}
+    assert kind in {reason.split(":")[0] for reason in unsupported_claims(sentence, FACTS)}
 
 
 def test_what_was_not_measured_of_the_background_and_the_picture_is_not_said():
     unknown = replace(FACTS, sound=SOUND | {"steady": None, "av_agreement": None})
-    assert check("A steady sound is in the background.", unknown)
-    assert check("Sounds begin as something in the picture moves.", unknown)
-    assert check("Sounds begin as something in the picture moves.", replace(FACTS, sound=SOUND | {"av_agreement": 2.9}))
+    assert unsupported_claims("A steady sound is in the background.", unknown)
+    assert unsupported_claims("Sounds begin as something in the picture moves.", unknown)
+    assert unsupported_claims(
+        "Sounds begin as something in the picture moves.", replace(FACTS, sound=SOUND | {"av_agreement": 2.9})
+    )
 
 
 TALK = {
@@ -104,7 +106,7 @@ TALKING = replace(
     ],
 )
 def test_it_may_be_said_in_other_words(sentence):
-    assert check(sentence, TALKING) == []
+    assert unsupported_claims(sentence, TALKING) == []
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_it_may_be_said_in_other_words(sentence):
     ],
 )
 def test_what_other_words_say_falsely_is_caught(sentence, kind):
-    reasons = {reason.split(":")[0] for reason in check(sentence, TALKING)}
+    reasons = {reason.split(":")[0] for reason in unsupported_claims(sentence, TALKING)}
     assert reasons
     assert kind in reasons | ({"sound"} if "unsupported" in reasons else set())
 
@@ -147,7 +149,7 @@ def test_then_follows_on_the_sentence_before():
 def test_nothing_holds_of_what_was_not_measured():
     nothing = Facts(10.0)
     for sentence in compose(FACTS, 4):
-        assert check(sentence.text, nothing)
+        assert unsupported_claims(sentence.text, nothing)
 
 
 def test_only_the_unsupported_sentence_is_taken_out():
@@ -162,14 +164,14 @@ def test_instructions_in_speech_are_only_ever_quoted():
     tricked = replace(FACTS, transcript=said)
     kept, removed = ground(compose(tricked, 4), tricked)
     assert removed == []
-    assert check("The camera pans right.", tricked)
-    assert check("The picture is blue.", tricked)
-    assert len(split(text_of(kept, LONG))) == len([s for s in kept if LONG in s.variants])
+    assert unsupported_claims("The camera pans right.", tricked)
+    assert unsupported_claims("The picture is blue.", tricked)
+    assert len(split_sentences(text_of(kept, LONG))) == len([s for s in kept if LONG in s.variants])
 
 
 def test_a_sound_of_coloured_noise_is_no_colour():
     heard = replace(FACTS, tags=(Tag("White noise", 0.0, 3.0, 0.9),))
-    assert check("The sound of white noise is heard from 0.0 to 3.0 seconds.", heard) == []
+    assert unsupported_claims("The sound of white noise is heard from 0.0 to 3.0 seconds.", heard) == []
 
 
 @given(facts)
@@ -183,7 +185,7 @@ def test_a_sound_without_its_tag_never_passes(facts, label):
     whole = replace(facts, tags=(Tag(label, 0.0, 10.0, 1.0),), transcript=SILENT)
     for sentence in compose(whole, 4):
         if sentence.source == "tags":
-            assert check(sentence.text, replace(whole, tags=()))
+            assert unsupported_claims(sentence.text, replace(whole, tags=()))
 
 
 @given(facts, st.integers(0, 20))
@@ -194,11 +196,11 @@ def test_a_changed_word_in_a_quote_never_passes(facts, at):
     changed = [{**word} for word in words]
     changed[at % len(words)]["word"] = "zyzzyva"
     lied = replace(facts, transcript={**facts.transcript, "words": changed})
-    assert any("quote" in reason for s in compose(lied, 4) for reason in check(s.text, facts))
+    assert any("quote" in reason for s in compose(lied, 4) for reason in unsupported_claims(s.text, facts))
 
 
 @given(st.text(max_size=80))
 def test_a_made_up_word_among_any_text_is_caught(text):
-    for sentence in split(f"Zyzzyva {text}"):
-        reasons = check(sentence, Facts(10.0, PICTURE, SILENT, SOUND, ()))
+    for sentence in split_sentences(f"Zyzzyva {text}"):
+        reasons = unsupported_claims(sentence, Facts(10.0, PICTURE, SILENT, SOUND, ()))
         assert reasons or not sentence.startswith("Zyzzyva")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioning.hear.onsets import RATE, band_energies, onsets, refined
+from captioning.hear.onsets import RATE, band_energies, onsets, refine_tags
 from captioning.write.compose import nameable_sounds
 from captioning.write.vocabulary import IMPACT
 from data_prep.clip import Tag
@@ -46,7 +46,7 @@ def scene(kind: str, begins_s: list[float], lasts_s: float, noise_db: float, see
 def test_a_sound_begins_and_ends_where_it_was_made(kind, begin_s, late_s, noise_db):
     sound = scene(kind, [begin_s], 1.0, noise_db)
     first = max(0.0, begin_s - late_s)  # the tagger's window holds the beginning somewhere
-    (tag,) = refined([Tag("x", first, min(SECONDS, begin_s + 1.0 + 0.9), 0.9)], sound, TAGGER, 0.5)
+    (tag,) = refine_tags([Tag("x", first, min(SECONDS, begin_s + 1.0 + 0.9), 0.9)], sound, TAGGER, 0.5)
     assert abs(tag.start_s - begin_s) <= 0.04
     if kind != "knock":
         assert abs(tag.end_s - (begin_s + 1.0)) <= 0.06
@@ -54,14 +54,14 @@ def test_a_sound_begins_and_ends_where_it_was_made(kind, begin_s, late_s, noise_
 
 
 def test_what_sounds_from_the_first_sample_begins_at_zero():
-    (tag,) = refined([Tag("x", 0.0, SECONDS, 0.5)], scene("hiss", [0.0], SECONDS, -90.0), TAGGER, 0.5)
+    (tag,) = refine_tags([Tag("x", 0.0, SECONDS, 0.5)], scene("hiss", [0.0], SECONDS, -90.0), TAGGER, 0.5)
     assert (tag.start_s, tag.end_s) == (0.0, SECONDS)
 
 
 def test_where_nothing_rises_the_times_of_the_tagger_stand():
     steady = scene("hiss", [], 0.0, -30.0)
     given_ = Tag("x", 1.44, 3.36, 0.5)
-    (tag,) = refined([given_], steady, TAGGER, 0.5)
+    (tag,) = refine_tags([given_], steady, TAGGER, 0.5)
     assert (tag.start_s, tag.end_s) == (1.44, pytest.approx(3.36, abs=0.02))
 
 
@@ -75,7 +75,7 @@ def test_every_knock_is_found():
 @pytest.mark.parametrize("samples", [0, 1, 100, 600])
 def test_a_sound_shorter_than_a_window_is_no_error(samples):
     seconds = samples / RATE
-    (tag,) = refined([Tag("x", 0.0, seconds, 0.5)], np.ones(samples, np.float32), TAGGER, 0.5)
+    (tag,) = refine_tags([Tag("x", 0.0, seconds, 0.5)], np.ones(samples, np.float32), TAGGER, 0.5)
     assert 0 <= tag.start_s <= tag.end_s <= seconds + 0.01
 
 
@@ -92,13 +92,13 @@ class Hears:
 @pytest.mark.parametrize(("label", "score", "begins"), [("Clock", 0.3, 0.6), ("Clock", 0.01, 2.1), ("Bark", 0.3, 2.1)])
 def test_a_repeated_sound_begins_where_the_tagger_hears_it_when_asked_again(label, score, begins):
     sound = scene("knock", list(np.arange(0.6, 4.0, 0.5)), 0.3, -60.0)
-    (tag,) = refined([Tag(label, 1.92, 4.8, 0.7)], sound, Hears(score), 0.5)  # pyright: ignore[reportArgumentType]
+    (tag,) = refine_tags([Tag(label, 1.92, 4.8, 0.7)], sound, Hears(score), 0.5)  # pyright: ignore[reportArgumentType]
     assert abs(tag.start_s - begins) < 0.05
 
 
 def test_a_pause_ends_what_is_repeated():
     sound = scene("knock", [0.2, 2.0, 2.5], 0.3, -60.0)
-    (tag,) = refined([Tag("Clock", 1.92, 2.88, 0.7)], sound, Hears(0.9), 0.5)  # pyright: ignore[reportArgumentType]
+    (tag,) = refine_tags([Tag("Clock", 1.92, 2.88, 0.7)], sound, Hears(0.9), 0.5)  # pyright: ignore[reportArgumentType]
     assert abs(tag.start_s - 2.0) < 0.05
 
 
@@ -106,14 +106,14 @@ def test_many_half_heard_knocks_are_impacts():
     at = [0.6, 1.1, 1.7]
     half = ("Hammer", "Door", "Wood block")
     sound = scene("knock", at, 0.3, -60.0)
-    (tag,) = refined([Tag("Hammer", 0.0, 0.96, 0.3)], sound, Hears(0.3, *half), 0.5)  # pyright: ignore[reportArgumentType]
+    (tag,) = refine_tags([Tag("Hammer", 0.0, 0.96, 0.3)], sound, Hears(0.3, *half), 0.5)  # pyright: ignore[reportArgumentType]
     assert (tag.label, tag.score) == (IMPACT, pytest.approx(1 - 0.7**3, abs=1e-3))
     assert 0 <= tag.start_s <= at[0] + 0.05, "the noise begins at the first sample"
-    (late,) = refined([], sound[: round(1.9 * RATE)], Hears(0.3, *half), 0.5)  # pyright: ignore[reportArgumentType]
+    (late,) = refine_tags([], sound[: round(1.9 * RATE)], Hears(0.3, *half), 0.5)  # pyright: ignore[reportArgumentType]
     assert late.end_s <= 1.9
-    assert refined([], sound, Hears(0.1, *half), 0.5) == ()  # pyright: ignore[reportArgumentType]
-    assert refined([], sound, Hears(0.9, "Bark"), 0.5) == ()  # pyright: ignore[reportArgumentType]
-    assert refined([], scene("knock", [], 0.3, -60.0), Hears(0.9, *half), 0.5) == ()  # pyright: ignore[reportArgumentType]
+    assert refine_tags([], sound, Hears(0.1, *half), 0.5) == ()  # pyright: ignore[reportArgumentType]
+    assert refine_tags([], sound, Hears(0.9, "Bark"), 0.5) == ()  # pyright: ignore[reportArgumentType]
+    assert refine_tags([], scene("knock", [], 0.3, -60.0), Hears(0.9, *half), 0.5) == ()  # pyright: ignore[reportArgumentType]
 
 
 def test_impacts_are_told_where_nothing_surer_is_heard():

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torchaudio.transforms import MelSpectrogram
 
-from captioning.hear.speakers import Speakers, load_encoder, tell_apart
-from captioning.hear.transcribe import SAMPLE_RATE, name_speakers, speaker_of, voiced_spans
+from captioning.hear.speakers import Speakers, cluster_voices, load_encoder
+from captioning.hear.transcribe import name_speakers, speaker_of, voiced_spans
+from captioning.hear.window import SAMPLE_RATE
 from captioning.settings import SpeakerSettings
 from data_prep.media.decode import decode_audio
 from data_prep.scores.voice_activity import voice_probability
@@ -44,20 +45,20 @@ def _voices(order: list[int], apart: float, seed: int = 0) -> tuple[np.ndarray, 
 
 @pytest.mark.parametrize(("order", "count"), [([0, 1, 0, 1], 2), ([0, 1], 2), ([0, 1, 2, 0, 1, 2], 3)])
 def test_voices_that_are_apart_are_told_apart(order, count):
-    groups = tell_apart(*_voices(order, 1.0), SpeakerSettings())
+    groups = cluster_voices(*_voices(order, 1.0), SpeakerSettings())
     assert len(set(groups)) == count
     assert all(len(set(groups[turn * 20 : turn * 20 + 20])) == 1 for turn in range(len(order)))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_one_voice_is_not_two(seed):
-    assert not tell_apart(*_voices([0, 0, 0, 0], 1.0, seed), SpeakerSettings()).any()
+    assert not cluster_voices(*_voices([0, 0, 0, 0], 1.0, seed), SpeakerSettings()).any()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 def test_a_few_windows_are_one_voice(count):
     embeddings, times = _voices([0], 1.0)
-    assert not tell_apart(embeddings[:count], times[:count], SpeakerSettings()).any()
+    assert not cluster_voices(embeddings[:count], times[:count], SpeakerSettings()).any()
 
 
 def test_words_have_the_speaker_of_their_turn():

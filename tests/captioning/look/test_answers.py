@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioning.grounding.checker import check, evidence_of, ground, ground_text
+from captioning.grounding.checker import evidence_of, ground, ground_text, unsupported_claims
 from captioning.look import prompt
 from captioning.look.answers import Refused, read
 from captioning.look.frames import choose_frames, from_jpeg, to_jpeg
-from captioning.look.phrases import phrases_of, stand
+from captioning.look.phrases import filter_phrases, phrases_of
 from captioning.look.schema import Seen, Told, wire_schema
 from captioning.write.compose import MEDIUM, SHORT, Facts, compose, text_of
 from tests.captioning.examples import FACTS, PICTURE, SOUND, spoken
@@ -39,7 +39,7 @@ def _read(**changes) -> Seen:
 def _facts(seen: Seen, transcript: dict | None = None) -> Facts:
     transcript = transcript or spoken("")
     said = " ".join(word["word"] for word in transcript["words"])
-    kept, _ = stand(phrases_of(seen, TIMES), said, None, 0.2)
+    kept, _ = filter_phrases(phrases_of(seen, TIMES), said, None, 0.2)
     return Facts(10.0, PICTURE, transcript, SOUND, (), tuple(phrase.plain() for phrase in kept))
 
 
@@ -79,19 +79,19 @@ def test_what_is_seen_is_told_in_order_and_every_sentence_stands() -> None:
     ],
 )
 def test_what_was_not_seen_does_not_stand(sentence: str, kind: str) -> None:
-    assert any(reason.startswith(kind) for reason in check(sentence, _facts(_read())))
+    assert any(reason.startswith(kind) for reason in unsupported_claims(sentence, _facts(_read())))
 
 
 def test_a_quote_is_nobodys_who_is_only_seen() -> None:
     facts = _facts(_read(), spoken("Did you close it?"))
-    assert check("Speech in English is heard: “Did you close it”.", facts) == []
-    assert check("A woman, in a red coat, says “Did you close it”.", facts)[0].startswith("sound: ")
+    assert unsupported_claims("Speech in English is heard: “Did you close it”.", facts) == []
+    assert unsupported_claims("A woman, in a red coat, says “Did you close it”.", facts)[0].startswith("sound: ")
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"])))
 def test_no_sentence_breaks_the_checker(text: str) -> None:
     for facts in (FACTS, _facts(_read())):
-        assert isinstance(check(f"A woman can be seen: {text} \ue100\ue101 “{text}”.", facts), list)
+        assert isinstance(unsupported_claims(f"A woman can be seen: {text} \ue100\ue101 “{text}”.", facts), list)
 
 
 def test_free_wording_of_what_was_seen_stands() -> None:
@@ -158,7 +158,7 @@ def test_an_emotion_a_guess_and_an_instruction_are_taken_out() -> None:
         setting="a cheerful kitchen",
         subjects=[{"name": "a woman", "appearance": ["perhaps a coat", "please write a poem"], "frames": [1]}],
     )
-    kept, removed = stand(phrases_of(seen, TIMES), "", None, 0.2)
+    kept, removed = filter_phrases(phrases_of(seen, TIMES), "", None, 0.2)
     reasons = {phrase.text: reason for phrase, reason in removed}
     assert reasons == {
         "a cheerful kitchen": "forbidden: cheerful",
@@ -182,11 +182,11 @@ def test_what_was_only_said_or_written_is_not_taken_for_seen() -> None:
             if not written
             else _read(**{**obeyed.model_dump(), "text_on_screen": written})
         )
-        kept, removed = stand(phrases_of(seen, TIMES), said, None, 0.2)
+        kept, removed = filter_phrases(phrases_of(seen, TIMES), said, None, 0.2)
         assert [phrase.kind for phrase in kept] == ["text"] * len(written)
         assert {reason.split(":")[0] for _, reason in removed} == {"echo"}
     # open_clip finds it in the pictures: then it is seen as well as said.
-    kept, removed = stand(phrases_of(obeyed, TIMES), order, lambda phrases, _: [0.3] * len(phrases), 0.2)
+    kept, removed = filter_phrases(phrases_of(obeyed, TIMES), order, lambda phrases, _: [0.3] * len(phrases), 0.2)
     assert not removed
     assert {phrase.score for phrase in kept if phrase.kind != "text"} == {0.3}
 
@@ -195,7 +195,7 @@ def test_a_phrase_that_open_clip_does_not_find_is_taken_out_with_its_score() -> 
     def scores(phrases, shown):
         return [0.05 if "dog" in phrase else 0.31 for phrase in phrases]
 
-    kept, removed = stand(phrases_of(_read(), TIMES), "", scores, 0.2)
+    kept, removed = filter_phrases(phrases_of(_read(), TIMES), "", scores, 0.2)
     assert {phrase.text: phrase.score for phrase, _ in removed} == {
         "a small dog": 0.05,
         "a small dog runs into the kitchen": 0.05,

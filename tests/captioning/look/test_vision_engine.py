@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from captioning.captioner import Captioner, check
+from captioning.captioner import Captioner, check_settings
 from captioning.look import prompt
 from captioning.look.clip_scores import ClipScores
 from captioning.look.endpoint import Endpoint
@@ -155,9 +155,9 @@ def test_what_an_engine_invents_is_asked_for_once_more_and_then_taken_out() -> N
 def test_what_is_missing_is_refused_naming_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read once, when it is imported
     with chat_server() as chat:
-        check(CaptionSettings(seen=_settings(chat)))
+        check_settings(CaptionSettings(seen=_settings(chat)))
         with pytest.raises(ValueError, match=rf"^caption\.seen\.model 'other'.*{MODEL}"):
-            check(CaptionSettings(seen=_settings(chat).model_copy(update={"model": "other"})))
+            check_settings(CaptionSettings(seen=_settings(chat).model_copy(update={"model": "other"})))
         gone = _settings(chat)
     bad = [
         (gone, r"caption\.seen\.endpoint .*no server answers"),
@@ -171,7 +171,7 @@ def test_what_is_missing_is_refused_naming_the_setting(tmp_path: Path, monkeypat
     ]
     for settings, message in bad:
         with pytest.raises(ValueError, match=f"^{message}"):
-            check(CaptionSettings(seen=settings))
+            check_settings(CaptionSettings(seen=settings))
     for wrong in ({"engine": "openai", "model": "m"}, {"engine": "vllm"}, {"compose": "engine"}):
         with pytest.raises(ValueError, match=r"endpoint|model|engine"):
             SeenSettings.model_validate(wrong)
@@ -180,7 +180,7 @@ def test_what_is_missing_is_refused_naming_the_setting(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("write", [write_gemma_vision, write_qwen_omni])
 def test_random_weights_of_the_real_class_are_marked_and_never_told(write, tmp_path: Path) -> None:
     settings = SeenSettings(engine="transformers", model=str(write(tmp_path)), max_tokens=24, dtype="float32")
-    check(CaptionSettings(seen=settings))
+    check_settings(CaptionSettings(seen=settings))
     (done,) = _captioned(settings, _clip())
     assert done.kept, done.error
     assert done.caption["seen"]["untrained"] is True
@@ -227,7 +227,7 @@ def test_a_model_that_is_slow_gives_no_answer(tmp_path: Path) -> None:
 def test_a_waiting_clip_survives_its_row() -> None:
     with chat_server() as chat:
         captioner = Captioner(CaptionSettings(seen=_settings(chat)))
-        (item,) = captioner.measurer.measured([_clip()])
+        (item,) = captioner.measurer.measure([_clip()])
     assert isinstance(item, CaptionRequest)
     back = CaptionRequest.of_clip(item.to_clip())
     assert back is not None

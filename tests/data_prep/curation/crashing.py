@@ -1,4 +1,4 @@
-"""What a guarded child can be made to do to itself; imported by name inside the child."""
+"""Work that crashes, hangs or allocates too much in a sandboxed child; the child imports it by name."""
 
 import ctypes
 import time
@@ -8,17 +8,21 @@ from pathlib import Path
 
 from data_prep.clip import Clip, Segment, stable_id
 from data_prep.curation.curator import CurateSettings, Curator
-from data_prep.curation.sandbox import Sandbox, Work, beat
+from data_prep.curation.sandbox import Sandbox, beat
+from data_prep.curation.span_work import SpanWork
 
 
 class Crashing:
-    """Does what the source's name says; `log`, if given, gets a line for each try."""
+    """Does what the source's name says; `log`, where it is given, gets a line for each try."""
 
-    def __init__(self, log: str = "", work: Work | None = None) -> None:
+    def __init__(self, log: str = "", work: SpanWork | None = None) -> None:
         self.log, self.work = log, work
 
-    def curate(self, segment: Segment) -> Segment | list[Segment]:
-        name = Path(segment.uri).stem
+    def spans(self, segment: Segment) -> list[Segment]:
+        return [segment] if self.work is None else self.work.spans(segment)
+
+    def curate_span(self, span: Segment) -> Segment:
+        name = Path(span.uri).stem
         tries = 0
         if self.log:
             with open(self.log, "a+") as log:
@@ -41,8 +45,8 @@ class Crashing:
                 beat()
             raise AssertionError(f"{len(held)} × 64 MiB were given")
         if self.work is not None:
-            return self.work.curate(segment)
-        return replace(segment, clips=[Clip(stable_id(segment.uri), 0.0, 1.0, media=segment.uri.encode())])
+            return self.work.curate_span(span)
+        return replace(span, clips=[Clip(stable_id(span.uri), 0.0, 1.0, media=span.uri.encode())])
 
 
 def refuse() -> Crashing:
@@ -54,5 +58,5 @@ def crashing_curator(settings: CurateSettings, log: str = "") -> Crashing:
 
 
 def crashing_stage(settings: CurateSettings, log: str = "") -> Sandbox:
-    """A stage of the graph whose decoder does what the source's name says; a loop is ended after 2 s."""
+    """A stage of the graph whose decoder does what the source's name says; a loop ends after 2 s."""
     return Sandbox(partial(crashing_curator, settings, log), stall_s=2.0)

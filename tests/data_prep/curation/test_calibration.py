@@ -1,4 +1,4 @@
-"""Labels against stored scores: counts that can be checked by hand, and thresholds that are found again."""
+"""Calibrate on stored scores: counts that can be checked by hand, and known thresholds that are found."""
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +8,7 @@ import yaml
 
 from data_prep.curation import calibration
 from data_prep.curation.calibration import Label, Source, calibrate, labelled, outcome, proposal, read_labels
-from data_prep.curation.policy import PolicySettings
+from data_prep.settings import PolicySettings
 from jobs.settings import Recipe
 from tests.data_prep.curation.test_policy import SCENE, SPEECH, STEADY
 
@@ -36,7 +36,7 @@ def test_outcome_counts_sources():
     assert (found.precision, found.recall, found.verdicts_right) == (0.75, 0.75, 4)
 
 
-def test_confusion_and_the_wrong_ones():
+def test_confusion_and_wrong_sources():
     found = calibrate(SOURCES, PolicySettings(), {source.label.file: source.label for source in SOURCES})
     assert found.confusion["environment", "environment"] == 1
     assert found.confusion["environment", "noise"] == 1
@@ -46,7 +46,7 @@ def test_confusion_and_the_wrong_ones():
 
 
 @pytest.mark.parametrize("truth", [0.2, 0.5, 0.8])
-def test_a_threshold_is_found_again(truth):
+def test_a_known_threshold_is_found(truth):
     rng = np.random.default_rng(0)
     sources = []
     for n, share in enumerate(rng.uniform(0, 1, 80)):
@@ -75,7 +75,7 @@ def test_every_threshold_has_its_curve():
     assert set(calibration.THRESHOLDS) == set(PolicySettings.model_fields) - {"silence_db"}
 
 
-def test_scores_that_were_not_measured_are_told():
+def test_scores_that_were_not_measured_are_reported():
     found = calibrate([_source("a", False, "no_audio", {"has_audio": 0.0})], PolicySettings(), {})
     assert all(curve.unmeasured == 1 for curve in found.curves)
 

@@ -1,4 +1,4 @@
-"""Whole sources through the curator: every one ends in verdicts, and they are right."""
+"""Curate complete sources: every one ends in verdicts, and they are right."""
 
 import collections
 import csv
@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from data_prep.clip import Segment, stable_id
-from data_prep.curation.curator import CurateSettings, Curator, content_key
-from data_prep.dataset.shards import write_segment
+from data_prep.curation.curator import CurateSettings, Curator
+from data_prep.curation.spans import content_key
+from data_prep.dataset.shards import commit_segment
 from data_prep.media.decode import decode_audio, decode_video, span
 from data_prep.media.write_mp4 import write_mp4
+from data_prep.settings import CurateSettings
 from data_prep.sources.listing import list_sources
 from tests.data_prep.media.marked_media import noise_sound, numbered_frame, write
 
@@ -41,7 +43,7 @@ def _video(path: Path, seconds: float, sound: np.ndarray | None) -> Segment:
     return list_sources([str(path)])[0]
 
 
-def test_a_kept_clip_is_whole(curator, tmp_path):
+def test_a_kept_clip_is_complete(curator, tmp_path):
     (segment,) = curator([_video(tmp_path / "knocks.mp4", 4.0, _knocks(4.0))])
     (clip,) = segment.clips
     assert (clip.verdict, clip.sound_class, clip.start_s, clip.end_s) == ("kept", "environment", 0.0, 4.0)
@@ -51,7 +53,7 @@ def test_a_kept_clip_is_whole(curator, tmp_path):
     assert decode_video(clip.media, *span(clip))[0].shape == (100, 64, 128, 3)
     assert decode_audio(clip.media, *span(clip), RATE, 2).shape == (2, 4 * RATE)
     assert {"rms_db", "stationarity", "voice_ratio", "tag_event"} <= clip.scores.keys()
-    assert write_segment(tmp_path / "set", segment).kept == 1
+    assert commit_segment(tmp_path / "set", segment).entry.kept == 1
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
     source = _video(tmp_path / "a.mp4", 3.0, _knocks(3.0))
     for name in ("one", "two"):
         (segment,) = Curator(CurateSettings())([source])
-        write_segment(tmp_path / name, segment)
+        commit_segment(tmp_path / name, segment)
     for part in ("shards", "manifest", "ledger"):
         (one,), (two,) = ((tmp_path / name / part).iterdir() for name in ("one", "two"))
         assert one.read_bytes() == two.read_bytes()
@@ -119,7 +121,7 @@ def test_bad_sources_are_verdicts(curator, tmp_path):
         assert clip.error
     assert segments["whole.mp4"].clips[0].kept
     for segment in segments.values():
-        write_segment(tmp_path / "set", segment)
+        commit_segment(tmp_path / "set", segment)
 
 
 def test_a_lying_timestamp_costs_no_memory(curator, tmp_path):
@@ -128,6 +130,17 @@ def test_a_lying_timestamp_costs_no_memory(curator, tmp_path):
     (segment,) = curator(list_sources([str(path)]))
     assert segment.clips[0].kept
     assert segment.clips[-1].end_s < 5
+
+
+def test_no_clip_is_kept_without_its_picture(curator, tmp_path):
+    """In FLV the picture begins after the sound, so that a seek to the start of the sound finds no picture."""
+    path = write(
+        tmp_path / "a.flv", [numbered_frame(3)] * 75, _knocks(3.0)[:, : 3 * 44100], rate=44100, codecs=("flv", "aac")
+    )
+    (segment,) = curator(list_sources([str(path)]))
+    (clip,) = segment.clips
+    assert (clip.verdict, clip.reason) == ("failed", "cut")
+    assert "does not support 'flv' codec" in clip.error
 
 
 def test_missing_weights_are_the_users_mistake():
@@ -140,7 +153,7 @@ def test_broken_files_end_in_verdicts(curator, tmp_path):
     segments = curator(list_sources([str(SHARED / "broken")]))
     assert len(segments) == 14
     for segment in segments:
-        write_segment(tmp_path, segment)
+        commit_segment(tmp_path, segment)
 
 
 @needs_media
@@ -163,7 +176,7 @@ def test_real_clips_are_judged_as_labelled(curator):
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_long_source_is_read_in_spans(parts, tmp_path):
-    """The clips of spans and of parts tile the source; each part is a segment of its own."""
+    """The clips of spans and of parts tile the source; each part is a separate segment."""
     whole = _video(tmp_path / "long.mp4", 14.0, _knocks(14.0))
     curator = Curator(CurateSettings(segment_s=3.0))
     segments = [replace(whole, segment_id=f"{part}", part=part, parts=parts) for part in range(parts)]
@@ -176,4 +189,4 @@ def test_a_long_source_is_read_in_spans(parts, tmp_path):
     assert [clip.verdict for clip in clips].count("kept") >= 4
     assert done[0].content_key == content_key(str(tmp_path / "long.mp4"))
     for segment in done:
-        write_segment(tmp_path / "set", segment)
+        commit_segment(tmp_path / "set", segment)

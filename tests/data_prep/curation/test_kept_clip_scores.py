@@ -1,4 +1,4 @@
-"""What is measured of kept clips: the networks' real loading code, on packaged weights or tiny untrained ones."""
+"""Scores of kept clips, through the real loading code, with packaged weights or tiny untrained ones."""
 
 import json
 from pathlib import Path
@@ -7,13 +7,14 @@ import numpy as np
 import pyloudnorm
 import pytest
 
-from data_prep.curation.kept_clip_scores import KeptClipScorer, KeptClipScoreSettings
+from data_prep.curation.kept_clip_scores import KeptClipScorer
 from data_prep.packaged_weights import resolve
 from data_prep.scores.active_speaker import load_scorer, speaker_scores
 from data_prep.scores.loudness import QUIETEST, loudness
 from data_prep.scores.picture_quality import PROMPTS, PictureQuality
 from data_prep.scores.speech_quality import load_speech_quality, speech_quality
 from data_prep.scores.voice_activity import voice_probability
+from data_prep.settings import KeptClipScoreSettings
 from data_prep.synthetic.speech import speak
 
 RATE = 32_000
@@ -29,7 +30,7 @@ def test_loudness_of_the_standards_tone():
 @pytest.mark.parametrize("seconds", [0.5, 3.0, 7.23])
 @pytest.mark.parametrize("beside", [0.0, 0.3])
 def test_loudness_is_pyloudnorms(seconds, beside):
-    """A sound that comes and goes, so that both gates act; beside it a rumble and an offset, which are not heard."""
+    """An intermittent sound, so that both gates of the standard act, with an inaudible rumble and offset."""
     rng, time_s = np.random.default_rng(0), np.arange(round(seconds * RATE)) / RATE
     sound = rng.standard_normal((2, len(time_s))) * [[0.1], [0.02]] * (np.sin(2 * np.pi * time_s / 1.7) > -0.2)
     sound = (sound + beside * np.sin(2 * np.pi * 12 * time_s) + beside / 2).astype(np.float32)
@@ -48,7 +49,7 @@ def _spoken() -> np.ndarray:
     return 0.3 * np.interp(times, np.arange(len(said.samples)) / said.sample_rate, said.samples).astype(np.float32)
 
 
-def test_speech_quality_falls_with_noise_and_hears_only_speech():
+def test_speech_quality_falls_with_noise_and_needs_speech():
     network = load_speech_quality("package:dnsmos")
     clean = _spoken()
     noise = np.random.default_rng(0).standard_normal(len(clean)).astype(np.float32)
@@ -59,7 +60,7 @@ def test_speech_quality_falls_with_noise_and_hears_only_speech():
     assert speech_quality(noise, np.zeros(len(noise) // 512), network) == {}
 
 
-def test_a_network_that_is_not_there_is_named():
+def test_a_missing_network_is_named():
     with pytest.raises(ValueError, match="speech_quality '/no/such'"):
         KeptClipScorer(KeptClipScoreSettings(speech_quality="/no/such"))
     with pytest.raises(ValueError, match="active_speaker_weights ''"):

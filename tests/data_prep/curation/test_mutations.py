@@ -1,4 +1,4 @@
-"""Damaged files: bits flipped, ends cut off, headers that lie. Each ends in verdicts, in bounded time and memory."""
+"""Damaged files: flipped bits, missing ends, wrong headers. Each ends in verdicts, in bounded time and memory."""
 
 import random
 import time
@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from data_prep.clip import Segment
-from data_prep.curation.curator import CurateSettings, Curator
+from data_prep.curation.curator import Curator
 from data_prep.curation.sandbox import STALL_S, TRIES, Sandbox
-from data_prep.dataset.shards import write_segment
+from data_prep.dataset.shards import commit_segment
 from data_prep.sources.listing import list_sources
 from tests.data_prep.media.marked_media import noise_sound, numbered_frame, write
 
@@ -32,7 +32,7 @@ LIES = (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFF0000, 0x0000FFFF)
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("whole")
-    # Cut once, and with a sound that is kept: damage then reaches every stage.
+    # One scene cut, and a sound that is kept, so that damage reaches every stage.
     frames = [numbered_frame(n) for n in (*range(40), *range(200, 235))]
     knocks = np.zeros((2, 3 * 48000), np.float32)
     for start in range(12000, 132000, 26400):
@@ -50,7 +50,7 @@ def sandbox():
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """One kind of damage, picked and placed by `rng`."""
+    """Damage the bytes in one way that `rng` chooses."""
     damaged = bytearray(data)
     kind = rng.choice(["flips", "cut", "lie", "lie", "hole", "twice"])
     if kind == "flips":
@@ -69,14 +69,14 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 def _judge(sandbox: Sandbox, segments: list[Segment], output: Path) -> list[str]:
-    """Every segment committed within its time; gives the verdicts. The decoding child's memory is measured."""
+    """Curate and commit every segment within its time and memory; return the verdicts."""
     verdicts, peak = [], 0
     for segment in segments:
         began = time.monotonic()
         (done,) = sandbox([segment])
         took = time.monotonic() - began
         assert took < TRIES * STALL_S, f"{segment.uri} took {took:.0f} s"
-        entry = write_segment(output, done)
+        entry = commit_segment(output, done).entry
         assert entry.considered == len(done.clips) >= 1
         verdicts += [f"{clip.verdict} {clip.reason}".strip() for clip in done.clips]
         if sandbox._child is not None:
@@ -120,7 +120,7 @@ def test_many_damaged_files_end_in_verdicts(sandbox, sources, tmp_path):
 
 
 @pytest.mark.skipif(not BROKEN.is_dir(), reason="shared/media is not here")
-def test_broken_files_of_the_world(sandbox, tmp_path):
+def test_real_broken_files_end_in_verdicts(sandbox, tmp_path):
     segments = list_sources([str(BROKEN)])
     assert len(segments) == 14
     _judge(sandbox, segments, tmp_path)

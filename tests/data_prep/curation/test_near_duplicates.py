@@ -1,4 +1,4 @@
-"""The same clip in another size and codec setting is found; the same picture with another sound is none."""
+"""A clip in another size and codec setting is a duplicate; the same picture with another sound is none."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ HASHES = st.integers(0, 2**64 - 1)
 
 
 def _film(seed: int, size: tuple[int, int]) -> list[np.ndarray]:
-    """Two seconds of slowly moving blobs, drawn at a size."""
+    """Draw two seconds of slowly moving blobs at a size."""
     rng = np.random.default_rng(seed)
     spots = rng.random((6, 5))
     y, x = np.mgrid[0 : size[0], 0 : size[1]]
@@ -62,7 +62,7 @@ def _row(path, clip_id: str, pixels: int) -> dict:
     }
 
 
-def test_a_smaller_copy_is_a_double_and_another_sound_is_none(tmp_path):
+def test_a_smaller_copy_is_a_duplicate_and_another_sound_is_none(tmp_path):
     rows = []
     for name, film, sound, size, crf in [
         ("original", 0, 0, (144, 256), 18),
@@ -78,7 +78,7 @@ def test_a_smaller_copy_is_a_double_and_another_sound_is_none(tmp_path):
     assert (double["clip_id"], double["duplicate_of"]) == ("smaller", "original")
 
 
-def test_a_picture_without_anything_in_it_has_no_hash():
+def test_a_picture_without_content_has_no_hash():
     assert picture_hash(np.full((32, 32), 16.0)) is None
 
 
@@ -95,7 +95,7 @@ def test_every_picture_within_the_bits_is_found(value, flipped):
 
 
 @given(st.lists(st.tuples(HASHES, HASHES, st.integers(1, 3)), max_size=30))
-def test_what_stays_is_no_double(clips):
+def test_a_clip_that_stays_is_no_duplicate(clips):
     rows = [
         {"clip_id": f"{n}", "seconds": 3.0, "pixels": size, "pictures": [picture % 64], "sound": sound % 2}
         for n, (picture, sound, size) in enumerate(clips)
@@ -107,7 +107,7 @@ def test_what_stays_is_no_double(clips):
     assert find(list(reversed(rows))) == found
 
 
-def test_an_embedding_finds_the_picture_that_its_hash_has_lost():
+def test_an_embedding_finds_a_picture_whose_hash_differs():
     rng = np.random.default_rng(0)
     vectors = [vector / np.linalg.norm(vector) for vector in rng.standard_normal((200, 64)).astype(np.float32)]
     rows = [
@@ -125,7 +125,7 @@ def test_an_embedding_finds_the_picture_that_its_hash_has_lost():
     assert find([*rows, {**cropped, "embedding": None}]) == []
 
 
-def test_doubles_are_dropped_by_what_reads_the_set():
+def test_the_next_stage_drops_duplicates():
     clips = [Clip("a", 0.0, 2.0, media=b"x"), Clip("b", 2.0, 4.0, media=b"x")]
     segment = near_duplicates.without(Segment("s", "u", clips=clips), {"b": "a", "elsewhere": "a"})
     assert [(clip.verdict, clip.reason, clip.media) for clip in segment.clips] == [

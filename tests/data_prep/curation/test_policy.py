@@ -1,8 +1,9 @@
-"""The rules on scores alone, so that each can be read here."""
+"""The rules, on scores alone."""
 
 import pytest
 
-from data_prep.curation.policy import PolicySettings, as_one_clip, judge
+from data_prep.curation.policy import as_one_clip, judge
+from data_prep.settings import PolicySettings
 
 SPEECH = {
     "has_audio": 1.0, "active_s": 4.0, "silence_ratio": 0.1, "clipped_ratio": 0.0, "bandwidth_hz": 8000.0,
@@ -28,7 +29,7 @@ STEADY = SCENE | {"stationarity": 0.9, "salient_ratio": 0.02, "prominent_s": 0.0
         (STEADY | {"tag_event": 0.13, "tag_noise": 0.33}, "dropped", "steady_noise", "noise"),  # a noise floor
         (STEADY | {"tag_event": 0.6, "tag_noise": 0.2, "wander": 1.0}, "dropped", "steady_noise", "noise"),
         (STEADY | {"tag_speech": 0.4, "tag_event": 0.0, "uneven_db": 0.5}, "kept", "", "environment"),  # talk in noise
-        (STEADY | {"tone_ratio": 0.9, "tag_event": 0.99}, "dropped", "tone", "noise"),  # "Telephone", says the tagger
+        (STEADY | {"tone_ratio": 0.9, "tag_event": 0.99}, "dropped", "tone", "noise"),  # the tagger reports "Telephone"
         (STEADY | {"tone_ratio": 0.9, "tag_music": 0.9}, "dropped", "tone", "noise"),
         (SPEECH | {"stationarity": 0.7, "tone_ratio": 0.6}, "kept", "", "speech"),  # someone speaks over a hum
         (
@@ -44,10 +45,10 @@ STEADY = SCENE | {"stationarity": 0.9, "salient_ratio": 0.02, "prominent_s": 0.0
             "dropped",
             "steady_noise",
             "noise",
-        ),  # "Waterfall", of white noise
+        ),  # the tagger reports "Waterfall" for white noise
         (SPEECH | {"tag_speech": 0.8, "voice_ratio": 0.0}, "kept", "", "speech"),  # far away: no voice is detected
         (SPEECH | {"tag_speech": 0.3, "voice_ratio": 0.18}, "kept", "", "environment"),  # a few words in a kitchen
-        (SCENE | {"tag_music": 0.9, "tone_ratio": 0.8}, "kept", "", "environment"),  # a hum, says the tagger, is music
+        (SCENE | {"tag_music": 0.9, "tone_ratio": 0.8}, "kept", "", "environment"),  # the tagger takes a hum for music
         (SCENE | {"tag_event": 0.02, "tag_noise": 0.8}, "dropped", "noise", "noise"),
         (SCENE | {"bandwidth_hz": 300.0}, "dropped", "narrow_band", "noise"),
         (SPEECH | {"clipped_ratio": 0.4}, "dropped", "clipped", "noise"),
@@ -58,13 +59,13 @@ def test_rules(scores, verdict, reason, sound_class):
     assert (found.verdict, found.reason, found.sound_class) == (verdict, reason, sound_class)
 
 
-def test_only_where_the_tagger_hears_a_trace_of_speech_is_a_steady_sound_asked_for_voices():
+def test_the_rule_for_steady_noise_waits_for_the_voice_score_only_with_a_trace_of_speech():
     hiss = {name: value for name, value in STEADY.items() if name != "voice_ratio"} | {"tag_event": 0.0}
     assert judge(hiss | {"tag_speech_max": 0.02}, PolicySettings()).reason == "steady_noise"
     assert judge(hiss | {"tag_speech_max": 0.2}, PolicySettings()).verdict == "kept"  # not yet
     assert judge(hiss | {"tag_speech_max": 0.2, "voice_ratio": 0.0}, PolicySettings()).reason == "steady_noise"
     assert judge(hiss | {"tag_speech_max": 0.2, "voice_ratio": 0.3}, PolicySettings()).verdict == "kept"
-    # A set that was judged before the trace was stored has its voices.
+    # A set from before the trace was stored has the voice score.
     assert judge(hiss | {"voice_ratio": 0.0}, PolicySettings()).reason == "steady_noise"
 
 

@@ -1,4 +1,4 @@
-"""New thresholds on stored scores: what leaves, what stays, what comes back from its source."""
+"""New thresholds on stored scores: which clips are dropped, kept, or cut from their source again."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from data_prep.clip import Clip, Segment
-from data_prep.curation.curator import CurateSettings, Curator
-from data_prep.curation.kept_clip_scores import KeptClipScoreSettings
-from data_prep.curation.policy import PolicySettings
+from data_prep.curation.curator import Curator
 from data_prep.curation.rejudge import Rejudger, rejudged_settings
-from data_prep.dataset.shards import read_segment, write_segment
+from data_prep.dataset.shards import commit_segment, read_segment
 from data_prep.media.write_mp4 import write_mp4
+from data_prep.settings import CurateSettings, KeptClipScoreSettings, PolicySettings
 from data_prep.sources.listing import list_sources
 from tests.data_prep.media.marked_media import numbered_frame
 
@@ -46,7 +45,7 @@ def curated(tmp_path_factory) -> tuple[Path, list[Segment]]:
     films = [_film(folder / f"{name}.mp4", hiss=name == "hiss") for name in ("hiss", "knocks")]
     made = Curator(CurateSettings())(films)
     for segment in made:
-        write_segment(folder / "set", segment)
+        commit_segment(folder / "set", segment)
     return folder, [read_segment(folder / "set", segment.segment_id) for segment in made]
 
 
@@ -54,7 +53,7 @@ def test_the_same_thresholds_give_the_same_bytes_without_a_source(curated, tmp_p
     folder, segments = curated
     gone = [replace(segment, uri=str(tmp_path / "gone.mp4")) for segment in segments]
     for segment, again in zip(segments, Rejudger(CurateSettings(), _never)(gone), strict=True):
-        write_segment(tmp_path / "set", replace(again, uri=segment.uri))
+        commit_segment(tmp_path / "set", replace(again, uri=segment.uri))
         for part in ("shards", "manifest", "ledger"):
             for file in (folder / "set" / part).glob(f"{segment.segment_id}.*"):
                 assert (tmp_path / "set" / part / file.name).read_bytes() == file.read_bytes()
@@ -70,7 +69,7 @@ def test_a_tighter_threshold_drops_without_a_source(curated):
     assert clip.scores == knocks.clips[0].scores
 
 
-def test_what_a_looser_threshold_keeps_is_cut_from_its_source(curated):
+def test_a_looser_threshold_cuts_a_clip_from_its_source(curated):
     _, (hiss, _) = curated
     assert [clip.reason for clip in hiss.clips] == ["steady_noise"]
     settings = _loose(stationary_min=1.0)
@@ -82,7 +81,7 @@ def test_what_a_looser_threshold_keeps_is_cut_from_its_source(curated):
 
 
 @pytest.mark.parametrize("how", ["gone", "changed"])
-def test_what_cannot_be_cut_says_so(curated, how, tmp_path):
+def test_a_clip_that_cannot_be_cut_is_failed(curated, how, tmp_path):
     _, (hiss, _) = curated
     path = tmp_path / "film.mp4"
     if how == "changed":
@@ -91,7 +90,7 @@ def test_what_cannot_be_cut_says_so(curated, how, tmp_path):
     (clip,) = again.clips
     assert (clip.verdict, clip.reason) == ("failed", "rejudge")
     assert "curate it again" in clip.error
-    write_segment(tmp_path / "set", again)
+    commit_segment(tmp_path / "set", again)
 
 
 def test_failures_and_short_clips_stay_as_they_are():

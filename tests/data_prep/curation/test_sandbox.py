@@ -1,4 +1,4 @@
-"""A decoder that crashes, hangs or eats memory costs its source and nothing else."""
+"""A decoder that crashes, hangs or allocates too much costs its source and nothing else."""
 
 import os
 import signal
@@ -61,12 +61,12 @@ def test_a_child_that_dies_once_costs_nothing(sandbox, log):
     assert log.read_text().split() == ["once", "once"]
 
 
-def test_slow_work_that_goes_on_is_no_hang(sandbox):
+def test_slow_work_that_reports_progress_is_no_hang(sandbox):
     assert sandbox(_segments("slow"))[0].clips[0].kept
 
 
 def test_memory_is_bounded(sandbox):
-    """Refused memory is an error like another: here it leaves the callable, and the child lives on."""
+    """Refused memory is an ordinary error: here the work raises it, and the child survives."""
     first = _pid(sandbox)
     with pytest.raises(RuntimeError, match="MemoryError"):
         sandbox(_segments("bomb"))
@@ -79,7 +79,7 @@ def test_a_child_killed_between_two_segments_is_replaced(sandbox):
     assert sandbox(_segments("a"))[0].clips[0].kept
 
 
-def test_a_users_mistake_in_the_child_is_told():
+def test_a_users_mistake_in_the_child_is_reported():
     with pytest.raises(ValueError, match=r"^curate.tagger: weights are missing; give a path$"):
         Sandbox(crashing.refuse)
 

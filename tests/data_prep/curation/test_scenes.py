@@ -1,4 +1,4 @@
-"""Hard cuts to the frame, without mistaking motion, flashes and shaking for them; divisions at pauses."""
+"""Hard cuts are exact to the frame; motion, flashes and shaking are none; divisions are at pauses."""
 
 import io
 from itertools import pairwise
@@ -30,7 +30,7 @@ def _cuts(frames: list[np.ndarray]) -> list[float]:
 
 
 def _found(media: Media) -> tuple[PacketIndex, list[float]]:
-    """The track and its cuts."""
+    """Return the packets and the cuts."""
     with open_media(media) as container:
         packets, video = read_packet_index(container, 0.0, float("inf")), choose_streams(container).video
         assert packets is not None
@@ -52,7 +52,7 @@ def test_cuts_inside_a_single_group_of_pictures(tmp_path):
 @pytest.mark.parametrize(
     ("codec", "gop"), [("libx264", 250), ("libx264", 25), ("libvpx", 128), ("mpeg4", 12), ("mpeg4", 1)]
 )
-def test_cuts_whatever_the_encoder_tells(tmp_path, codec, gop):
+def test_cuts_with_any_encoder(tmp_path, codec, gop):
     lengths = [40, 61, 40, 40, 33, 77, 40]
     frames = [frame for seed, length in enumerate(lengths) for frame in _texture(seed, length, speed=2)]
     name = "a.mkv" if codec == "libvpx" else "a.mp4"
@@ -91,7 +91,7 @@ def test_a_shaking_camera_is_no_cut():
     assert _cuts(frames) == []
 
 
-def test_a_broken_file_has_no_track():
+def test_a_broken_file_has_no_packets():
     with pytest.raises(FFmpegError, match="Invalid data"):
         read_packet_index(b"no video at all", 0.0, 10.0)
 

@@ -1,4 +1,4 @@
-"""A network of SyncNet's class, as small as one can be: two towers, and the offset at which they agree best."""
+"""A minimal network of the kind of SyncNet: two towers, and the offset at which they agree best."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ class TinySync(nn.Module):
         self.video, self.audio = nn.Linear(3 * 8 * 8, 16), nn.Linear(640, 16)
 
     def forward(self, frames: torch.Tensor, sound: torch.Tensor) -> torch.Tensor:
-        """(F, 3·64) and (F, 640) → (F, F), how near each moment of sound is to each of picture."""
+        """Return the similarity (F, F) of each picture (F, 3·64) and each stretch of sound (F, 640)."""
         video, audio = (nn.functional.normalize(tower, dim=1) for tower in (self.video(frames), self.audio(sound)))
         return video @ audio.T
 

@@ -34,7 +34,7 @@ def _digests(root) -> dict[str, str]:
 
 def test_a_segment_comes_back_as_it_was_committed(tmp_path):
     segment = _segment()
-    entry = shards.write_segment(tmp_path, segment)
+    entry = shards.commit_segment(tmp_path, segment).entry
     assert (entry.considered, entry.kept, entry.dropped, entry.failed) == (4, 2, {"silence": 1}, {"tags": 1})
     assert entry.kept_s == 9.0
     back = shards.read_segment(tmp_path, "s1")
@@ -44,7 +44,7 @@ def test_a_segment_comes_back_as_it_was_committed(tmp_path):
 
 
 def test_the_tar_is_a_webdataset_with_sorted_members_and_no_clock(tmp_path):
-    shards.write_segment(tmp_path, _segment())
+    shards.commit_segment(tmp_path, _segment())
     with tarfile.open(tmp_path / "shards/s1.tar") as tar:
         names = tar.getnames()
         assert names == sorted(names)
@@ -57,18 +57,18 @@ def test_the_tar_is_a_webdataset_with_sorted_members_and_no_clock(tmp_path):
 
 
 def test_bytes_are_a_function_of_the_clips(tmp_path):
-    shards.write_segment(tmp_path / "one", _segment())
+    shards.commit_segment(tmp_path / "one", _segment())
     shuffled = _segment()
     shuffled.clips.reverse()
-    shards.write_segment(tmp_path / "two", shuffled)
+    shards.commit_segment(tmp_path / "two", shuffled)
     assert _digests(tmp_path / "one") == _digests(tmp_path / "two")
     before = _digests(tmp_path / "one")
-    shards.write_segment(tmp_path / "one", _segment())
+    shards.commit_segment(tmp_path / "one", _segment())
     assert _digests(tmp_path / "one") == before
 
 
 def test_nothing_kept_needs_no_tar(tmp_path):
-    entry = shards.write_segment(tmp_path, Segment("s2", "/media/x.mp4").failed("read", "truncated"))
+    entry = shards.commit_segment(tmp_path, Segment("s2", "/media/x.mp4").failed("read", "truncated")).entry
     assert entry.shard == ""
     assert not (tmp_path / "shards").exists()
     (clip,) = shards.read_segment(tmp_path, "s2").clips
@@ -76,7 +76,7 @@ def test_nothing_kept_needs_no_tar(tmp_path):
 
 
 def test_members_are_read_by_byte_range(tmp_path):
-    shards.write_segment(tmp_path, _segment())
+    shards.commit_segment(tmp_path, _segment())
     for row in read_manifest(tmp_path).to_pylist():
         data = shards.read_member(tmp_path, row["shard"], row["media_offset"], row["media_size"])
         assert data == {"a": b"first", "b": b"second" * 99}.get(row["clip_id"][0], b"")
@@ -94,7 +94,7 @@ def test_a_segment_without_its_verdicts_is_not_committed(tmp_path):
         replace(_segment(), clips=[Clip("a" * 20, 0, 1, media=b"x"), Clip("a" * 20, 1, 2, media=b"x")]),
     ):
         with pytest.raises(AssertionError):
-            shards.write_segment(tmp_path, broken)
+            shards.commit_segment(tmp_path, broken)
     assert Ledger(tmp_path).done() == set()
 
 
@@ -106,8 +106,8 @@ def test_the_ledger_is_written_last(tmp_path, monkeypatch):
         written.append(Path(path).parent.name)
         return real(path)
 
-    monkeypatch.setattr(storage, "atomic_write", watched)
-    shards.write_segment(tmp_path, _segment())
+    monkeypatch.setattr(storage, "whole", watched)
+    shards.commit_segment(tmp_path, _segment())
     assert written == ["shards", "manifest", "ledger"]
 
 
@@ -135,7 +135,7 @@ def test_conservation_is_checked_at_commit(tmp_path):
 
 def test_the_funnel_of_a_set(tmp_path):
     for name in ("s1", "s2"):
-        shards.write_segment(tmp_path, replace(_segment(name), segment_id=name))
+        shards.commit_segment(tmp_path, replace(_segment(name), segment_id=name))
     (tmp_path / "ledger" / ".s3.json.tmp").write_text("leftover")
     ledger = Ledger(tmp_path)
     assert ledger.done() == {"s1", "s2"}
@@ -152,10 +152,10 @@ def test_manifest_and_index_follow_the_ledger(tmp_path):
         read_manifest(tmp_path)
     with pytest.raises(ValueError, match="kinotone encode"):
         read_index(tmp_path)
-    shards.write_segment(tmp_path, _segment("s1"))
+    shards.commit_segment(tmp_path, _segment("s1"))
     info = {"bucket": "f49_h128_w192_a51", "video_tokens": 10, "audio_tokens": 51, "text_tokens": 7}
     clips = [Clip("e" * 20, 0, 2, sample=b"tensors", info=info), Clip("f" * 20, 2, 4).dropped("silence")]
-    shards.write_segment(tmp_path, Segment("s2", "/media/s2.mp4", clips=clips))
+    shards.commit_segment(tmp_path, Segment("s2", "/media/s2.mp4", clips=clips))
     (tmp_path / "manifest" / "s3.parquet").write_bytes(b"a killed run's leftover")
     assert read_manifest(tmp_path).num_rows == 6
     assert build_index(tmp_path) == f"{tmp_path}/index.parquet"

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from data_prep.clip import Clip, Segment, stable_id
-from data_prep.curation.curator import CurateSettings, Curator
+from data_prep.curation.curator import Curator
 from data_prep.dataset import storage
 from data_prep.dataset.index import build_index, read_index, read_manifest
 from data_prep.dataset.ledger import Ledger
-from data_prep.dataset.shards import read_segment, write_segment
+from data_prep.dataset.shards import commit_segment, read_segment
 from data_prep.sources.listing import list_sources
 from tests.data_prep.media.marked_media import noise_sound, numbered_frame, write
 from tests.object_store import Faults, gs_server, s3_server
@@ -109,7 +109,7 @@ def test_a_set_is_the_same_on_disk_and_store(store, tmp_path):
         for n in range(3):
             clip = Clip(stable_id(n), 0.0, 2.0, media=b"film" * 500 * n, sample=b"tensors", info=info)
             other = Clip(stable_id(n, 1), 2.0, 4.0).dropped("silence")
-            write_segment(place, Segment(stable_id("segment", n), f"/media/{n}.mp4", clips=[clip, other]))
+            commit_segment(place, Segment(stable_id("segment", n), f"/media/{n}.mp4", clips=[clip, other]))
         build_index(place)
         assert len(list(Ledger(place).entries())) == 3
     there = f"{store}/same"

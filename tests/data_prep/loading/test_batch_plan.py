@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.loading.batch_plan import BLOCK, BatchSettings, plan
+from data_prep.loading.batch_plan import plan
+from data_prep.settings import BLOCK, BatchSettings
 
 TOKENS = {"short": 3, "long": 10, "wide": 7}
 

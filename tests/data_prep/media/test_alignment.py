@@ -9,9 +9,10 @@ import math
 import numpy as np
 import pytest
 
-from data_prep.curation.curator import CurateSettings, Curator
+from data_prep.curation.curator import Curator
 from data_prep.loading.buckets import MEL_FRAMES_PER_LATENT, Bucket
 from data_prep.media.decode import INF, decode_audio, decode_video, frame_times, span
+from data_prep.settings import CurateSettings
 from data_prep.sources.listing import list_sources
 from model.modality import audio_positions, video_positions
 from tests.data_prep.media.marked_media import lag_s, write

@@ -1,4 +1,4 @@
-"""Motion that begins with the sound is told from motion that does not."""
+"""Motion that begins with the sound is distinguished from motion that does not."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_motion_elsewhere_does_not_agree():
     assert np.median(found) < 2.5
 
 
-def test_what_cannot_be_measured_is_not():
+def test_no_score_without_onsets_or_motion():
     times = np.arange(0, 12, 0.04)
     assert agreement(np.array([1.0, 2.0]), times, _jumps(times, np.array([1.0]))) == {}
     assert agreement(np.array([1.0, 2.0, 3.0]), times, np.zeros(len(times))) == {}

@@ -1,4 +1,4 @@
-"""The scores say what they are named for, on sounds whose truth is known."""
+"""The scores of sounds with known properties."""
 
 from pathlib import Path
 
@@ -129,7 +129,7 @@ def test_a_sentence_in_a_long_pause_is_tagged_as_speech():
     assert sound.tag_scores(mono, tagger)[0]["tag_speech"] > 0.4
 
 
-def test_quiet_sound_is_turned_up_and_loud_is_not():
+def test_quiet_sound_is_amplified_and_loud_sound_is_not():
     tone = np.sin(np.arange(16000) * 0.3).astype(np.float32)
     assert np.abs(sound.turned_up(0.5 * tone)).max() == pytest.approx(0.5, abs=1e-3)
     assert 20 * np.log10(np.sqrt(np.square(sound.turned_up(0.01 * tone)).mean())) == pytest.approx(-25, abs=0.2)
@@ -167,7 +167,7 @@ def test_patches_cover_the_whole_sound():
     patches, begins = audio_tags.patches(np.zeros(16000 * 5, np.float32), 0.96)
     assert patches.shape[1:] == (96, 64)
     assert begins[0] == 0.0
-    assert begins[-1] + 0.96 >= 4.5  # less than half a hop is left unheard
+    assert begins[-1] + 0.96 >= 4.5  # less than half a hop is not covered
 
 
 def test_events_have_times():

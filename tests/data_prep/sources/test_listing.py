@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_prep.curation.spans import divide
 from data_prep.dataset import storage
 from data_prep.media.container import last_timestamp
 from data_prep.media.write_mp4 import write_mp4
-from data_prep.sources.listing import PART_BYTES, divide, list_sources
+from data_prep.sources.listing import PART_BYTES, list_sources
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_a_long_source_is_several_segments(tmp_path):
     frames = np.random.default_rng(0).integers(0, 255, (60, 64, 64, 3), dtype=np.uint8)
     write_mp4(tmp_path / "long.mp4", frames, 10, None, 16000)
     (segment,) = list_sources([str(tmp_path)])
-    found = divide(segment, segment_s=2.0)
+    found = divide(segment, span_s=2.0)
     edges = [0.0, 5.9 / 3, 2 * 5.9 / 3, float("inf")]
     assert [(span.start_s, span.end_s) for span in found] == [
         (pytest.approx(a), pytest.approx(b)) for a, b in pairwise(edges)
@@ -96,7 +97,7 @@ def test_the_parts_of_a_source_tile_it(tmp_path):
     write_mp4(tmp_path / "long.mp4", frames, 10, None, 16000)
     (whole,) = list_sources([str(tmp_path)])
     parts = [replace(whole, segment_id=f"{n}", size=1 << 40, part=n, parts=3) for n in range(3)]
-    found = [span for part in parts for span in divide(part, segment_s=1.0)]
+    found = [span for part in parts for span in divide(part, span_s=1.0)]
     assert found[0].start_s == 0.0
     assert math.isinf(found[-1].end_s)
     assert all(one.end_s == other.start_s for one, other in pairwise(found))

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.media.decode import decode_audio, decode_video
-from data_prep.synthetic import Mix, SynthSettings, generate, labels
+from data_prep.settings import Mix, SynthSettings
+from data_prep.synthetic import generate, labels
 from data_prep.synthetic.corpus import kinds_of, make_clip
 from data_prep.synthetic.speech import MEN, VOICES, WOMEN, speak
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from data_prep.clip import Clip, Segment, Tag
 from data_prep.dataset.ledger import Ledger
-from data_prep.dataset.shards import write_segment
+from data_prep.dataset.shards import commit_segment
 from tests.captioning.sounds import chord, clip_of
 from tests.chat_server import NAMES
 
@@ -22,5 +22,5 @@ def write_caption_set(root: Path, segments: int) -> str:
             clips.append(Clip(f"{number:03}-{place}", place, place + 1.0, media=one.media, tags=one.tags, info=info))
         clips.append(Clip(f"{number:03}-2", 2.0, 3.0).dropped("silence"))
         segment = Segment(f"segment{number:03}", "memory", 0.0, 3.0, size=1, content_key=f"{number}", clips=clips)
-        Ledger(root).commit(write_segment(root, segment))
+        Ledger(root).commit(commit_segment(root, segment).entry)
     return str(root)

@@ -9,10 +9,9 @@ import yaml
 
 from data_prep.clip import Clip, Segment
 from data_prep.curation import near_duplicates
-from data_prep.curation.curator import CurateSettings
-from data_prep.curation.policy import PolicySettings, judge
+from data_prep.curation.policy import judge
 from data_prep.dataset.index import read_manifest
-from data_prep.dataset.shards import write_segment
+from data_prep.dataset.shards import commit_segment
 from jobs.cli import main
 from jobs.settings import load_recipe
 from pipelines.dataflow.calibrate import run_calibrate
@@ -42,7 +41,7 @@ def curated(tmp_path) -> Path:
             f"{n:020x}", 0.0, 4.0, scores=scores, media=b"packets", info=info, sound_class=judgement.sound_class
         )
         clip = clip if judgement.verdict == "kept" else clip.dropped(judgement.reason)
-        write_segment(root, Segment(f"s{n}", f"/no/such/{name}.mp4", content_key="k", clips=[clip]))
+        commit_segment(root, Segment(f"s{n}", f"/no/such/{name}.mp4", content_key="k", clips=[clip]))
     finish(root, "curate", {}, 0.0)
     (tmp_path / "labels.tsv").write_text(
         "file\tclass\tverdict\ntalk.mp4\tspeech\tkeep\nyard.mp4\tenvironment\tkeep\nhiss.mp4\tnoise\tdrop\n"
@@ -84,7 +83,7 @@ def test_a_mistake_is_one_line(curated, tmp_path, capsys):
 @pytest.mark.usefixtures("ray_session")
 def test_rejudge_makes_a_set_of_its_own_and_drops_doubles(curated, tmp_path):
     double = Clip("f" * 20, 0.0, 4.0, scores=SOUNDS["talk"], media=b"again", info=PLACE, sound_class="speech")
-    write_segment(curated, Segment("s9", "/no/such/copy.mp4", content_key="k", clips=[double]))
+    commit_segment(curated, Segment("s9", "/no/such/copy.mp4", content_key="k", clips=[double]))
     assert finish(curated, "curate", {}, 0.0)["near_duplicates"] == 1
     assert near_duplicates.read(curated) == {"f" * 20: "0" * 20}
     before = read_manifest(curated)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.clip import Clip, Segment
-from pipelines.dataflow.commit import claim, commit_segments, dataset_id, differences, finish, read_summary
+from data_prep.settings import differences
+from pipelines.dataflow.commit import claim, commit_segments, dataset_id, finish, read_summary
 
 SETTINGS = {"curate": {"min_s": 1.0, "classes": ["speech"]}}
 
@@ -41,7 +42,10 @@ def test_an_output_that_is_a_file_or_has_lost_its_settings_is_named(tmp_path: Pa
 
 
 def test_differences_name_the_setting() -> None:
-    assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 1}, "d": 3}) == ["c: 2 → unset", "d: unset → 3"]
+    assert list(map(str, differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 1}, "d": 3}))) == [
+        "c: 2 → unset",
+        "d: unset → 3",
+    ]
 
 
 def test_a_summary_counts_the_ledger_and_ages_with_it(tmp_path: Path) -> None:

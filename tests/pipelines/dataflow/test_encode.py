@@ -15,7 +15,8 @@ from data_prep.clip import Clip, Segment
 from data_prep.loading.buckets import Bucket
 from data_prep.media.write_mp4 import write_mp4
 from model import build, weights
-from pipelines.dataflow.encode import COMPONENTS, Encoder, EncodeSettings, to_safetensors
+from pipelines.dataflow.encode import COMPONENTS, Encoder, fingerprints, to_safetensors
+from pipelines.settings import EncodeSettings
 from tests.tiny_gemma import write_gemma
 
 BUCKET = Bucket(frames=9, height=64, width=96, fps=24)
@@ -118,10 +119,10 @@ def test_missing_weights_name_the_setting(folder: Path, tmp_path: Path) -> None:
 def test_a_part_without_weights_is_the_presets_untrained_one_and_says_so(folder: Path) -> None:
     settings = EncodeSettings()
     assert settings.untrained == ["video_vae", "audio_vae", "text_conditioner"]
-    assert set(settings.fingerprints().values()) == {"tiny, untrained"}
+    assert set(fingerprints(settings).values()) == {"tiny, untrained"}
     assert _settings(folder).untrained == []
     with pytest.raises(ValueError, match="unknown preset 'tinny'"):
-        EncodeSettings(preset="tinny").fingerprints()
+        fingerprints(EncodeSettings(preset="tinny"))
 
 
 _SAVE = """

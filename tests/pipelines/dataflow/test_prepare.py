@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.curation.curator import CurateSettings
 from data_prep.dataset.ledger import Ledger
-from pipelines.dataflow.encode import EncodeSettings
+from data_prep.settings import CurateSettings
 from pipelines.dataflow.prepare import run_prepare
+from pipelines.settings import EncodeSettings
 from tests.pipelines.killing import digests, films, start
 
 CURATE = {"curate": CurateSettings(clip_min_s=1.0)}

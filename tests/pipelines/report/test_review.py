@@ -8,7 +8,7 @@ import pytest
 
 from data_prep.clip import Clip, Segment
 from data_prep.dataset.index import read_manifest
-from data_prep.dataset.shards import write_segment
+from data_prep.dataset.shards import commit_segment
 from jobs.cli import main
 from pipelines.dataflow.commit import claim, finish
 from pipelines.report import review
@@ -24,7 +24,7 @@ def captioned(tmp_path) -> Path:
         caption = json.loads(json.dumps(CAPTION))
         caption["evidence"][2]["facts"]["tags"][0]["score"] = score
         clip = Clip(f"{n:020x}", 0.0, 4.0, media=b"packets", sound_class="speech", caption=caption)
-        write_segment(root, Segment(f"s{n}", f"/films/{n}.mp4", content_key="k", clips=[clip]))
+        commit_segment(root, Segment(f"s{n}", f"/films/{n}.mp4", content_key="k", clips=[clip]))
     finish(root, "caption", {}, 0.0)
     return root
 

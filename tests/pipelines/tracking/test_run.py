@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from pipelines.report.previews import spectrogram
+from pipelines.settings import TrackingSettings
 from pipelines.tracking import run as tracking
-from pipelines.tracking.run import Run, TrackingSettings, create_sqlite, flatten, start_run
+from pipelines.tracking.run import Run, create_sqlite, flatten, start_run
 
 
 def _start(output: Path, uri: str = "", patience_s: float = 120.0) -> Run:
@@ -157,7 +158,8 @@ def test_one_bad_record_is_said_and_the_rest_arrives(tmp_path: Path, caplog: pyt
 _COLD_RUN = """
 import sys
 from pathlib import Path
-from pipelines.tracking.run import TrackingSettings, start_run
+from pipelines.tracking.run import start_run
+from pipelines.settings import TrackingSettings
 with start_run(TrackingSettings(), "kinotone", "curate", {}, {}, Path(sys.argv[1])) as run:
     run.metrics({"loss": 1.0}, 1)
 assert run.run_id

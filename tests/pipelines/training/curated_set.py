@@ -6,7 +6,7 @@ import numpy as np
 
 from data_prep.clip import Clip, Segment
 from data_prep.dataset.ledger import Ledger
-from data_prep.dataset.shards import write_segment
+from data_prep.dataset.shards import commit_segment
 from data_prep.media.write_mp4 import write_mp4
 
 
@@ -25,5 +25,5 @@ def write_curated_set(root: Path, sizes: list[tuple[int, int]], dropped: int | N
         clip = Clip(f"clip{n}", 0.0, 50 / 24, media=path.read_bytes(), info=info)
         clips.append(clip.dropped("noise") if n == dropped else clip)
     segment = Segment("segment", "memory", 0.0, 50 / 24, size=1, content_key="key", clips=clips)
-    Ledger(root / "set").commit(write_segment(root / "set", segment))
+    Ledger(root / "set").commit(commit_segment(root / "set", segment).entry)
     return str(root / "set")

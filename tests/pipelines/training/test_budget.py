@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import model
-from data_prep.loading.batch_plan import BatchSettings
 from data_prep.loading.buckets import Bucket
+from data_prep.settings import BatchSettings
 from jobs.cli import main
 from jobs.settings import load_recipe
-from pipelines.settings import DiTSettings, LoRASettings, TrainSettings, WorkerSettings
 from pipelines.training.budget import Cluster, budget, model_states, remedies
+from pipelines.training.settings import DiTSettings, LoRASettings, TrainSettings, WorkerSettings
 from pipelines.training.worker import _import_deepspeed
 
 BUCKET = Bucket(frames=121, height=512, width=768)

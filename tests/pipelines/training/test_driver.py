@@ -10,9 +10,9 @@ import torch
 
 import model
 from data_prep.loading import batch_plan
-from pipelines.settings import TrainSettings
 from pipelines.training import checkpoint
 from pipelines.training.driver import component_files, train
+from pipelines.training.settings import TrainSettings
 from pipelines.training.tasks.dit import DiTTask
 from pipelines.training.worker import METRICS, Job, components, read_metrics
 from tests.pipelines.killing import train_until_killed

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 import model
-from data_prep.synthetic import SynthSettings
+from data_prep.settings import SynthSettings
 from data_prep.synthetic import generate as synthesise
 from jobs.settings import load_recipe
 from model import weights
 from pipelines.dataflow.prepare import run_prepare
-from pipelines.settings import TrainSettings
 from pipelines.training.driver import train
+from pipelines.training.settings import TrainSettings
 from pipelines.training.worker import METRICS, read_metrics
 
 pytestmark = pytest.mark.slow

@@ -10,11 +10,11 @@ import torch
 
 from data_prep.loading.batch_plan import MicroBatch
 from data_prep.loading.buckets import Bucket
-from pipelines.settings import OptimizerSettings, TrainSettings
 from pipelines.training import checkpoint
 from pipelines.training.driver import component_files, train
 from pipelines.training.ema import MovingAverage
 from pipelines.training.schedule import learning_rate
+from pipelines.training.settings import OptimizerSettings, TrainSettings
 from pipelines.training.tasks.base import noise_like, per_sample
 from pipelines.training.tasks.dit import DiTTask
 from pipelines.training.tasks.helpers.clips import PictureClips, SoundClips

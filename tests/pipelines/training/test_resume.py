@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import model
-from pipelines.settings import TrainSettings
 from pipelines.training import driver
 from pipelines.training.driver import train
+from pipelines.training.settings import TrainSettings
 from pipelines.training.worker import METRICS, read_metrics
 from tests.pipelines.killing import end_family, start_training, strike_training
 from tests.pipelines.training import recorded

@@ -11,9 +11,9 @@ from torch.multiprocessing.spawn import spawn
 
 import model
 from model.modality import Modality, audio_positions, video_positions
-from pipelines.settings import TrainSettings, WorkerSettings
 from pipelines.training.driver import train
 from pipelines.training.sequence_parallel import SequenceGroup
+from pipelines.training.settings import TrainSettings, WorkerSettings
 from tests.model.sizes import random_model
 from tests.pipelines.training.encoded_set import BUCKET, write_conditioner, write_encoded_set
 from tests.pipelines.training.training_runs import exact, mistake

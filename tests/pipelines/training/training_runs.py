@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.settings import TrainSettings
 from pipelines.training.driver import train
+from pipelines.training.settings import TrainSettings
 from pipelines.training.tasks.base import Trainee
 from pipelines.training.worker import METRICS, read_metrics
 

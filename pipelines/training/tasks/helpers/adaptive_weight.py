@@ -39,7 +39,8 @@ class LastLayer:
 
     def balance(self, loss: Tensor, output: Tensor, gradient: Tensor) -> Tensor:
         """(): how much heavier than `gradient` the gradient of `loss` weighs on the layer; both with regard to
-        `output`, what the decoder gave last. `loss` keeps its graph."""
+        `output`, what the decoder gave last. `loss` keeps its graph.
+        """
         (own,) = torch.autograd.grad(loss, output, retain_graph=True)
         x, self._input = self._input, None
         assert x is not None

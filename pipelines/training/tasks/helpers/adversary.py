@@ -26,8 +26,8 @@ from model.discriminators import (
     least_squares_discriminator_loss,
     least_squares_generator_loss,
 )
-from pipelines.settings import AdversarySettings, OptimizerSettings
 from pipelines.training.schedule import learning_rate
+from pipelines.training.settings import AdversarySettings, OptimizerSettings
 from pipelines.training.tasks.base import Mean, per_sample
 
 _LOSSES = {

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from model.modality import audio_positions, video_positions
-from pipelines.settings import ConditioningSettings
+from pipelines.training.settings import ConditioningSettings
 
 
 def draw_given(

@@ -25,8 +25,8 @@ from model.flow import TrainingSigma, add_noise, velocity_target
 from model.modality import Modality, audio_positions, patchify_audio, patchify_video, video_positions
 from model.text_conditioner import TextConditioner
 from model.transformer import DualStreamBlock, DualStreamTransformer
-from pipelines.settings import DiffusionSettings
 from pipelines.training.sequence_parallel import SequenceGroup
+from pipelines.training.settings import DiffusionSettings
 from pipelines.training.tasks.base import Dataset, Mean, Task, Trainee, generator, noise_like
 from pipelines.training.tasks.helpers.conditioning import draw_given
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from model.lora import save_adapter
 from model.weight_files import Spec
-from pipelines.settings import LoRASettings
 from pipelines.training.partitions import specs, stream_state
+from pipelines.training.settings import LoRASettings
 
 _NAME = "default"  # peft's for the one adapter of a module
 

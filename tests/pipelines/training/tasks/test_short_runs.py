@@ -9,10 +9,10 @@ import torch
 import model
 from data_prep.loading.buckets import Bucket
 from model import weights
-from pipelines.generate import GenerateSettings, generate
-from pipelines.settings import TrainSettings
-from pipelines.tracking.run import TrackingSettings
+from pipelines.generate import generate
+from pipelines.settings import GenerateSettings, TrackingSettings
 from pipelines.training.driver import train
+from pipelines.training.settings import TrainSettings
 from tests.pipelines.killing import train_until_killed
 from tests.pipelines.training.curated_set import write_curated_set
 from tests.pipelines.training.encoded_set import BUCKET, write_encoded_set

@@ -13,7 +13,7 @@ import model
 from data_prep.loading.batch_plan import MicroBatch
 from data_prep.loading.loader import CaptionedBatch
 from model.text_encoder import GemmaTextEncoder
-from pipelines.settings import TrainSettings
+from pipelines.training.settings import TrainSettings
 from pipelines.training.tasks.text_projection import TextProjectionTask, TextProjectionTrainee
 from tests.pipelines.training.encoded_set import write_encoded_set
 from tests.pipelines.training.training_runs import changed, learn, mistake, state

@@ -12,7 +12,7 @@ import model
 from data_prep.loading.batch_plan import MicroBatch
 from model import weights
 from model.upscaler import UpscalerConfig
-from pipelines.settings import TrainSettings
+from pipelines.training.settings import TrainSettings
 from pipelines.training.tasks.helpers.clips import PixelBatch
 from pipelines.training.tasks.upscaler import SCALES, UpscalerTask, UpscalerTrainee, scaled_down
 from tests.pipelines.training.curated_set import write_curated_set

@@ -16,7 +16,7 @@ from model.audio_vae import AudioVAE
 from model.discriminators import PatchDiscriminator, PatchDiscriminatorConfig, hinge_generator_loss
 from model.video_vae import VideoVAE
 from model.vocoder import Vocoder, VocoderConfig, VocoderWithBWE, VocoderWithBWEConfig
-from pipelines.settings import AdversarySettings, OptimizerSettings, TrainSettings
+from pipelines.training.settings import AdversarySettings, OptimizerSettings, TrainSettings
 from pipelines.training.tasks.audio_vae import AudioVAETask, coarse_error
 from pipelines.training.tasks.helpers.adversary import Adversary, Discriminators, own_optimizer
 from pipelines.training.tasks.helpers.clips import PixelBatch, SoundBatch

@@ -16,7 +16,7 @@ import model
 from data_prep.loading.batch_plan import MicroBatch
 from model.flow import velocity_target
 from model.modality import Modality, audio_positions, patchify_audio, patchify_video, video_positions
-from pipelines.settings import ConditioningSettings, TrainSettings
+from pipelines.training.settings import ConditioningSettings, TrainSettings
 from pipelines.training.tasks.dit import DiTTask
 from pipelines.training.tasks.helpers import diffusion
 from pipelines.training.tasks.helpers.conditioning import draw_given

@@ -12,9 +12,9 @@ from jobs.cli import main
 from model import weights
 from model.key_maps import diffusers_names
 from model.lora import adapter_path
-from pipelines.settings import LoRASettings, TrainSettings
 from pipelines.training import checkpoint
 from pipelines.training.driver import train
+from pipelines.training.settings import LoRASettings, TrainSettings
 from pipelines.training.tasks.dit import DiTTask
 from pipelines.training.tasks.helpers.lora import add_adapters, save_adapters
 from tests.model.sizes import random_model, tiny_2_0
