@@ -193,12 +193,12 @@ class Packets:
     def _rewind(self) -> None:
         begin = self.container.start_time or 0
         try:
-            # A transport stream has no index, and a seek to the start of one stream may land behind the first key
-            # frame of the other: before the first packet of any, it does not.
+            # A transport stream has no index, and a seek to the start of one stream may land after the first key frame
+            # of the other. So seek to a time before the first packet of any stream.
             self.container.seek(begin - BEFORE_ALL_S * av.time_base, backward=True)
         except _BROKEN:
             try:
-                self.container.seek(begin, backward=True)  # AVI knows no time before its first
+                self.container.seek(begin, backward=True)  # AVI cannot seek before its first packet
             except _BROKEN:
                 self.container.seek(begin, backward=False)  # in FLV, the picture may begin after the sound
 
@@ -237,9 +237,10 @@ def seconds_of(stamp: int, base: Fraction) -> float:
 
 
 def last_timestamp(media: Media) -> float:
-    """The last packet's time, seconds, measured by reading the file's end; 0.0 when nothing can be read.
+    """Measure the time of the last packet by reading the end of the file; a wrong duration in a header does no harm.
 
-    A header that claims 40 hours for one second does not fool it.
+    Returns:
+        Seconds; 0.0 when nothing can be read.
     """
     try:
         with open_media(media) as container:
@@ -253,4 +254,4 @@ def last_timestamp(media: Media) -> float:
                 last = max(last, timestamp(packet) or 0.0)
             return last
     except (*_BROKEN, ValueError):
-        return 0.0  # the read stage opens it again and gives the verdict
+        return 0.0  # curation opens the file again and gives the verdict
