@@ -29,7 +29,7 @@ from typing import Any
 
 from data_prep.clip import Segment
 from data_prep.curation import curator, kept_clip_scores, span_picture, span_sound, spans
-from data_prep.curation.curator import CurateSettings, Curator
+from data_prep.curation.curator import Curator
 from data_prep.media.container import last_timestamp
 from data_prep.scores import sound
 from data_prep.settings import CurateSettings

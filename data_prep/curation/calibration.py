@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from data_prep.curation.policy import THRESHOLDS, PolicySettings, judge
+from data_prep.curation.policy import THRESHOLDS, judge
+from data_prep.settings import PolicySettings
 
 POINTS = 41  # of a curve
 CLASSES = ("speech", "environment", "music", "mixed", "noise", "silence", "no_audio")

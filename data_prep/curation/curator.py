@@ -24,8 +24,8 @@ from av.container import InputContainer
 
 from data_prep.clip import Clip, Segment, stable_id
 from data_prep.curation.gates import pass_gates, sound_gates
-from data_prep.curation.kept_clip_scores import KeptClipScorer, KeptClipScoreSettings
-from data_prep.curation.policy import Judgement, PolicySettings
+from data_prep.curation.kept_clip_scores import KeptClipScorer
+from data_prep.curation.policy import Judgement
 from data_prep.curation.scenes import PacketIndex, divide_scene, read_packet_index
 from data_prep.curation.span_picture import SpanPicture
 from data_prep.curation.span_sound import ClipSound, SpanSound, read_span_sound
@@ -34,7 +34,7 @@ from data_prep.curation.spans import MAX_READ, spans, with_content_key
 from data_prep.media.container import open_media
 from data_prep.media.cut import cut
 from data_prep.scores.audio_tags import load_tagger
-from data_prep.settings import Settings
+from data_prep.settings import CurateSettings
 
 LATE_S = 0.1  # sound that begins or ends this much later or earlier than the picture is still complete
 

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 from data_prep.clip import Tag
 from data_prep.curation import policy as rules
-from data_prep.curation.policy import Judgement, PolicySettings, Rule, Scores, as_one_clip, judge
+from data_prep.curation.policy import Judgement, Rule, Scores, as_one_clip, judge
 from data_prep.curation.sandbox import beat
 from data_prep.curation.span_sound import ClipSound
 from data_prep.scores import sound
 from data_prep.scores.audio_tags import Tagger
+from data_prep.settings import PolicySettings
 
 
 class Measurement(NamedTuple):

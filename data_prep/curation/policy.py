@@ -11,35 +11,9 @@ and for `--rejudge` on stored scores.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pydantic import Field
-
-from data_prep.settings import Settings
+from data_prep.settings import PolicySettings
 
 Scores = dict[str, float]
-
-
-class PolicySettings(Settings):
-    """Thresholds of the rules."""
-
-    silence_db: float = Field(default=-55.0, description="a 50 ms frame below this is silent, dBFS; measured with it")
-    active_min_s: float = Field(default=0.1, ge=0, description="less sound than this in a clip is silence, seconds")
-    silence_max: float = Field(default=0.995, ge=0, le=1, description="a larger share of silent frames is silence")
-    stationary_min: float = Field(default=0.55, ge=0, le=1, description="share of energy that is always there: noise?")
-    salient_min: float = Field(default=0.15, ge=0, le=1, description="share of the time that something rises from it")
-    prominent_min_s: float = Field(default=0.4, ge=0, description="or seconds in which something rises from it by far")
-    speech_trace_min: float = Field(
-        default=0.07, ge=0, le=1, description="a steady clip whose best speech score is lower is not asked for voices"
-    )
-    voice_min: float = Field(default=0.1, ge=0, le=1, description="share of speech that saves a steady clip")
-    tone_min: float = Field(default=0.5, ge=0, le=1, description="share of the energy in unceasing lines: hum, tone")
-    event_min: float = Field(default=0.3, ge=0, le=1, description="event score that saves a steady clip: waterfall")
-    wander_min: float = Field(default=1.05, ge=0, description="unless it is steadier than this × Gaussian noise")
-    uneven_min_db: float = Field(default=0.7, ge=0, description="or its spectrum is this near a power law, dB: hiss")
-    noise_tag_min: float = Field(default=0.5, ge=0, le=1, description="noise score that drops what is no event")
-    bandwidth_min_hz: float = Field(default=1000.0, ge=0, description="sound with nothing above this is a rumble, Hz")
-    clipped_max: float = Field(default=0.1, ge=0, le=1, description="largest share of samples at full scale")
-    speech_min: float = Field(default=0.3, ge=0, le=1, description="mean of voice and speech scores for class speech")
-    music_min: float = Field(default=0.4, ge=0, le=1, description="music score for the class music")
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from dataclasses import replace
 
 from data_prep.clip import Clip, Segment
 from data_prep.curation import near_duplicates
-from data_prep.curation.curator import CurateSettings
 from data_prep.curation.policy import judge
 from data_prep.curation.spans import content_key
+from data_prep.settings import CurateSettings
 
 Curate = Callable[[list[Segment]], list[Segment]]
 

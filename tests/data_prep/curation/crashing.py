@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from data_prep.clip import Clip, Segment, stable_id
-from data_prep.curation.curator import CurateSettings, Curator
+from data_prep.curation.curator import Curator
 from data_prep.curation.sandbox import Sandbox, beat
 from data_prep.curation.span_work import SpanWork
+from data_prep.settings import CurateSettings
 
 
 class Crashing:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_prep.clip import Segment, stable_id
-from data_prep.curation.curator import CurateSettings, Curator
+from data_prep.curation.curator import Curator
 from data_prep.curation.spans import content_key
 from data_prep.dataset.shards import commit_segment
 from data_prep.media.decode import decode_audio, decode_video, span

@@ -5,11 +5,12 @@ import pytest
 
 from data_prep.clip import Clip
 from data_prep.curation.gates import pass_gates, sound_gates
-from data_prep.curation.policy import RULES, PolicySettings
+from data_prep.curation.policy import RULES
 from data_prep.curation.span_sound import ClipSound, SpanSound
 from data_prep.media.decode import Sound
 from data_prep.scores.audio_tags import load_tagger
 from data_prep.scores.sound import RATE
+from data_prep.settings import PolicySettings
 
 POLICY = PolicySettings()
 GATES = sound_gates(POLICY, load_tagger("package:yamnet"))

@@ -13,6 +13,7 @@ from data_prep.clip import Segment
 from data_prep.curation.curator import Curator
 from data_prep.curation.sandbox import STALL_S, TRIES, Sandbox
 from data_prep.dataset.shards import commit_segment
+from data_prep.settings import CurateSettings
 from data_prep.sources.listing import list_sources
 from tests.data_prep.media.marked_media import noise_sound, numbered_frame, write
 

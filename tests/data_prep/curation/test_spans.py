@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from data_prep.clip import Segment
-from data_prep.curation.curator import CurateSettings, Curator
+from data_prep.curation.curator import Curator
 from data_prep.curation.spans import spans
 from data_prep.media import container
+from data_prep.settings import CurateSettings
 from data_prep.sources.listing import list_sources
 from tests.data_prep.media.marked_media import noise_sound, numbered_frame, write
 

@@ -13,6 +13,7 @@ from data_prep.dataset import storage
 from data_prep.dataset.index import build_index, read_index, read_manifest
 from data_prep.dataset.ledger import Ledger
 from data_prep.dataset.shards import commit_segment, read_segment
+from data_prep.settings import CurateSettings
 from data_prep.sources.listing import list_sources
 from tests.data_prep.media.marked_media import noise_sound, numbered_frame, write
 from tests.object_store import Faults, gs_server, s3_server

@@ -12,6 +12,7 @@ from data_prep.curation import near_duplicates
 from data_prep.curation.policy import judge
 from data_prep.dataset.index import read_manifest
 from data_prep.dataset.shards import commit_segment
+from data_prep.settings import CurateSettings, PolicySettings
 from jobs.cli import main
 from jobs.settings import load_recipe
 from pipelines.dataflow.calibrate import run_calibrate
