@@ -261,8 +261,8 @@ def main() -> None:
     place = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {place}")
     for name, (model, step) in pair.items():
-        for _ in range(2):
-            _, loss = run(step, model, device)
+        run(step, model, device)  # warm-up
+        _, loss = run(step, model, device)
         print(f"{name}: loss {loss:.6f}")
     times: dict[str, list[float]] = {name: [] for name in pair}
     for _ in range(args.steps):

@@ -55,7 +55,12 @@ def attention(session: Session) -> None:
 
 
 def _attention_kernel(
-    session: Session, title: str, queries: int, keys: int, width: int, backend: SDPBackend | None
+    session: Session,
+    title: str,
+    queries: int,
+    keys: int,
+    width: int,
+    backend: Any,  # SDPBackend or None: torch 2.8 declares the enumeration as a variable, which is no type
 ) -> None:
     q, k, v = (
         torch.randn(1, tokens, 32, width, device=session.device, dtype=torch.bfloat16).transpose(1, 2).requires_grad_()
