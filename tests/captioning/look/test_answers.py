@@ -231,7 +231,7 @@ def test_the_question_what_is_seen_does_not_hold_what_is_said() -> None:
 
 
 def _film(*shots: tuple[int, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Film shots of (seconds, speed of a bright bar in pixels per frame) at 8 frames/s, each with another background."""
+    """Film shots of (seconds, speed of a bright bar in pixels per frame) at 8 frames/s, each on another background."""
     rng, frames = np.random.default_rng(0), []
     for number, (seconds, speed) in enumerate(shots):
         ground = rng.integers(0, 120, (36, 64, 3), dtype=np.uint8) // (1 + number % 2)
