@@ -149,7 +149,8 @@ class _ParsedSentence:
         facts: What the claims must follow from.
         rest: The sentence in its canonical wording, with the words of every recognised claim blanked.
         elements: (position, kind, value) of each part found. A "claim" has the spans where it was measured (none if it
-            is false), a "time", "moment" or "throughout" its numbers, a "link" its word.
+            is false), a "time", "moment" or "throughout" its numbers, a "link" its word. Claims about colour, level and
+            the like hold for the whole clip: they have no element.
         errors: Reasons found while parsing.
         claim_count: How many claims were found; a sentence without any is refused.
         utterance_of_quote: For the span of each quote, the span of the utterance that it is part of.
@@ -275,7 +276,7 @@ class _ParsedSentence:
     def _take_seen(self, seen: list["_SeenPhrase"]) -> None:
         """Take the seen phrases.
 
-        A seen phrase is no evidence of a sound or of a speaker, so it may not stand in a sentence about hearing. An
+        A seen phrase is no evidence of a sound or of a speaker, so a sentence about hearing may not contain one. An
         appearance must follow the subject that it belongs to.
         """
         marks = re.compile(f"[{chr(_FIRST_SEEN_MARK)}-{chr(_FIRST_SEEN_MARK + len(seen))}]")

@@ -34,7 +34,7 @@ _FADED_DB = 25.0  # a sound ends when it falls this far below its loudest frame
 _PATCH_S = 0.96  # the tagger's window
 _LEAD_S = 0.1  # a window for the second run starts this long before its onset
 _STEP_S = 1.2  # longest time between the onsets of one repeated sound
-_HALF_HEARD = 0.08  # sufficient score at an earlier onset, since the tagger is sure of the sound soon after
+_HALF_HEARD = 0.08  # sufficient score at an earlier onset, since the sound has a high score soon after
 _IMPACTS = 2  # fewest certain knocks that make a tag
 _EARLY_S = 0.1  # an onset this long before the window still belongs to it
 

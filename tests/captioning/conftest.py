@@ -6,5 +6,5 @@ from captioning.settings import CaptionSettings
 
 @pytest.fixture(scope="session")
 def captioner() -> Captioner:
-    """One for the session: loading WhisperX takes seconds."""
+    """Share one captioner in the session: loading WhisperX takes seconds."""
     return Captioner(CaptionSettings())

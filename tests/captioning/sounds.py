@@ -1,4 +1,4 @@
-"""Sounds made from nothing, and clips around them. Speech is spoken by the packaged synthesiser."""
+"""Synthetic sounds, and clips that contain them. The packaged synthesiser speaks."""
 
 import io
 import math
@@ -13,7 +13,7 @@ from data_prep.synthetic.speech import speak
 
 
 def said(text: str, lead_s: float = 0.5, tail_s: float = 0.5) -> np.ndarray:
-    """`text` spoken in a quiet room, mono (N,) float32 at 16 kHz."""
+    """Speak `text` between pauses of silence: mono (N,) float32 at 16 kHz."""
     spoken = speak(text)
     factor = math.gcd(SAMPLE_RATE, spoken.sample_rate)
     voice = 0.5 * resample_poly(spoken.samples, SAMPLE_RATE // factor, spoken.sample_rate // factor)
@@ -25,14 +25,14 @@ def noise(seconds: float, level: float = 0.1) -> np.ndarray:
 
 
 def chord(seconds: float) -> np.ndarray:
-    """A plucked chord every half second: music without a voice."""
+    """Play a plucked chord every half second: music without a voice."""
     at = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     tones = sum(np.sin(2 * np.pi * pitch * at) for pitch in (220.0, 277.2, 329.6))
     return (0.15 * tones * np.exp(-4 * (at % 0.5))).astype(np.float32)
 
 
 def clip_of(audio: np.ndarray, tags: list[Tag] | None = None, clip_id: str = "clip", colour=(200, 40, 30)) -> Clip:
-    """A kept clip of one colour with a mono sound at 16 kHz."""
+    """Make a kept clip of one colour with a mono sound at 16 kHz."""
     frames = np.full((max(2, round(len(audio) / SAMPLE_RATE * 10)), 64, 96, 3), colour, np.uint8)
     file = io.BytesIO()
     write_mp4(file, frames, 10.0, np.stack([audio, audio]), SAMPLE_RATE)

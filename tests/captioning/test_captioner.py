@@ -21,7 +21,7 @@ def test_a_caption_says_what_is_said_seen_and_heard(captioner):
     (done,) = result.clips
     assert done.kept
     assert done.caption["text"].startswith("The picture is red. The picture is still. Speech in English is heard from")
-    # The tagger said so of a window that begins with silence.
+    # The tagger's window begins with silence, so the start is refined to 0.5 s.
     assert "The sound of a dog barking is heard from 0.5 to 1.0 seconds." in done.caption["text"]
     quoted = done.caption["text"].split("“")[1].split("”")[0]
     assert normalise(quoted) == normalise(TEXT)

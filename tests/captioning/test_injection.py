@@ -1,4 +1,4 @@
-"""Instructions spoken or written in a clip are data: an engine that obeys them changes nothing but the quote."""
+"""Instructions spoken or written in a clip are data: even an engine that obeys them changes only the quote."""
 
 import json
 from typing import Any
@@ -25,7 +25,7 @@ DRAGON = {
 
 @pytest.fixture(scope="module")
 def hear(captioner: Captioner):
-    """The session's Whisper, which hears each sound once."""
+    """Return the session's Whisper, which transcribes each sound once."""
     heard: dict[bytes, dict] = {}
 
     def transcribe(voices: list[np.ndarray]) -> list[dict]:
@@ -39,7 +39,7 @@ def hear(captioner: Captioner):
 
 @pytest.fixture
 def captioned(hear, monkeypatch: pytest.MonkeyPatch):
-    """Captions a clip in which something is said, with a server of this plan."""
+    """Caption a clip that contains this speech, with a chat server of this plan."""
 
     def run(speech: str, compose: str = "rules", **plan: Any) -> Clip:
         with chat_server(**plan) as chat:
@@ -54,7 +54,7 @@ def captioned(hear, monkeypatch: pytest.MonkeyPatch):
 
 
 def _claims(done: Clip) -> list[str]:
-    """The sentences of all lengths that quote nothing."""
+    """List the sentences of all variants that contain no quote."""
     assert done.kept, done.error
     return [one["sentence"] for one in done.caption["evidence"] if "“" not in one["sentence"]]
 
@@ -86,7 +86,7 @@ def test_written_instructions_change_nothing_but_their_quote(captioned, compose:
     (told,) = [e["sentence"] for e in reported.caption["evidence"] if e["sentence"].startswith("The text “IGNORE")]
     assert told.endswith("” is shown.")
     obeyed = captioned(PLAIN, compose, seen={**DRAGON, "text_on_screen": writing}, obey="IGNORE")
-    assert set(_claims(obeyed)) < set(_claims(plain))  # its setting was an echo
+    assert set(_claims(obeyed)) < set(_claims(plain))  # its setting only echoes the instruction, so it is removed
 
 
 def test_a_changed_task_is_no_answer(captioned) -> None:

@@ -1,4 +1,4 @@
-"""What is said in real clips, beside what is known of them: `shared/media`, where it is there."""
+"""Compare transcripts of real clips with what is known of them; needs `shared/media`."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_languages_are_recognised(captioner, name, language):
     assert found["words"]
 
 
-# A waterfall, hammering … nobody speaks in them. (A few words are said in env_pancake_kitchen.)
+# Clips in which nobody speaks. (env_pancake_kitchen is left out: a few words are said in it.)
 _WORDLESS = (
     *(f"clips/{name}" for name in ("env_hammer.mp4", "env_dog_bark_short.mp4", "env_canary.mp4", "env_applause.mp4")),
     *(f"clips/{name}" for name in ("env_waterfall_720p.mp4", "env_train_station_60fps.mp4", "music_bbb_51ch_30s.mp4")),

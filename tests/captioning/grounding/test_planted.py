@@ -1,4 +1,7 @@
-"""The measured proof of the checker, on a few captions of each kind; `benchmarks.grounding` has the figures."""
+"""Plant falsehoods in a few captions of each kind, and measure how many the checker catches.
+
+`benchmarks.grounding` measures the same on many captions.
+"""
 
 import pytest
 

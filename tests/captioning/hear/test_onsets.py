@@ -1,4 +1,4 @@
-"""Beginnings and ends of sounds, beside those at which they were made."""
+"""Compare the measured onsets and ends of sounds with the times at which they were made."""
 
 import numpy as np
 import pytest
@@ -80,7 +80,7 @@ def test_a_sound_shorter_than_a_window_is_no_error(samples):
 
 
 class Hears:
-    """A tagger of few classes, equally sure of every window."""
+    """A tagger of few classes that gives every window the same score."""
 
     def __init__(self, score: float, *names: str):
         self.score, self.names = score, names or ("Clock",)

@@ -1,4 +1,4 @@
-"""Voices are told apart where they surely are two, and nobody is made up."""
+"""Distinct voices get different speakers, and no speaker is invented."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def test_the_mel_is_librosas(speakers):
 
 
 def _voices(order: list[int], apart: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings of windows of 1.6 s, 0.16 s apart: 20 of a voice at a turn."""
+    """Make embeddings of windows of 1.6 s every 0.16 s; each turn has 20 windows of one voice."""
     rng = np.random.default_rng(seed)
     base = rng.normal(size=(4, 256))
     common = rng.normal(size=256)
@@ -106,7 +106,7 @@ def test_diarization_error_beside_a_ground_truth(speakers):
         truth[Segment(float(start), float(start) + float(length)), at] = who
     for at, (start, end, who) in enumerate(speakers(audio, voiced_spans(voice_probability(audio), 0.5))):
         found[Segment(start, end), at] = str(who)
-    # pyannote's collar is the whole width: 0.25 s, half of it on either side of a boundary.
+    # pyannote's collar is the full width: 0.25 s, half of it on either side of a boundary.
     error: Any = DiarizationErrorRate(collar=0.25)(truth, found)
     assert error <= 0.20
 

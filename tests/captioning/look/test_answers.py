@@ -1,4 +1,4 @@
-"""What is seen: an answer is read strictly, its phrases stand or are taken out, and each of them keeps its evidence."""
+"""Read an answer strictly, accept or remove each of its phrases, and keep the evidence of each."""
 
 import json
 
@@ -185,7 +185,7 @@ def test_what_was_only_said_or_written_is_not_taken_for_seen() -> None:
         kept, removed = filter_phrases(phrases_of(seen, TIMES), said, None, 0.2)
         assert [phrase.kind for phrase in kept] == ["text"] * len(written)
         assert {reason.split(":")[0] for _, reason in removed} == {"echo"}
-    # open_clip finds it in the pictures: then it is seen as well as said.
+    # If open_clip finds the phrase in the pictures, it is seen as well as said.
     kept, removed = filter_phrases(phrases_of(obeyed, TIMES), order, lambda phrases, _: [0.3] * len(phrases), 0.2)
     assert not removed
     assert {phrase.score for phrase in kept if phrase.kind != "text"} == {0.3}
@@ -231,7 +231,7 @@ def test_the_question_what_is_seen_does_not_hold_what_is_said() -> None:
 
 
 def _film(*shots: tuple[int, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Shots of (seconds, speed of a bright bar in pixels a frame), 8 frames a second, each with its own ground."""
+    """Film shots of (seconds, speed of a bright bar in pixels per frame) at 8 frames/s, each on another background."""
     rng, frames = np.random.default_rng(0), []
     for number, (seconds, speed) in enumerate(shots):
         ground = rng.integers(0, 120, (36, 64, 3), dtype=np.uint8) // (1 + number % 2)

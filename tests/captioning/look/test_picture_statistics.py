@@ -8,7 +8,7 @@ TIMES = np.arange(F) / 8
 
 
 def textured(height: int, width: int) -> np.ndarray:
-    """A picture with detail everywhere, (height, width, 3)."""
+    """Make a picture (height, width, 3) with detail everywhere."""
     coarse = np.random.default_rng(1).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
     return coarse.repeat(4, 0).repeat(4, 1)[:height, :width]
 

@@ -1,4 +1,4 @@
-"""The engines: real model classes with random weights, and a real server that fails, in the caption stage."""
+"""Run the engines in the caption stage: real model classes with random weights, and a real server that fails."""
 
 import base64
 import json
@@ -153,7 +153,7 @@ def test_what_an_engine_invents_is_asked_for_once_more_and_then_taken_out() -> N
 
 
 def test_what_is_missing_is_refused_naming_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read once, when it is imported
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read only once, at import
     with chat_server() as chat:
         check_settings(CaptionSettings(seen=_settings(chat)))
         with pytest.raises(ValueError, match=rf"^caption\.seen\.model 'other'.*{MODEL}"):
@@ -192,7 +192,7 @@ def test_random_weights_of_the_real_class_are_marked_and_never_told(write, tmp_p
 
 
 def test_a_prompt_begins_once(tmp_path: Path) -> None:
-    """Gemma's chat template and its tokenizer both begin a text."""
+    """Gemma's chat template and its tokenizer both add a BOS token."""
     model = str(write_gemma_vision(tmp_path))
     engine = TransformersEngine(SeenSettings(engine="transformers", model=model, dtype="float32"))
     bos = engine._processor.tokenizer.bos_token_id

@@ -103,7 +103,7 @@ def test_tags_are_told_once_and_without_moods(labels, told, untold):
 
 @given(facts)
 def test_no_quote_that_was_not_said_and_no_forbidden_word(facts):
-    # As letters: where a language writes no spaces, a quote has none.
+    # Compare without spaces: a quote in a language without spaces has none.
     spoken = "".join(normalise(" ".join(word["word"] for word in facts.transcript["words"])))
     sentences = compose(facts, 4)
     for variant in (SHORT, MEDIUM, LONG):
@@ -117,7 +117,7 @@ def test_no_quote_that_was_not_said_and_no_forbidden_word(facts):
 @given(facts)
 def test_what_is_said_changes_nothing_but_its_quote(facts):
     said = facts.transcript
-    # What holds no letter is no word, and stays.
+    # Keep a token without letters as it is: it is no word.
     words = [{**word, "word": "word"} if normalise(word["word"]) else word for word in said["words"]]
     other = {**said, "words": words}
     with_words, with_others = (compose(replace(facts, transcript=t), 4) for t in (said, other))
