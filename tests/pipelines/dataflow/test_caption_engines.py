@@ -109,7 +109,7 @@ def test_the_llm_processor_stands_between_two_stages(
         from ray.data.llm import HttpRequestProcessorConfig, build_processor
 
         def preprocess(row: dict[str, Any]) -> dict[str, Any]:
-            asked = vllm_stage._asked(row, seen)
+            asked = vllm_stage._to_vllm(row, seen)
             sampling = asked.pop("sampling_params")
             assert json.loads(sampling["structured_outputs"]["json"])["type"] == "object"
             closed = {"type": "json_schema", "json_schema": {"schema": {"additionalProperties": False}}}
@@ -117,7 +117,7 @@ def test_the_llm_processor_stands_between_two_stages(
 
         def postprocess(row: dict[str, Any]) -> dict[str, Any]:
             answer = row["http_response"]["choices"][0]["message"]["content"]
-            return vllm_stage._replied({**row, "generated_text": answer})
+            return vllm_stage._from_vllm({**row, "generated_text": answer})
 
         config = HttpRequestProcessorConfig(
             url=f"{chat.endpoint}/chat/completions", batch_size=4, qps=50, max_retries=4, base_retry_wait_time_in_s=0.1

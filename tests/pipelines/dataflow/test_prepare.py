@@ -21,7 +21,7 @@ CURATE = {"curate": CurateSettings(clip_min_s=1.0)}
     ("stages", "inputs", "message"),
     [
         (("curate",), ["nowhere"], "'nowhere' does not exist"),
-        (("caption",), ["nowhere"], "no set that `kinotone curate` made"),
+        (("caption",), ["nowhere"], "not a set made by `kinotone curate`"),
         (("encode",), ["a", "b"], "reads one set"),
         (("curate", "encode"), ["a"], "give neighbours"),
         (("publish",), ["a"], "give neighbours"),

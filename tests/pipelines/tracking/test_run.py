@@ -29,7 +29,7 @@ def _start(output: Path, uri: str = "", patience_s: float = 120.0) -> Run:
 def _client(output: Path):
     from mlflow.tracking import MlflowClient
 
-    return MlflowClient(tracking_uri=tracking.store_of(output)[0])
+    return MlflowClient(tracking_uri=tracking.embedded_store(output)[0])
 
 
 def test_a_run_holds_settings_metrics_with_steps_files_and_the_code_version(tmp_path: Path) -> None:
@@ -87,8 +87,8 @@ def test_a_server_that_is_down_costs_one_warning_and_no_time(tmp_path: Path, cap
     assert time.monotonic() - start < 30
     messages = [record.getMessage() for record in caplog.records]
     assert sum("does not answer" in message for message in messages) == 1
-    (told,) = (message for message in messages if "did not take" in message)
-    assert f"did not take 100 records of run 'curate'; they lie in {tmp_path / 'out' / tracking.UNSENT}" in told
+    (warning,) = (message for message in messages if "did not take" in message)
+    assert f"did not take 100 records of run 'curate'; they are in {tmp_path / 'out' / tracking.UNSENT}" in warning
 
 
 def test_what_a_server_did_not_take_is_sent_by_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_what_a_server_did_not_take_is_sent_by_the_next_run(tmp_path: Path, monk
     ended_ms = time.time() * 1000
     assert (output / tracking.UNSENT).exists()
 
-    tracking.send_rest(TrackingSettings(patience_s=120), "kinotone", "curate", output)
+    tracking.send_unsent(TrackingSettings(patience_s=120), "kinotone", "curate", output)
     assert not (output / tracking.UNSENT).exists()
     client = _client(output)
     run_id = json.loads((output / "mlflow_run.json").read_text())["run_id"]
@@ -129,13 +129,13 @@ def test_what_a_server_did_not_take_is_sent_by_the_next_run(tmp_path: Path, monk
     assert model.metrics is not None
     (metric,) = model.metrics
     assert (metric.key, metric.value, metric.step, metric.dataset_name) == ("loss", 0.25, 3, "set")
-    tracking.send_rest(TrackingSettings(patience_s=120), "kinotone", "curate", output)  # nothing is left to send
+    tracking.send_unsent(TrackingSettings(patience_s=120), "kinotone", "curate", output)  # nothing is left to send
 
 
 def test_memory_is_bounded_while_a_server_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "MAX_WAITING", 10)
     held = threading.Event()
-    monkeypatch.setattr(Run, "_open", lambda self: held.wait() and 1 / 0)
+    monkeypatch.setattr(Run, "_connect", lambda self: held.wait() and 1 / 0)
     run = _start(tmp_path / "out", patience_s=0.0)
     for step in range(50):
         run.metrics({"loss": 1.0}, step)
