@@ -1,4 +1,4 @@
-"""The caption page: every sentence beside its evidence, escaped, with what was taken out counted by kind."""
+"""The caption page shows every sentence beside its evidence, escapes text, and counts by kind what was removed."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The report counts every clip once, embeds what it shows, and says what it cannot show."""
+"""The report counts every clip once, embeds its files, and names the error of a clip that it cannot show."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The table that people fill in: written beside the caption page, read back as figures."""
+"""The review table has a line per sentence, and a filled table is summarised."""
 
 import csv
 import json

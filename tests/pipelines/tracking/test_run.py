@@ -1,4 +1,4 @@
-"""Tracking: what is logged can be read back, a dead server stops nothing, a store is made once by many processes."""
+"""Tracking: logged records can be read back, a dead server stops nothing, many processes may create one store."""
 
 import json
 import logging
@@ -116,7 +116,7 @@ def test_what_a_server_did_not_take_is_sent_by_the_next_run(tmp_path: Path, monk
     found = client.get_run(run_id)
     curve = client.get_metric_history(run_id, "loss")
     assert [(m.step, m.value) for m in curve] == [(n, 1 / (n + 1)) for n in range(2500)]
-    assert all(began_ms - 1 <= m.timestamp <= ended_ms for m in curve)  # as measured, not as sent
+    assert all(began_ms - 1 <= m.timestamp <= ended_ms for m in curve)  # the times of measuring, not of sending
     assert found.data.params["late.lr"] == "2"
     assert found.data.tags["best"] == "3"
     assert [f.path for f in client.list_artifacts(run_id, "samples")] == ["samples/sample.txt"]
