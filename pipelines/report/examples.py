@@ -162,8 +162,9 @@ def _add_previews(example: Example, root: str, row: dict) -> None:
     if not len(frames):
         return
     example.sheet = _data_uri("image/png", contact_sheet(frames, columns=4, rows=1))
-    playable = row["media_suffix"] == "mp4" and info.get("video_codec") in PLAYABLE_CODECS
-    if playable and isinstance(media, bytes) and len(media) <= EMBED_BYTES:
+    small = isinstance(media, bytes) and len(media) <= EMBED_BYTES
+    if small and row["media_suffix"] == "mp4" and info.get("video_codec") in PLAYABLE_CODECS:
+        assert isinstance(media, bytes)
         video = media
     else:
         copy = io.BytesIO()

@@ -129,7 +129,7 @@ def test_a_source_that_hangs_its_decoder_costs_its_preview_only(
     with examples.ExampleDrawer(tmp_path) as drawer:
         hung, drawn = [drawer.example(row) for row in rows]
     assert "hung for 8 s" in hung.error
-    assert drawn.video
+    assert drawn.video, drawn.error
     assert not drawn.error
 
 
