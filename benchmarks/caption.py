@@ -131,6 +131,7 @@ class Recogniser:
         self.transcriber = Transcriber(self.settings)
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
+        """Add the transcript of each kept clip to its caption."""
         return [replace(segment, clips=[self._transcribed(clip) for clip in segment.clips]) for segment in segments]
 
     def _transcribed(self, clip: Clip) -> Clip:

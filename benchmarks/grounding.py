@@ -388,15 +388,15 @@ def measure(each: int, seed: int) -> dict:
         for index in range(each):
             rng = np.random.default_rng([seed, kind_index, index])
             facts = make_facts(rng)
-            hand = "composed" if index % 2 else "free"
-            if hand == "composed":
+            wording_kind = "composed" if index % 2 else "free"
+            if wording_kind == "composed":
                 truth = [(s.text, "composed") for s in compose(facts, 4) if MEDIUM in s.variants]
             else:
                 truth = free_caption(facts, rng)
             _, removed = ground_text(" ".join(text for text, _ in truth), facts)
             refused = {item.text: item.reasons for item in removed}
-            captions[hand] += 1
-            alarmed[hand] += bool(refused)
+            captions[wording_kind] += 1
+            alarmed[wording_kind] += bool(refused)
             for text, wording in truth:
                 name = _group(wording)
                 true[name] += 1
@@ -444,8 +444,8 @@ def main() -> None:
     for name, count in sorted(found["true"].items()):
         print(f"true sentences, {name:15} {found['alarms'][name]:4} of {count:5} removed", end=" ")
         print(f"({100 * found['alarms'][name] / count:.1f} %)")
-    for hand, count in found["captions"].items():
-        print(f"true captions, {hand:9} {found['alarmed'][hand]:4} of {count} with a false alarm")
+    for wording_kind, count in found["captions"].items():
+        print(f"true captions, {wording_kind:9} {found['alarmed'][wording_kind]:4} of {count} with a false alarm")
     for wording, text, reasons in found["wrong"]:
         if args.show == ("held-out" if _group(wording) == "free, held out" else "alarms"):
             print(f"  {wording}: {text}  {reasons}")

@@ -163,6 +163,7 @@ class ByBucket:
         self.batch, self.registers = batch, registers
 
     def __call__(self, samples: Iterator[dict[str, Any]]) -> Iterator[EncodedBatch]:
+        """Yield batches of decoded samples; a group that never fills is not returned."""
         waiting: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for sample in samples:
             group = waiting[sample["bucket"]]
