@@ -130,7 +130,7 @@ class Encoder:
             )
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
-        """Encode the kept clips of segments, which must have captions.
+        """Encode the kept clips of captioned segments.
 
         Returns:
             The segments with `clip.sample` in place of `clip.media`; `clip.info` gains bucket, video_tokens,

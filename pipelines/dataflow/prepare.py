@@ -101,40 +101,47 @@ def run_prepare(
     claim(root, _record(chosen, source), [i if storage.is_remote(i) else os.path.abspath(i) for i in inputs])
     if "encode" in chosen and left:
         _warn_of_untrained(chosen["encode"])
-    report = partial(progress or (lambda *_: None), verb)
-    report(total - len(left), total, "")
+    show = partial(progress or (lambda *_: None), verb)
+    show(total - len(left), total, "")
     summary = read_summary(root)
     if not left and summary is not None and storage.exists(storage.at(root, overview.NAME)):
-        send_unsent(tracking or TrackingSettings(), "kinotone", verb, _tracked_beside(root))
+        send_unsent(tracking or TrackingSettings(), "kinotone", verb, _run_folder(root))
         return summary
 
     params = {name: stage.model_dump(mode="json") for name, stage in chosen.items()}
     tags = {"input": ", ".join(inputs)}
     with (
         TemporaryDirectory() as folder,
-        start_run(tracking or TrackingSettings(), "kinotone", verb, tags, params, _tracked_beside(root)) as run,
+        start_run(tracking or TrackingSettings(), "kinotone", verb, tags, params, _run_folder(root)) as run,
     ):
         dataflow = _Dataflow(chosen, root, source, run)
         with ray_running() if left else nullcontext():
             while left:
                 for done in dataflow.run_wave(left):
-                    report(total - len(left) + done, total, dataflow.throughput())
+                    show(total - len(left) + done, total, dataflow.throughput())
                 left, total = next(waves, ([], total))
         summary = finish(root, verb, dataflow.seconds, time.monotonic() - began)
-        written = overview.write_report(root)
-        run.tags({"dataset": dataset_id(root)})
-        run.metrics(_funnel_metrics(summary), total)
-        run.metrics({f"removed/{kind.replace(': ', '/')}": count for kind, count in written.removed.items()}, total)
-        run.image("funnel", overview.funnel_figure(summary), total)
-        files = [(name, storage.read(storage.at(root, name)), "") for name in (overview.NAME, SUMMARY, SETTINGS)]
-        pages = ((name, storage.read(storage.at(root, overview.PAGES, name))) for name in written.pages)
-        files += [(name, data, overview.PAGES) for name, data in pages]
-        files += [(name, data, "sample") for name, data in written.samples]
-        for name, data, artifact_folder in files:
-            path = Path(folder) / name
-            path.write_bytes(data)
-            run.artifact(path, artifact_folder)
+        _log_set(run, root, summary, overview.write_report(root), total, Path(folder))
     return summary
+
+
+def _log_set(run: Run, root: str, summary: Mapping[str, Any], report: overview.Report, step: int, folder: Path) -> None:
+    """Log a finished set to its tracked run: id, funnel, report and an example.
+
+    Copies of the files are written to `folder`, which must exist until the run is closed.
+    """
+    run.tags({"dataset": dataset_id(root)})
+    run.metrics(_funnel_metrics(summary), step)
+    run.metrics({f"removed/{kind.replace(': ', '/')}": count for kind, count in report.removed.items()}, step)
+    run.image("funnel", overview.funnel_figure(summary), step)
+    files = [(name, storage.read(storage.at(root, name)), "") for name in (overview.NAME, SUMMARY, SETTINGS)]
+    pages = ((name, storage.read(storage.at(root, overview.PAGES, name))) for name in report.pages)
+    files += [(name, data, overview.PAGES) for name, data in pages]
+    files += [(name, data, "sample") for name, data in report.samples]
+    for name, data, artifact_folder in files:
+        path = folder / name
+        path.write_bytes(data)
+        run.artifact(path, artifact_folder)
 
 
 def _waves(listed: Iterable[Segment], done: set[str], wave: int = WAVE) -> Iterator[tuple[list[Segment], int]]:
@@ -197,7 +204,7 @@ class _Dataflow:
         return f"{clips_s:.3g} clips/s; a segment: {', '.join(costs)}"
 
 
-def _tracked_beside(root: str) -> Path:
+def _run_folder(root: str) -> Path:
     """The local folder that remembers the set's tracked run: the set itself, or `runs/NAME` for a remote set."""
     return Path("runs", root.rsplit("/", 1)[1]) if storage.is_remote(root) else Path(root)
 
