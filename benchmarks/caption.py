@@ -1,24 +1,24 @@
-"""How true are captions composed from measured facts alone, and what does Ray cost the speech recogniser?
+"""Measure the accuracy of composed captions, and the cost of Ray for the speech recogniser.
 
     kinotone synth --output CORPUS --synth.clips 160 --synth.seed 11
     kinotone curate --input CORPUS/clips --output CURATED && kinotone caption --input CURATED --output CAPTIONED
     python -m benchmarks.caption --labels CORPUS/labels.parquet --captioned CAPTIONED
     python -m benchmarks.caption --speed CURATED [--workers 2] [--segments 60]
 
-The first, a captioned synthetic corpus beside its labels:
+The first command compares the captions of a synthetic corpus with its labels:
 
-- Word error rate: of all words that were said in kept clips, against the transcripts that the captions rest on; numbers
-  and spellings are brought to one form by Whisper's own English normaliser. Beside it, that of the words that were
-  written, which leaves out what was not believed.
-- Quotes: how many there are, and how many hold a word that was not said.
-- Events: of the impacts, chirps, ticks, bars, tunes and sentences, those whose class the caption names, and those for
-  which a named span begins within 0.15 s of the first of them.
-- Claims: named sounds and languages that the label's kind confirms, of all that are named. Colours and camera are not
-  in the labels and not counted.
+- Word error rate of the transcripts that the captions use, over all words said in kept clips; and the same over the
+  clips with a transcript, which excludes speech that the recogniser did not trust. Whisper's English normaliser unifies
+  numbers and spellings.
+- Quotes: their number, and how many hold a word that was not said.
+- Events (impacts, chirps, ticks, bars, tunes, sentences): how many have their class named in the caption, and how many
+  have a named span that starts within 0.15 s of the first event.
+- Claims about sounds and languages: how many the label confirms. Colours and camera are not in the labels and are not
+  counted.
 
-The second, clips of speech a second through the recogniser: in Ray, from the curated set through decoding and
-recognition to commit, and called clip by clip in a plain loop on sound that was decoded before, with as many processes.
-The clock starts when every worker has done a segment: imports, weights and Ray's start are excluded in both.
+The second command measures clips of speech per second through the recogniser: in Ray, from the curated set through
+decoding and recognition to commit; and in a plain loop over sound that is decoded before, with as many processes. The
+clock starts when every worker has processed a segment. So imports, loading of weights and Ray's start are excluded.
 """
 
 import argparse
@@ -48,7 +48,7 @@ from pipelines.cluster import ray_running
 from pipelines.dataflow.graph import Stage, run_graph
 
 ONSET_S = 0.15
-# What may truly be named of each kind of synthetic clip: a word of the sentence about it.
+# For each kind of synthetic clip, the words in a sentence that name its sound correctly.
 CLASSES = {
     "ball": r"knock|impact|thump|thud|bounc|clink|tap\b|tapping|hammer|wood|chop|ping|glass|whack|thunk",
     "bars": r"marimba|xylophone|glockenspiel|vibraphone|mallet|percussion|chime|bell|tubular|[Mm]usic|steelpan|ding",
@@ -61,7 +61,7 @@ _SPAN = re.compile(r"from (\d+\.\d) to (\d+\.\d) seconds")
 
 
 def word_errors(wanted: list[str], found: list[str]) -> int:
-    """Levenshtein distance over words."""
+    """The Levenshtein distance of two lists of words."""
     row = list(range(len(found) + 1))
     for i, word in enumerate(wanted, 1):
         diagonal, row[0] = row[0], i
@@ -71,10 +71,18 @@ def word_errors(wanted: list[str], found: list[str]) -> int:
 
 
 def measure(labels: Path, captioned: str) -> Counter:
-    """Counts over the kept clips that hold one shot (a clip cut out of a longer one has another time line)."""
+    """Compare captions with labels, for kept clips that are a whole synthetic clip (others have a shifted time line).
+
+    Args:
+        labels: `labels.parquet` of the corpus.
+        captioned: the captioned set.
+
+    Returns:
+        Counts by name.
+    """
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
-    plain = EnglishTextNormalizer({})
+    normalise = EnglishTextNormalizer({})
     truth = {Path(row["clip"]).name: row for row in pq.read_table(labels).to_pylist()}
     counts = Counter()
     for row in read_manifest(captioned).to_pylist():
@@ -83,8 +91,8 @@ def measure(labels: Path, captioned: str) -> Counter:
             continue
         caption = json.loads(row["caption"])
         counts["clips"] += 1
-        said = plain(label["transcript"]).split()
-        written = plain(caption["transcript"]["text"]).split()
+        said = normalise(label["transcript"]).split()
+        written = normalise(caption["transcript"]["text"]).split()
         counts["words said"] += len(said)
         counts["word errors"] += word_errors(said, written)
         if written:
@@ -92,12 +100,12 @@ def measure(labels: Path, captioned: str) -> Counter:
             counts["word errors in transcribed clips"] += word_errors(said, written)
         for quote in re.findall("“([^“”]*)”", caption["text"]):
             counts["quotes"] += 1
-            counts["quotes not said"] += f" {plain(quote)} " not in f" {' '.join(said)} "
-        _events(label, caption, counts)
+            counts["quotes not said"] += f" {normalise(quote)} " not in f" {' '.join(said)} "
+        _count_events(label, caption, counts)
     return counts
 
 
-def _events(label: dict, caption: dict, counts: Counter) -> None:
+def _count_events(label: dict, caption: dict, counts: Counter) -> None:
     named = re.compile(CLASSES[label["kind"]])
     sentences = [e["sentence"] for e in caption["evidence"] if e["source"] in ("tags", "transcript", "voice")]
     sentences = [re.sub("“[^“”]*”", "", sentence) for sentence in sentences]
@@ -105,18 +113,18 @@ def _events(label: dict, caption: dict, counts: Counter) -> None:
     counts["claims"] += len(sentences)
     counts["claims confirmed"] += len(right)
     first = min(event["time_s"] for event in label["events"])
-    begins = [float(match.group(1)) for sentence in right for match in _SPAN.finditer(sentence)]
-    begins += [0.0 for sentence in right if "throughout" in sentence]
+    starts = [float(match.group(1)) for sentence in right for match in _SPAN.finditer(sentence)]
+    starts += [0.0 for sentence in right if "throughout" in sentence]
     counts["events"] += 1
     counts[f"events of {label['kind']}"] += 1
     counts["events named"] += bool(right)
     counts[f"events named of {label['kind']}"] += bool(right)
-    counts["events named in time"] += any(abs(at - first) <= ONSET_S for at in begins)
+    counts["events named in time"] += any(abs(at - first) <= ONSET_S for at in starts)
 
 
 @dataclass
 class Recogniser:
-    """The part of the caption stage that listens: decodes the kept clips of segments and transcribes them."""
+    """A stage that decodes the sound of kept clips and transcribes it, as the caption stage does."""
 
     settings: TranscribeSettings
 
@@ -124,6 +132,7 @@ class Recogniser:
         self.transcriber = Transcriber(self.settings)
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
+        """Add the transcript of each kept clip to its caption."""
         return [replace(segment, clips=[self._transcribed(clip) for clip in segment.clips]) for segment in segments]
 
     def _transcribed(self, clip: Clip) -> Clip:
@@ -131,13 +140,13 @@ class Recogniser:
 
 
 def voice_of(clip: Clip) -> np.ndarray:
-    """(N,) float32 at 16 kHz of a kept clip."""
+    """The mono sound of a kept clip, (N,) float32 at 16 kHz."""
     assert clip.media
     return decode_audio(clip.media, *span(clip), SAMPLE_RATE, 2).mean(0)
 
 
 def plain_rate(curated: str, ids: list[str], workers: int) -> float:
-    """Clips a second of plain loops in as many processes, each over its share of the segments."""
+    """Clips per second of plain loops in `workers` processes, each over its share of the segments."""
     shares = [ids[at::workers] for at in range(workers)]
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(workers, mp_context=context) as pool:
@@ -159,19 +168,20 @@ def _plain_loop(curated: str, ids: list[str], barrier) -> float:
 
 
 def ray_rate(curated: str, ids: list[str], workers: int) -> float:
-    """Clips a second of the recogniser as a stage of the graph, from set to set."""
+    """Clips per second of the recogniser as a stage of the graph, from set to set."""
     stages = [Stage("caption", partial(Recogniser, TranscribeSettings(threads=1)))]
     segments = [Segment(entry.segment_id, entry.uri, size=entry.size) for entry in Ledger(curated).entries()]
     began, clips = 0.0, 0
     with TemporaryDirectory() as output, ray_running(workers):
         chosen = [segment for segment in segments if segment.segment_id in ids]
-        for count, one in enumerate(run_graph(chosen, stages, output, curated), 1):
-            clips += one.entry.kept if count > workers else 0
+        for count, summary in enumerate(run_graph(chosen, stages, output, curated), 1):
+            clips += summary.entry.kept if count > workers else 0
             began = time.perf_counter() if count == workers else began
         return clips / (time.perf_counter() - began)
 
 
 def main() -> None:
+    """Parse the arguments and print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--captioned")
@@ -183,9 +193,9 @@ def main() -> None:
         rows = read_manifest(args.speed).select(["segment_id", "verdict", "sound_class"]).to_pylist()
         spoken = {row["segment_id"] for row in rows if (row["verdict"], row["sound_class"]) == ("kept", "speech")}
         ids = sorted(spoken)[: args.segments]
-        plain, inside = plain_rate(args.speed, ids, args.workers), ray_rate(args.speed, ids, args.workers)
-        print(f"{len(ids)} segments, {args.workers} workers: {inside:.2f} clips/s in Ray, {plain:.2f} in a plain loop")
-        print(f"ratio {inside / plain:.3f}")
+        plain, in_ray = plain_rate(args.speed, ids, args.workers), ray_rate(args.speed, ids, args.workers)
+        print(f"{len(ids)} segments, {args.workers} workers: {in_ray:.2f} clips/s in Ray, {plain:.2f} in a plain loop")
+        print(f"ratio {in_ray / plain:.3f}")
     if args.labels and args.captioned:
         show(measure(args.labels, args.captioned))
     elif not args.speed:
@@ -193,19 +203,19 @@ def main() -> None:
 
 
 def show(found: Counter) -> None:
-    """Print the shares."""
+    """Print the rates that `measure` counted."""
     transcribed = "word errors in transcribed clips", "words said in transcribed clips"
-    for name, part, whole in (
+    for name, part, total in (
         ("word error rate", "word errors", "words said"),
         ("word error rate where words are written", *transcribed),
         ("quotes that hold a word not said", "quotes not said", "quotes"),
         ("events whose class is named", "events named", "events"),
-        (f"events named within {ONSET_S} s of their begin", "events named in time", "events"),
+        (f"events named within {ONSET_S} s of their start", "events named in time", "events"),
         ("claims of sounds confirmed", "claims confirmed", "claims"),
         *((f"  {kind}: class named", f"events named of {kind}", f"events of {kind}") for kind in CLASSES),
     ):
-        share = found[part] / found[whole] if found[whole] else float("nan")
-        print(f"{name:45} {share:6.3f}  ({found[part]} of {found[whole]})")
+        share = found[part] / found[total] if found[total] else float("nan")
+        print(f"{name:45} {share:6.3f}  ({found[part]} of {found[total]})")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""What a checkpoint costs the steps: how long the training stands still for it, beside how long it takes to be whole.
+"""Measure how long training blocks for a checkpoint, and how long the checkpoint takes until it is complete.
 
     python -m benchmarks.checkpoint --width 2048 --layers 8 --saves 5
 
-Two worker processes train a stack of linear layers with AdamW under DeepSpeed ZeRO-3 (gloo, fp32, on the CPU) and save
-through `pipelines.training.checkpoint.Writer`, as the training loop does: fp32 weights, both moments and the moving
-average, 16 bytes a parameter over both ranks. The first save also takes the memory for its copies and is told apart.
-After a save the ranks take no step until it is whole; with steps beside it the writing takes longer.
+Two worker processes train a stack of linear layers with AdamW under DeepSpeed ZeRO-3 (gloo, fp32, on the CPU). They
+save with `pipelines.training.checkpoint.Writer`, as the training loop does: fp32 weights, both moments and the moving
+average, 16 bytes per parameter over both ranks. The first save also allocates the memory for its copies, so it is
+reported separately. After a save the ranks wait until the checkpoint is complete; when steps run at the same time,
+writing takes longer.
 """
 
 import argparse
@@ -31,6 +32,7 @@ WORLD = 2
 
 
 def work(rank: int, options: argparse.Namespace, root: str) -> None:
+    """The process of one rank: train, save and measure. Rank 0 prints."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
     dist.init_process_group("gloo", init_method=f"file://{root}/group", rank=rank, world_size=WORLD)
@@ -54,25 +56,27 @@ def work(rank: int, options: argparse.Namespace, root: str) -> None:
         dist.barrier()
         began = time.perf_counter()
         writer.save(number, {"average": average.state()})
-        stalled = time.perf_counter() - began
+        blocked_s = time.perf_counter() - began
         writer.wait()
         step()
-        rows.append((stalled, writer.write_s))
+        rows.append((blocked_s, writer.write_s))
     if rank == 0:
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         parameters = sum(p.ds_numel for p in engine.module.parameters())
         print(f"{parameters / 1e6:.1f} M parameters, {WORLD} ranks, {size / 2**20:.0f} MiB a checkpoint")
-        for name, (stalled, whole) in zip(("first", *["then"] * options.saves), rows, strict=True):
-            print(f"{name}: stood still {stalled:.3f} s, whole after {whole:.3f} s: {100 * stalled / whole:.1f} %")
-        stalls, wholes = zip(*rows[1:], strict=True)
-        shares = [100 * stalled / whole for stalled, whole in rows[1:]]
+        for name, (blocked_s, write_s) in zip(("first", *["later"] * options.saves), rows, strict=True):
+            share = 100 * blocked_s / write_s
+            print(f"{name}: blocked for {blocked_s:.3f} s, complete after {write_s:.3f} s: {share:.1f} %")
+        blocked, written = zip(*rows[1:], strict=True)
+        shares = [100 * blocked_s / write_s for blocked_s, write_s in rows[1:]]
         print(
-            f"medians after the first: {statistics.median(stalls):.3f} s of {statistics.median(wholes):.3f} s, "
+            f"medians after the first: {statistics.median(blocked):.3f} s of {statistics.median(written):.3f} s, "
             f"{statistics.median(shares):.1f} %"
         )
 
 
 def main() -> None:
+    """Parse the arguments and start the ranks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=8)

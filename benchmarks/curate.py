@@ -1,14 +1,14 @@
-"""What does curating cost beside plain decoding of the same media on the same cores?
+"""Compare the cost of curating with plain decoding of the same media on the same cores.
 
 `python -m benchmarks.curate [--media FOLDER] [--minutes 30] [--workers 2]`
 
-The files of the folder are listed again and again, under other names (symbolic links), until they last that long. Each
-worker process takes one source after the other through all of `curate`: reading, sound, voice activity, event tags,
-scene cuts, cutting, commit. The clock starts when every worker has done one source: imports and the loading of networks
-are excluded, as Ray's start is.
-Then as many processes of `ffmpeg -v error -i X -f null -` decode the same files. Printed are both wall times and
-processor times and their ratios, the same for the sources that were dropped on their sound alone, the seconds of each
-stage, and clips per second and core.
+The files of the folder are linked under new names, as often as needed to reach the given minutes. Each worker process
+runs one source after the other through all of `curate`: reading, sound, voice activity, event tags, scene cuts, cutting
+and commit. The clock starts when every worker has processed one source, so imports and the loading of networks are
+excluded. Ray is not used. Then as many `ffmpeg -i X -f null -` processes decode the same files.
+
+It prints wall times, processor times and their ratios; the ratio for sources that were dropped by their sound alone;
+the seconds of each stage; and clips per second and core.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from pipelines.dataflow.commit import commit_segments
 
 CLIPS = Path(__file__).parents[1].parent / "shared" / "media" / "clips"
 NEMO_CLIPS_PER_S = 0.14  # per core: NeMo Curator's nightly floor for CPU transcoding
-# What is timed, by the names that are printed; the rest of a source's time is "other".
+# The timed functions by the names that are printed; the rest of a source's time is "other".
 STAGES: dict[str, tuple[Any, str]] = {
     "content key": (spans, "content_key"),
     "packets of the picture": (curator, "read_packet_index"),
@@ -59,7 +59,7 @@ STAGES: dict[str, tuple[Any, str]] = {
 
 @dataclass
 class Cost:
-    """What one source cost: processor seconds in all and per stage, and what came of it."""
+    """The cost of one source: processor seconds in all and per stage, its clips, and whether its sound dropped it."""
 
     cpu_s: float
     clips: int
@@ -77,7 +77,7 @@ def _timed(name: str, call: Callable) -> Callable:
         outside, start = sum(_spent.values()), time.process_time()
         try:
             return call(*args, **kwargs)
-        finally:  # what stages inside this one took is theirs
+        finally:  # subtract the time of timed functions that this one called
             _spent[name] += time.process_time() - start - (sum(_spent.values()) - outside)
 
     return timed
@@ -86,7 +86,7 @@ def _timed(name: str, call: Callable) -> Callable:
 def _start(first: Segment, root: str, ready: Any) -> None:
     global _curator
     _curator = Curator(CurateSettings())
-    commit_segments(root, _curator([first]), [{}])  # loads what is loaded on first use
+    commit_segments(root, _curator([first]), [{}])  # the first call loads the networks
     for name, (place, function) in STAGES.items():
         if hasattr(place, function):
             setattr(place, function, _timed(name, getattr(place, function)))
@@ -107,7 +107,7 @@ def _curate(segment: Segment, root: str) -> Cost:
 
 
 def _decode(uri: str) -> float:
-    """Processor seconds of plain decoding."""
+    """Decode a file with ffmpeg; return its processor seconds."""
     child = subprocess.Popen(["ffmpeg", "-nostdin", "-v", "quiet", "-i", uri, "-f", "null", "-"])
     _, _, used = os.wait4(child.pid, 0)
     child.returncode = 0
@@ -128,6 +128,7 @@ def _sources(media: Path, minutes: float, folder: Path) -> tuple[list[Segment], 
 
 
 def main() -> None:
+    """Parse the arguments, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--media", type=Path, default=CLIPS)
     parser.add_argument("--minutes", type=float, default=30.0, help="of media, at least")
@@ -144,7 +145,7 @@ def main() -> None:
         with spawn.Manager() as manager:
             ready = manager.Barrier(given.workers + 1)
             with ProcessPoolExecutor(given.workers, spawn, _start, (segments[0], f"{scratch}/first", ready)) as pool:
-                # One wait per worker makes the pool start them all before the clock does.
+                # One task per worker makes the pool start all workers before the clock starts.
                 waits = [pool.submit(time.sleep, 0.2) for _ in range(given.workers)]
                 ready.wait()
                 [wait.result() for wait in waits]
@@ -173,13 +174,13 @@ def _print(
     print(f"{'ffmpeg -f null':24}{decode_s:10.1f}{plain_s:14.1f}")
     print(f"{'ratio':24}{curate_s / decode_s:10.3f}{cpu_s / plain_s:14.3f}")
     if heard:
-        mine, theirs = (sum(values) for values in zip(*heard, strict=True))
-        print(f"{'dropped on sound alone':24}{'':10}{mine:14.2f}  of ffmpeg's {theirs:.2f}: ratio {mine / theirs:.3f}")
+        ours, ffmpeg = (sum(values) for values in zip(*heard, strict=True))
+        print(f"{'dropped by sound alone':24}{'':10}{ours:14.2f}  of ffmpeg's {ffmpeg:.2f}: ratio {ours / ffmpeg:.3f}")
     stages: defaultdict[str, float] = defaultdict(float)
     for cost in costs:
         for name, spent in cost.stages.items():
             stages[name] += spent
-    print("\nprocessor seconds per stage, and how many seconds of media pass in one")
+    print("\nprocessor seconds per stage, share, and seconds of media per processor second")
     for name, spent in sorted(stages.items(), key=lambda item: -item[1]):
         print(f"{name:24}{spent:10.2f}{spent / cpu_s:8.1%}{media_s / max(spent, 1e-9):10.0f} ×")
     rate = clips / (curate_s * min(workers, os.cpu_count() or workers))

@@ -1,15 +1,14 @@
-"""How many planted falsehoods does the checker catch, and how many true sentences does it take out?
+"""Measure how many planted false claims the caption checker catches, and how many true sentences it removes.
 
 `python -m benchmarks.grounding [--each 40] [--seed 1009]`
 
-Facts of made-up clips are drawn from a seed. Of each a true caption is written, in one of two hands: by `compose`, or
-in free wordings that stand here and nowhere else. Then one falsehood of a kind is planted in it. It is caught when the
-checker takes out the sentence that holds it; a true sentence of an unchanged caption that is taken out is a false
-alarm.
+The facts of invented clips are drawn from a seed. For each clip a true caption is written, either by `compose` or with
+free wordings that exist only in this file. Then one false claim is planted in it. The claim is caught when the checker
+removes the sentence that holds it. A true sentence of an unchanged caption that is removed is a false alarm.
 
-No falsehood is made from the lists that the checker uses: `held_out` fails where an emotion, guess, intent or judgement
-planted here stands in `FORBIDDEN`, or the wording of an absent sound in the vocabulary of sounds. Of the free wordings,
-those of odd place were not looked at while the checker was written; their false alarms stand apart.
+The false claims do not come from the checker's word lists: `held_out` fails when a planted emotion, guess, intent or
+judgement is in `FORBIDDEN`, or when the wording of an absent sound is in the vocabulary of sounds. The free wordings
+with an odd index were not used while the checker was written ("held out"); their false alarms are reported separately.
 """
 
 import argparse
@@ -40,7 +39,7 @@ _FOREIGN = {
 }
 _COUNTS = ("", "one", "two", "three", "four")
 
-# Absent sounds in words of their own: none is a phrase of the vocabulary (`held_out`).
+# Wordings of absent sounds. None is a phrase of the vocabulary (`held_out` checks it).
 _ABSENT = names(
     "a kettle whistling on a stove|tyres screeching|someone hiccuping|a ukulele solo|distant bagpipes|a donkey braying|"
     "an espresso machine|a zip being pulled|gulls overhead|a printer|bubble wrap|a modem|a wolf pack|popcorn popping|"
@@ -75,7 +74,11 @@ _OTHER_COLOURS = ("crimson", "teal", "maroon", "turquoise", "golden", "magenta",
 
 
 def held_out() -> None:
-    """Raises ValueError where a planted wording stands in a list of the checker's own."""
+    """Check that no planted wording is in the checker's word lists.
+
+    Raises:
+        ValueError: one is.
+    """
     planted = " ".join((*_EMOTIONS, *_GUESSES, *_JUDGEMENTS)).lower()
     if both := FORBIDDEN & set(re.findall(r"[a-z]+", planted)):
         raise ValueError(f"not held out from FORBIDDEN: {', '.join(sorted(both))}")
@@ -87,9 +90,9 @@ def held_out() -> None:
 
 
 def make_facts(rng: np.random.Generator) -> Facts:
-    """Facts of a clip of 12 s: two or three sounds at different times, one to three speakers, a picture."""
+    """Draw the facts of a clip of 12 s: two or three sounds at different times, one to three speakers, a picture."""
     tags: list[Tag] = []
-    while len(nameable_sounds(tuple(tags))) < 2:  # of two that taggers take for one another, one is told
+    while len(nameable_sounds(tuple(tags))) < 2:  # a caption names only one of two sounds that taggers confuse
         labels = [str(label) for label in rng.choice(_LABELS, int(rng.integers(2, 4)), replace=False)]
         starts = np.sort(rng.permutation(9)[: len(labels)] + rng.uniform(0, 0.4))
         tags = [
@@ -136,7 +139,7 @@ def _spoken(rng: np.random.Generator) -> dict:
     }
 
 
-# Free wordings of what is true; {…} is filled from the facts. Even places: known while the checker was written.
+# Free wordings of true statements; {…} is filled from the facts. Those with an odd index are held out.
 _PICTURE = (
     "The image is {how}{colours}.",
     "The frame shows {how}{colours}.",
@@ -202,7 +205,7 @@ _SPEECH = (
 
 
 def free_caption(facts: Facts, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """A true caption as (sentence, name of its wording): "order 4" is held out where its place is odd."""
+    """Write a true caption as a list of (sentence, name of its wording, for example "order 4")."""
     out = []
 
     def say(kind: str, wordings: tuple[str, ...], **values: str) -> None:
@@ -235,14 +238,14 @@ def _list(items: list[str]) -> str:
 
 
 def _events(facts: Facts) -> list[tuple[str, list[tuple[float, float]]]]:
-    """Told sounds with their spans, by when they start."""
+    """The sounds that a caption may name with their time spans, ordered by start."""
     return sorted(
         ((name, spans(tags)) for name, tags in nameable_sounds(facts.tags).items()), key=lambda item: item[1][0]
     )
 
 
 def _quoted(facts: Facts, rng: np.random.Generator) -> tuple[int, str]:
-    """(speaker, four words or more in a row that they said)."""
+    """(speaker, the words of their first turn)."""
     words = facts.transcript["words"]
     who = words[int(rng.integers(len(words)))]["speaker"]
     first = next(i for i, word in enumerate(words) if word["speaker"] == who)
@@ -370,7 +373,12 @@ PLANTS: dict[str, Callable[[Facts, Caption, np.random.Generator], int | None]] =
 
 
 def measure(each: int, seed: int) -> dict:
-    """Counts of falsehoods planted and caught by kind and hand, and of true sentences and false alarms by wording."""
+    """Count false claims planted and caught by kind, and true sentences and false alarms by wording.
+
+    Args:
+        each: captions per kind of false claim.
+        seed: of the facts and the claims.
+    """
     held_out()
     planted, caught, by_reason = Counter[str](), Counter[str](), Counter[tuple[str, str]]()
     true, alarms = Counter[str](), Counter[str]()
@@ -380,15 +388,15 @@ def measure(each: int, seed: int) -> dict:
         for index in range(each):
             rng = np.random.default_rng([seed, kind_index, index])
             facts = make_facts(rng)
-            hand = "composed" if index % 2 else "free"
-            if hand == "composed":
+            wording_kind = "composed" if index % 2 else "free"
+            if wording_kind == "composed":
                 truth = [(s.text, "composed") for s in compose(facts, 4) if MEDIUM in s.variants]
             else:
                 truth = free_caption(facts, rng)
             _, removed = ground_text(" ".join(text for text, _ in truth), facts)
             refused = {item.text: item.reasons for item in removed}
-            captions[hand] += 1
-            alarmed[hand] += bool(refused)
+            captions[wording_kind] += 1
+            alarmed[wording_kind] += bool(refused)
             for text, wording in truth:
                 name = _group(wording)
                 true[name] += 1
@@ -420,23 +428,24 @@ def _group(wording: str) -> str:
 
 
 def main() -> None:
+    """Parse the arguments, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--each", type=int, default=40, help="captions of each kind of falsehood")
+    parser.add_argument("--each", type=int, default=40, help="captions per kind of false claim")
     parser.add_argument("--seed", type=int, default=1009)
     parser.add_argument("--show", default="missed", help="missed, alarms (of known wordings) or held-out")
     args = parser.parse_args()
     found = measure(args.each, args.seed)
     planted, caught = found["planted"], found["caught"]
-    print(f"{planted.total()} captions with one falsehood, seed {args.seed}: {caught.total()} caught", end=" ")
+    print(f"{planted.total()} captions with one false claim, seed {args.seed}: {caught.total()} caught", end=" ")
     print(f"({100 * caught.total() / planted.total():.1f} %)")
     for kind in PLANTS:
         reasons = {reason: n for (of, reason), n in found["by_reason"].items() if of == kind}
         print(f"  {kind:18} {caught[kind]:3} of {planted[kind]:3}   first reason: {reasons}")
     for name, count in sorted(found["true"].items()):
-        print(f"true sentences, {name:15} {found['alarms'][name]:4} of {count:5} taken out", end=" ")
+        print(f"true sentences, {name:15} {found['alarms'][name]:4} of {count:5} removed", end=" ")
         print(f"({100 * found['alarms'][name] / count:.1f} %)")
-    for hand, count in found["captions"].items():
-        print(f"true captions, {hand:9} {found['alarmed'][hand]:4} of {count} with a false alarm")
+    for wording_kind, count in found["captions"].items():
+        print(f"true captions, {wording_kind:9} {found['alarmed'][wording_kind]:4} of {count} with a false alarm")
     for wording, text, reasons in found["wrong"]:
         if args.show == ("held-out" if _group(wording) == "free, held out" else "alarms"):
             print(f"  {wording}: {text}  {reasons}")

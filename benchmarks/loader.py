@@ -1,16 +1,18 @@
-"""How fast do shuffled batches leave our loader, beside webdataset's own, on the same shards and cores?
+"""Compare the speed of our loader with webdataset's, for shuffled batches from the same shards on the same cores.
 
 `python -m benchmarks.loader [--shape ltx2|tiny] [--samples N]`
 
-A set as `encode` leaves it is written from random numbers: `ltx2` has the sizes of LTX-2's latents of 121 frames at
-768 × 512 (128 channels) with 60 to 400 caption tokens of width 3840, `tiny` those of recipe tiny; two buckets, 32
-samples a shard. Both sides give the same thing: bfloat16 latents of one bucket, stacked, and text features padded to a
-multiple of the registers (the first batches are compared with each other, tensor by tensor). webdataset's side is
-`WebDataset(shards).shuffle(256)` (`tiny`: 1000), safetensors' own reader, grouping by bucket.
+The benchmark writes an encoded set of random numbers with two buckets and 32 samples per shard. Shape `ltx2` has the
+sizes of LTX-2's latents of 121 frames at 768 × 512 (128 channels) with 60 to 400 caption tokens of width 3840; `tiny`
+has those of recipe tiny.
 
-They take turns, each with torch on one thread: once in the calling thread, once with one worker beside it (ours: its
-thread; webdataset: a `WebLoader` process). Printed are medians of samples per second and their ratio. The shards are in
-the page cache, but with `--cold`, which asks the kernel to forget them before every turn.
+Both loaders return the same batches: stacked bfloat16 latents of one bucket, and text features padded to a multiple of
+the registers. The first batches are compared tensor by tensor. webdataset uses `WebDataset(shards).shuffle(256)`
+(`tiny`: 1000), the reader of safetensors, and grouping by bucket.
+
+The loaders take turns, each with torch on one thread: first in the calling thread, then with one worker (ours: a
+thread; webdataset: a `WebLoader` process). The benchmark prints the medians of samples per second and their ratio. The
+shards are in the page cache, unless `--cold` asks the kernel to drop them before every turn.
 """
 
 import argparse
@@ -48,15 +50,26 @@ PER_SHARD = 32
 
 @dataclass(frozen=True)
 class Shape:
-    """What the samples are like, and how they become batches."""
+    """The sizes of the samples and batches.
+
+    Attributes:
+        buckets: the buckets of the samples, in turn.
+        channels: channels of the video latents.
+        width: width of the text features.
+        words: the lowest and highest number of caption tokens.
+        batch: samples per batch.
+        samples: samples of the set.
+        buffer: samples in webdataset's shuffle buffer.
+        registers: the text length is padded to a multiple of this.
+    """
 
     buckets: tuple[Bucket, ...]
     channels: int
-    width: int  # of the text features
-    words: tuple[int, int]  # fewest and most caption tokens
+    width: int
+    words: tuple[int, int]
     batch: int
     samples: int
-    buffer: int  # of webdataset's shuffle, samples
+    buffer: int
     registers: int = 128
 
 
@@ -75,12 +88,12 @@ SHAPES = {
 
 
 def write_set(root: str, shape: Shape, samples: int) -> None:
-    """Shards and index of an encoded set of random latents."""
+    """Write shards and index of an encoded set of random latents."""
     random_words = random.Random(0)
     g = torch.Generator().manual_seed(0)
     rows = []
     for first in range(0, samples, PER_SHARD):
-        members, about = [], {}
+        members, contents = [], {}
         for n in range(first, min(first + PER_SHARD, samples)):
             bucket = shape.buckets[n % len(shape.buckets)]
             clip_id, words = f"{n:032x}", random_words.randint(*shape.words)
@@ -91,18 +104,18 @@ def write_set(root: str, shape: Shape, samples: int) -> None:
             }
             info = {"bucket": bucket.key, "text_tokens": words}
             caption = "a dog " * 9
-            said = {"clip_id": clip_id, "info": info, "scores": {"lufs": -23.0}}
+            record = {"clip_id": clip_id, "info": info, "scores": {"lufs": -23.0}}
             members += [
                 (f"{clip_id}.safetensors", to_safetensors(tensors, {"fps": f"{bucket.fps:g}", "caption": caption})),
-                (f"{clip_id}.json", json.dumps(said).encode()),
+                (f"{clip_id}.json", json.dumps(record).encode()),
                 (f"{clip_id}.caption.json", json.dumps({"text": caption}).encode()),
             ]
-            about[clip_id] = (bucket, words)
+            contents[clip_id] = (bucket, words)
         name = f"shards/{first // PER_SHARD:06}.tar"
         tar = io.BytesIO()
         ranges = write_tar(tar, members)
         storage.put(storage.at(root, name), tar.getvalue())
-        for clip_id, (bucket, words) in about.items():
+        for clip_id, (bucket, words) in contents.items():
             offset, size = ranges[f"{clip_id}.safetensors"]
             tokens = (bucket.video_tokens, bucket.audio_tokens, words)
             row = (clip_id, name, offset, size, bucket.key, *tokens)
@@ -114,7 +127,7 @@ def write_set(root: str, shape: Shape, samples: int) -> None:
 
 @contextmanager
 def ours(root: str, shape: Shape, seed: int, worker: bool) -> Iterator[Iterator[EncodedBatch]]:
-    """Batches of the plan, in its order."""
+    """Our batches, in the order of the plan."""
     data = EncodedSamples(root)
     tokens = {bucket.key: bucket.video_tokens + bucket.audio_tokens for bucket in shape.buckets}
     budget = BatchSettings(tokens=shape.batch * max(tokens.values()), max_samples=shape.batch, micro_batches=1)
@@ -132,7 +145,7 @@ def ours(root: str, shape: Shape, seed: int, worker: bool) -> Iterator[Iterator[
 
 
 def decoded(sample: dict[str, Any]) -> dict[str, Any]:
-    """A sample of webdataset's, its tensors read by safetensors."""
+    """Decode the tensors and the bucket of a sample from webdataset."""
     data = sample["safetensors"]
     bucket = json.loads(sample["json"])["info"]["bucket"]
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -145,12 +158,13 @@ def decoded(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 class ByBucket:
-    """Samples collated as soon as a bucket has enough of them."""
+    """Groups samples by bucket and collates a batch as soon as a bucket has enough samples."""
 
     def __init__(self, batch: int, registers: int) -> None:
         self.batch, self.registers = batch, registers
 
     def __call__(self, samples: Iterator[dict[str, Any]]) -> Iterator[EncodedBatch]:
+        """Yield batches of decoded samples; a group that never fills is not returned."""
         waiting: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for sample in samples:
             group = waiting[sample["bucket"]]
@@ -174,7 +188,15 @@ class ByBucket:
 
 
 def pad_left(features: list[torch.Tensor], multiple: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of (S_i, D) as (B, S, D), zeros on the left, S the least multiple that holds all; mask (B, S) bool."""
+    """Pad features on the left.
+
+    Args:
+        features: B tensors (S_i, D).
+        multiple: the length is padded to a multiple of this.
+
+    Returns:
+        Features (B, S, D) with zeros on the left; mask (B, S) bool, True for features.
+    """
     length = -(-max(len(f) for f in features) // multiple) * multiple
     padded = features[0].new_zeros(len(features), length, features[0].shape[1])
     mask = torch.zeros(len(features), length, dtype=torch.bool)
@@ -186,11 +208,11 @@ def pad_left(features: list[torch.Tensor], multiple: int) -> tuple[torch.Tensor,
 
 @contextmanager
 def theirs(shards: list[str], shape: Shape, seed: int, worker: bool) -> Iterator[Iterator[EncodedBatch]]:
-    """webdataset's batches: shards in random order, samples shuffled in a buffer."""
+    """The batches of webdataset: shards in random order, samples shuffled in a buffer."""
     from webdataset.compat import WebDataset, WebLoader
 
     shuffled = WebDataset(shards, shardshuffle=len(shards), seed=seed, empty_check=False).repeat()
-    # Full before the first sample leaves it: until then each would cost two.
+    # Fill the buffer before the first sample leaves it; otherwise each sample would read two at the start.
     buffered = shuffled.shuffle(shape.buffer, initial=shape.buffer)  # pyright: ignore[reportAttributeAccessIssue]
     stream = buffered.map(decoded).compose(ByBucket(shape.batch, shape.registers))
     if not worker:
@@ -207,7 +229,7 @@ def _one_thread(_: int) -> None:
 
 
 def rate(batches: Iterator[EncodedBatch], seconds: float) -> float:
-    """Samples per second, from the fourth batch on: a worker has started, and a shuffle buffer is filled."""
+    """Samples per second after four batches, when the worker has started and the shuffle buffer is full."""
     for _ in range(4):
         next(batches)
     samples, start = 0, time.perf_counter()
@@ -217,7 +239,10 @@ def rate(batches: Iterator[EncodedBatch], seconds: float) -> float:
 
 
 def same(ours: Iterator[EncodedBatch], theirs: Iterator[EncodedBatch], samples: int) -> int:
-    """How many of the first samples of both sides were compared and found equal.
+    """Compare the samples that occur among the first `samples` of both loaders.
+
+    Returns:
+        The number of compared samples, all of which are equal.
 
     Raises:
         AssertionError: a sample differs.
@@ -240,13 +265,14 @@ def same(ours: Iterator[EncodedBatch], theirs: Iterator[EncodedBatch], samples: 
 
 
 def forget(root: str) -> None:
-    """Ask the kernel to drop the shards from its page cache."""
+    """Ask the kernel to drop the shards from the page cache."""
     for path in Path(root).glob("shards/*.tar"):
         with path.open("rb") as shard:
             os.posix_fadvise(shard.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def main() -> None:
+    """Parse the arguments, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=list(SHAPES), default="ltx2")
     parser.add_argument("--samples", type=int, default=0, help="of the set; default: 384 (ltx2, 1 GB), 4096 (tiny)")
@@ -261,7 +287,7 @@ def main() -> None:
         shards = sorted(str(path) for path in Path(root).glob("shards/*.tar"))
         with ours(root, shape, 0, False) as a, theirs(shards, shape, 0, False) as b:
             compared = same(a, b, len(shards) * PER_SHARD // 2)
-        print(f"{compared} samples of both sides are equal")
+        print(f"{compared} samples of both loaders are equal")
         for worker in (False, True):
             sides: dict[str, Callable[[int], Any]] = {
                 "ours": lambda seed, worker=worker: ours(root, shape, seed, worker),

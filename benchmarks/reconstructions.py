@@ -1,11 +1,13 @@
-"""Pictures of what trained codecs give back, beside what they were given.
+"""Draw reconstructions of trained codecs beside their originals.
 
 `python -m benchmarks.reconstructions --curated SET --video-vae FOLDER --audio-vae FOLDER --vocoder FOLDER --output DIR`
 
-Writes reconstruction_video.png (first and ninth frame of four clips), reconstruction_mel.png (log-mels of three clips
-through the audio VAE) and reconstruction_sound.png (spectrograms of three clips whose mels the vocoder was given).
-Above each picture of what came out stands the original. FOLDER is the output of a training run, such as
-tests/pipelines/training/test_overfit.py makes.
+FOLDER is the output of a training run, for example one of tests/pipelines/training/test_overfit.py. Three pictures are
+written, each with the originals in the upper row and the reconstructions in the lower row:
+
+    reconstruction_video.png  first and ninth frame of four clips through the video VAE
+    reconstruction_mel.png    log-mels of three clips through the audio VAE
+    reconstruction_sound.png  spectrograms of three clips through mel and vocoder
 """
 
 import argparse
@@ -28,10 +30,11 @@ from model.vocoder import Vocoder
 from pipelines.training.tasks.helpers.clips import PictureClips, SoundClips, as_pixels
 
 matplotlib.use("Agg")
-BUCKET = Bucket(frames=9, height=64, width=64)  # what the overfit tests train on
+BUCKET = Bucket(frames=9, height=64, width=64)  # the bucket of the overfit tests
 
 
 def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG of 128 colours and print its size."""
     figure.savefig(path, dpi=80, bbox_inches="tight")
     pyplot.close(figure)
     Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
@@ -39,6 +42,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def video(curated: str, folder: Path, path: Path) -> None:
+    """Draw frames of clips before and after the video VAE."""
     vae = cast(VideoVAE, weights.load_component(folder / "weights", "video_vae").eval())
     data = PictureClips(curated, [BUCKET], frames=BUCKET.frames, size=BUCKET.height, seed=0, cache_mb=0)
     rows = range(min(4, len(data.clips)))
@@ -56,9 +60,10 @@ def video(curated: str, folder: Path, path: Path) -> None:
 
 
 def mels(curated: str, folder: Path, path: Path) -> None:
+    """Draw log-mels of clips before and after the audio VAE."""
     vae = cast(AudioVAE, weights.load_component(folder / "weights", "audio_vae").eval())
     data = SoundClips(curated, 100, 48_000, seed=0, cache_mb=0)
-    rows = _three(len(data.clips))
+    rows = _three_of(len(data.clips))
     figure, axes = pyplot.subplots(2, len(rows), figsize=(12, 5), layout="constrained")
     for column, row in enumerate(rows):
         mel = data.whole(row)[0][None, :, :197]
@@ -75,11 +80,12 @@ def mels(curated: str, folder: Path, path: Path) -> None:
 
 
 def sound(curated: str, folder: Path, path: Path) -> None:
+    """Draw spectrograms of clips before and after mel and vocoder."""
     vocoder = cast(Vocoder, weights.load_component(folder / "weights", "vocoder").eval())
     rate = vocoder.config.sample_rate
     data = SoundClips(curated, 100, rate, seed=0, cache_mb=0)
     mel_of = MelSpectrogram(MelConfig(sample_rate=rate, hop_length=rate // 100))
-    rows = _three(len(data.clips))
+    rows = _three_of(len(data.clips))
     figure, axes = pyplot.subplots(2, len(rows), figsize=(12, 5), layout="constrained")
     for column, row in enumerate(rows):
         mel, waveform = data.whole(row)
@@ -101,12 +107,14 @@ def sound(curated: str, folder: Path, path: Path) -> None:
     save(figure, path)
 
 
-def _three(count: int) -> list[int]:
+def _three_of(count: int) -> list[int]:
+    """Three row numbers, evenly spaced over `count` rows."""
     return sorted(set(np.linspace(0, count - 1, 3).round().astype(int).tolist()))
 
 
 @torch.inference_mode()
 def main() -> None:
+    """Parse the arguments and write the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--curated", "--video-vae", "--audio-vae", "--vocoder", "--output"):
         parser.add_argument(name, required=True, type=Path)

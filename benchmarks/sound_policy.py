@@ -1,6 +1,8 @@
-"""Precision and recall of the sound's verdict on mixtures whose truth is known: `python -m benchmarks.sound_policy`.
+"""Measure precision and recall of the sound policy on synthetic mixtures with known labels.
 
-`--clips 320 --seed 1009` are the defaults: that seed was never looked at while thresholds were chosen.
+`python -m benchmarks.sound_policy [--clips 320] [--seed 1009]`
+
+The default seed was not used when the thresholds were chosen.
 """
 
 import argparse
@@ -15,7 +17,7 @@ from data_prep.synthetic.mixtures import Mixture, mixture
 
 
 def judged(made: Mixture, policy: PolicySettings) -> tuple[Judgement, dict[str, float]]:
-    """The verdict on a sound without a picture, and its scores; every score is measured."""
+    """Measure every score of a mixture and judge it; returns the judgement and the scores."""
     scores = {"has_audio": 1.0} | sound.level_scores(made.sound, policy.silence_db) | sound.spectral_scores(made.sound)
     mono = sound.for_networks(made.sound)
     scores |= sound.voice_scores(voice_probability(sound.turned_up(mono)))
@@ -24,7 +26,7 @@ def judged(made: Mixture, policy: PolicySettings) -> tuple[Judgement, dict[str, 
 
 
 def measure(clips: int, seed: int) -> dict:
-    """Counts, precision and recall of "kept", and what went wrong."""
+    """Judge `clips` mixtures; returns precision and recall of "kept", counts, and the wrong verdicts."""
     policy, counts, classes = PolicySettings(), Counter[str](), Counter[str]()
     by_kind: dict[str, Counter] = defaultdict(Counter)
     wrong = []
@@ -51,6 +53,7 @@ def measure(clips: int, seed: int) -> dict:
 
 
 def main() -> None:
+    """Parse the arguments and print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=320)
     parser.add_argument("--seed", type=int, default=1009)
@@ -58,7 +61,7 @@ def main() -> None:
     found = measure(args.clips, args.seed)
     print(f"{args.clips} mixtures, seed {args.seed}: {found['counts']}")
     print(f"precision {found['precision']:.4f}, recall {found['recall']:.4f}")
-    print(f"class of the rightly kept: {found['classes']}")
+    print(f"classes of correctly kept mixtures: {found['classes']}")
     for kind, counts in sorted(found["by_kind"].items()):
         print(f"  {kind:18} {counts}")
     for index, kind, about, snr_db, reason, scores in found["wrong"]:

@@ -1,10 +1,10 @@
-"""Does the tiled VAE's memory stay the same while the clip gets longer, and what does tiling cost in time?
+"""Measure whether the memory of the tiled VAE stays constant for longer clips, and the time that tiling costs.
 
 `python -m benchmarks.vae_tiling [--device cuda] [--preset ltx2-19b] [--size 1088x1920] [--latents 4]`
 
-Encodes and decodes clips of 1×, 2× and 4× the length, whole and tiled, and prints for each the time and the peak memory
-beyond weights, input and output. On CUDA the allocator is asked; on the CPU live tensors are counted as PyTorch makes
-and drops them (without the scratch space inside a kernel).
+The benchmark encodes and decodes clips of 1×, 2× and 4× the length, untiled and tiled. It prints the time and the peak
+memory beyond weights, input and output. On CUDA the memory is the allocator's; on the CPU it is the size of the live
+tensors, without temporary memory inside a kernel.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from model.video_vae import VideoVAE, pixel_size
 
 
 class LiveTensors(TorchDispatchMode):
-    """Bytes of the tensors made inside the `with` block that are alive now (`now`) and at worst (`peak`)."""
+    """Counts the bytes of the tensors made inside the `with` block: those alive now (`now`) and their `peak`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,14 +35,14 @@ class LiveTensors(TorchDispatchMode):
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Views and in-place operations return storages of what went in: only the others are new.
-        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        # Views and in-place operations return the storage of an input; only other storages are new.
+        inputs = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if not isinstance(tensor, Tensor):
                 continue
             storage = tensor.untyped_storage()
-            if storage.data_ptr() in given or storage in self._known:
+            if storage.data_ptr() in inputs or storage in self._known:
                 continue
             self._known.add(storage)
             self.now += storage.nbytes()
@@ -55,7 +55,7 @@ class LiveTensors(TorchDispatchMode):
 
 
 def measure(run: Callable[[], Tensor], device: torch.device) -> tuple[float, int]:
-    """(seconds, peak bytes beyond what was there and the result)."""
+    """Run and measure: (seconds, peak bytes beyond the memory before the run and the result)."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -74,7 +74,20 @@ def measure(run: Callable[[], Tensor], device: torch.device) -> tuple[float, int
 def growth(
     vae: VideoVAE, height: int, width: int, latents: int, tiling: Tiling, *, whole: bool, factors: tuple[int, ...]
 ) -> list[tuple[str, str, int, float, int]]:
-    """(verb, way, frames, seconds, peak bytes) for clips of `factors` × `latents` latent frames."""
+    """Measure clips of `factors` × `latents` latent frames.
+
+    Args:
+        vae: the video VAE.
+        height: of the clips, pixels.
+        width: of the clips, pixels.
+        latents: latent frames of the shortest clip.
+        tiling: the tiles.
+        whole: whether to measure untiled runs too.
+        factors: the lengths, as multiples of `latents`.
+
+    Returns:
+        Rows of (verb, way, frames, seconds, peak bytes).
+    """
     weight = vae.encoder.conv_in.conv.weight
     h, w = height // 32, width // 32
     rows: list[tuple[str, str, int, float, int]] = []
@@ -96,9 +109,10 @@ def growth(
 
 
 def main() -> None:
+    """Parse the arguments, measure and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--preset", default="tiny", help="whose video VAE (default tiny)")
+    parser.add_argument("--preset", default="tiny", help="preset of the video VAE (default tiny)")
     parser.add_argument("--size", default="192x256", help="height x width in pixels (default 192x256)")
     parser.add_argument("--latents", type=int, default=4, help="latent frames of the shortest clip (default 4)")
     parser.add_argument("--tile", type=int, default=128, help="pixels (default 128)")

@@ -1,4 +1,4 @@
-"""`kinotone doctor`: what a run needs, whether this machine has it, and how to fix what is missing."""
+"""`kinotone doctor`: check what a run needs on this machine, and say how to fix what is missing."""
 
 import importlib.metadata
 import os
@@ -21,46 +21,46 @@ class Finding:
 
     Attributes:
         what: what was checked.
-        well: whether it is as a run needs it.
+        ok: whether it is as needed.
         found: what was found.
-        fix: what to do where it is not well.
-        needed: False for what only makes a run faster or larger.
+        fix: how to fix it; "" when it is ok.
+        needed: False when a run works without it, but slower or smaller.
     """
 
     what: str
-    well: bool
+    ok: bool
     found: str
     fix: str = ""
     needed: bool = True
 
 
 def report(console: Console) -> None:
-    """Run every check and print its finding.
+    """Run the checks and print every finding.
 
     Args:
         console: where to print.
 
     Raises:
-        ValueError: something that every run needs is missing (the command then exits with 2).
+        ValueError: something that every run needs is missing. The command then exits with 2.
     """
     findings = [check() for check in CHECKS]
     for finding in findings:
-        mark = "[green]ok[/]     " if finding.well else "[red]missing[/]" if finding.needed else "[yellow]without[/]"
+        mark = "[green]ok[/]     " if finding.ok else "[red]missing[/]" if finding.needed else "[yellow]without[/]"
         console.print(f"  {mark}  {finding.what:<18} {finding.found}" + (f" → {finding.fix}" if finding.fix else ""))
-    missing = [finding for finding in findings if finding.needed and not finding.well]
+    missing = [finding for finding in findings if finding.needed and not finding.ok]
     if missing:
         raise ValueError(f"doctor: {missing[0].what}: {missing[0].found}; {missing[0].fix}")
 
 
 def python_version() -> Finding:
-    """Check that Python is 3.11 or 3.12."""
+    """Check the version of Python."""
     version = ".".join(map(str, sys.version_info[:3]))
-    well = sys.version_info[:2] in ((3, 11), (3, 12))
-    return Finding("Python", well, version, "" if well else "use Python 3.11 or 3.12")
+    ok = sys.version_info[:2] in ((3, 11), (3, 12))
+    return Finding("Python", ok, version, "" if ok else "use Python 3.11 or 3.12")
 
 
 def packages() -> Finding:
-    """Check that every core requirement in Kinotone's package metadata is installed, by name."""
+    """Check that each core requirement of kinotone's metadata is installed; versions are not compared."""
     missing = []
     requirements = importlib.metadata.requires("kinotone") or []
     core = [requirement for requirement in requirements if "extra ==" not in requirement]
@@ -77,7 +77,7 @@ def packages() -> Finding:
 
 
 def compiler() -> Finding:
-    """Check for g++, with which DeepSpeed compiles its CPU ops."""
+    """Check for a C++ compiler."""
     path = shutil.which("g++")
     if path:
         return Finding("g++", True, "found")
@@ -85,7 +85,7 @@ def compiler() -> Finding:
 
 
 def weights() -> Finding:
-    """Check the small weights of the demo. A run on real weights names its own."""
+    """Check for the small weights of the demo. A run on real weights names them in its settings."""
     for name in packaged_weights.NAMES:
         try:
             packaged_weights.resolve(f"package:{name}")
@@ -95,7 +95,7 @@ def weights() -> Finding:
 
 
 def accelerator() -> Finding:
-    """Check for a GPU; reports its count, name and memory."""
+    """Check for a GPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -106,17 +106,17 @@ def accelerator() -> Finding:
 
 
 def memory() -> Finding:
-    """Check that the machine has 8 GiB of memory, as the demo needs."""
+    """Check the size of the main memory."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    well = total >= 8
-    return Finding("memory", well, f"{total:.0f} GiB", "" if well else "the demo needs 8 GiB", needed=False)
+    ok = total >= 8
+    return Finding("memory", ok, f"{total:.0f} GiB", "" if ok else "the demo needs 8 GiB", needed=False)
 
 
 def disk() -> Finding:
-    """Check that 5 GiB are free on the disk of the working directory."""
+    """Check the free space on the disk of the working directory."""
     free = shutil.disk_usage(".").free / GIB
-    well = free >= 5
-    return Finding("disk here", well, f"{free:.0f} GiB free", "" if well else "free at least 5 GiB", needed=False)
+    ok = free >= 5
+    return Finding("disk here", ok, f"{free:.0f} GiB free", "" if ok else "free at least 5 GiB", needed=False)
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (

@@ -1,4 +1,4 @@
-"""`kinotone plan`: memory, time and traffic of a recipe on a cluster, or which change would make it fit."""
+"""`kinotone plan`: print the memory, time and traffic of a recipe on a cluster, or what would make it fit."""
 
 from rich.console import Console
 from rich.table import Table
@@ -18,8 +18,14 @@ def show(settings: TrainSettings, buckets: list[Bucket], cluster: Cluster, conso
         cluster: the machines.
         console: where to print.
 
+    Args:
+        settings: the training settings of task dit.
+        buckets: the buckets of the encoded set.
+        cluster: the cluster to plan for.
+        console: where to print.
+
     Raises:
-        ValueError: the run does not fit; names each single change that would make it fit.
+        ValueError: the run does not fit into a GPU's memory; the message names changes that make it fit.
     """
     found = budget(settings, buckets, cluster)
     console.print(
@@ -31,28 +37,28 @@ def show(settings: TrainSettings, buckets: list[Bucket], cluster: Cluster, conso
     console.print(_steps(found, settings, cluster))
     days = found.step_s * settings.steps / 86_400
     console.print(
-        f"{settings.steps:,} steps: {days:.1f} days, {days * 24 * cluster.gpus:,.0f} GPU-hours, with buckets taken "
-        f"equally often, at {100 * cluster.mfu:.0f} % MFU and {cluster.bandwidth:.0f} GB/s per GPU (both stated, not "
-        f"measured here); loading, checkpoints and validation are not included"
+        f"{settings.steps:,} steps: {days:.1f} days, {days * 24 * cluster.gpus:,.0f} GPU-hours, if all buckets are "
+        f"equally frequent, at {100 * cluster.mfu:.0f} % MFU and {cluster.bandwidth:.0f} GB/s per GPU (assumed, not "
+        f"measured); without loading, checkpoints and validation"
     )
     if found.total > found.available:
-        ways = list(remedies(settings, buckets, cluster))
+        fixes = list(remedies(settings, buckets, cluster))
         raise ValueError(
             f"plan: needs {found.total / GIB:.1f} GiB per GPU, {cluster.gpu} has {found.available / GIB:.1f} "
             f"({RESERVE_GIB:.0f} are reserved); "
-            + (f"what would fit: {'; or '.join(ways)}" if ways else "no single change of the settings makes it fit")
+            + (f"what would fit: {'; or '.join(fixes)}" if fixes else "no single change that is known makes it fit")
         )
 
 
 def _memory(found: Budget) -> Table:
-    table = Table(title="GiB per GPU, at the bucket that needs the most", title_justify="left")
+    table = Table(title="GiB per GPU, for the bucket that needs the most", title_justify="left")
     table.add_column("what")
     table.add_column("GiB", justify="right")
     for name, size in found.memory.items():
         table.add_row(name, f"{size / GIB:.2f}")
     table.add_section()
-    table.add_row("together", f"{found.total / GIB:.2f}")
-    table.add_row("there is", f"{found.available / GIB:.2f}")
+    table.add_row("total", f"{found.total / GIB:.2f}")
+    table.add_row("available", f"{found.available / GIB:.2f}")
     return table
 
 

@@ -1,30 +1,32 @@
-"""Ray for the length of a block: the one that stands, the cluster that RAY_ADDRESS names, or a local one; silent.
-
-And what a run remembers about its workers' deaths, which outlives a worker but not the run.
-"""
+"""A running Ray for the length of a block, and the attempts of a run, which outlive its workers."""
 
 import logging
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from pipelines.quiet import quiet_ray, stderr_discarded
+
+_NAMESPACE = "kinotone"
 
 
 @contextmanager
 def ray_running(cpus: int = 0) -> Iterator[None]:
-    """Ray as it stands, or a local one (or the cluster that RAY_ADDRESS names) for the length of the block; silent.
+    """Provide Ray inside the block: the running one, else the cluster that RAY_ADDRESS names, else a local one.
 
-    A local Ray has this machine's CPUs, and counts at least `cpus`.
+    Ray is shut down after the block only if it was started here. Worker output stays in Ray's log files.
 
-    Worker output stays in Ray's log files: what a run has to say is in verdicts, summaries and exceptions.
+    Args:
+        cpus: the least number of CPUs that a local Ray counts, even where this machine has fewer.
     """
     quiet_ray()
     import ray
 
     started = not ray.is_initialized()
     if started:
-        local = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "num_cpus": max(cpus, _cores())}
-        with _stderr_shut():
+        on_cluster = bool(os.environ.get("RAY_ADDRESS"))
+        local = {} if on_cluster else {"include_dashboard": False, "num_cpus": max(cpus, _usable_cpus())}
+        with stderr_discarded():
             ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
     import ray.data
 
@@ -41,66 +43,37 @@ def ray_running(cpus: int = 0) -> Iterator[None]:
 
 
 class Attempts:
-    """Pieces of work that were begun and not ended, by how often; one more than that many deaths of the worker.
+    """Counts, per piece of work, the attempts that began and did not end: the deaths of the worker that had it.
 
-    Kept by the cluster's control store (Ray's key-value store), so that the next worker sees it. A run that is killed
-    takes it along: what died with the driver or with Ray says nothing against a source.
+    The counts live in the cluster's control store (Ray's key-value store), so that the next worker sees them. They are
+    lost with the run: when the driver or Ray dies, no source is at fault.
+
+    Args:
+        run: a unique name of the run; counts of other runs are not seen.
     """
 
     def __init__(self, run: str) -> None:
         self.run = run
 
     def count(self, name: str) -> int:
-        """How often work on `name` was begun and not ended."""
+        """The number of attempts on `name` that began and did not end."""
         from ray.experimental.internal_kv import _internal_kv_get
 
         return int(_internal_kv_get(f"{self.run}:{name}", namespace=_NAMESPACE) or 0)
 
     def begin(self, name: str, before: int) -> None:
-        """Note that work on `name` begins, after it was begun `before` times and not ended."""
+        """Record that an attempt on `name` begins, after `before` attempts that did not end."""
         from ray.experimental.internal_kv import _internal_kv_put
 
         _internal_kv_put(f"{self.run}:{name}", str(before + 1), namespace=_NAMESPACE)
 
     def end(self, name: str) -> None:
-        """Note that work on `name` ended, well or not, with its worker alive."""
+        """Record that the attempt on `name` ended with its worker alive, with or without an error."""
         from ray.experimental.internal_kv import _internal_kv_del
 
         _internal_kv_del(f"{self.run}:{name}", namespace=_NAMESPACE)
 
 
-_NAMESPACE = "kinotone"
-
-
-@contextmanager
-def _stderr_shut() -> Iterator[None]:
-    """The process's stderr goes nowhere: Ray's C++ core says there that it was told to be quiet."""
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(nowhere)
-        os.close(kept)
-
-
-def quiet_ray() -> None:
-    """Keep Ray's hints off the terminal and its usage report at home; before `import ray`."""
-    for key, value in {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-        # Ray Data's own actors make the C++ core complain on stderr; what matters arrives as an exception.
-        "RAY_BACKEND_LOG_LEVEL": "fatal",
-    }.items():
-        os.environ.setdefault(key, value)
-    for category in (FutureWarning, DeprecationWarning):
-        warnings.filterwarnings("ignore", category=category, module=r"ray\..*")
-
-
-def _cores() -> int:
+def _usable_cpus() -> int:
     """The CPUs that this process may use."""
     return len(os.sched_getaffinity(0))

@@ -1,8 +1,8 @@
-"""Prompts → mp4 files with stereo sound: encode the text, sample both latents together, decode them, write the file.
+"""Generate mp4 files with stereo sound from prompts: encode the text, sample both latents, decode, write the file.
 
-The text encoder is used first and let go before anything is sampled, so that it never stands beside the transformer.
-Sample n of a run is a function of the weights, the settings and its prompt alone; a run that was stopped keeps the
-samples that are whole.
+The text encoder runs first and is freed before sampling, so that it never shares the memory with the transformer.
+Sample n of a run depends only on the weights, the settings and its prompt. A run that was stopped keeps its finished
+samples and makes the others when it is started again.
 """
 
 import gc
@@ -34,10 +34,10 @@ COMPONENTS = ("transformer", "text_conditioner", "video_vae", "audio_vae", "voco
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts in a text file, one per line; empty lines are passed over.
+    """Read prompts from a text file, one per line; empty lines are skipped.
 
     Raises:
-        ValueError: no such file, or no prompt in it.
+        ValueError: the file does not exist or holds no prompt.
     """
     if not path.is_file():
         raise ValueError(f"prompts {path}: no such file; give a text file with one prompt per line")
@@ -55,13 +55,25 @@ def generate(
     tracking: TrackingSettings,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict:
-    """Write `<output>/000.mp4`, `000.png` (contact sheet), `000.spectrogram.png` … and `summary.json`, its result.
+    """Generate one sample per prompt.
+
+    Writes `<output>/000.mp4`, `000.png` (contact sheet), `000.spectrogram.png` and `000.json` for each sample, then
+    `settings.yaml` and `summary.json`.
 
     Args:
-        checkpoint: a training run's output (its `weights/` folder is taken) or a model folder with all parts.
+        checkpoint: a training run's output, or a model folder with all parts.
+        prompts: the prompts, one per sample.
+        settings: shape, steps, guidance and seed of the samples.
+        output: the folder to write to.
+        tracking: the MLflow server.
+        progress: called with the verb, the samples made, and the number of samples.
+
+    Returns:
+        The summary that `summary.json` holds.
 
     Raises:
-        ValueError: no such checkpoint, a part or the text encoder is missing; before anything is computed.
+        ValueError: the checkpoint does not exist, or a part or the text encoder is missing; raised before anything is
+            computed.
     """
     began = time.monotonic()
     folder = model_folder(checkpoint)
@@ -72,11 +84,11 @@ def generate(
         )
     output.mkdir(parents=True, exist_ok=True)
     key = _run_key(folder, settings)
-    jobs = [(n, prompt, output / f"{n:03d}.mp4") for n, prompt in enumerate(prompts)]
-    todo = [job for job in jobs if _made_with(job[2]) != [key, job[1]]]
+    samples = [(n, prompt, output / f"{n:03d}.mp4") for n, prompt in enumerate(prompts)]
+    todo = [(n, prompt, path) for n, prompt, path in samples if _made_with(path) != [key, prompt]]
     params = {"generate": settings.model_dump(mode="json"), "checkpoint": str(checkpoint)}
     if progress:
-        progress("generate", len(jobs) - len(todo), len(jobs))
+        progress("generate", len(samples) - len(todo), len(samples))
     if todo:
         with start_run(tracking, "kinotone", "generate", {"checkpoint": str(checkpoint)}, params, output) as run:
             device = _device(settings.device)
@@ -98,9 +110,9 @@ def generate(
                 run.image("sample", path.with_suffix(".png"), n)
                 run.image("spectrogram", path.with_suffix(".spectrogram.png"), n)
                 if progress:
-                    progress("generate", len(jobs) - len(todo) + done, len(jobs))
+                    progress("generate", len(samples) - len(todo) + done, len(samples))
     summary = {
-        "samples": [{"file": path.name, "prompt": prompt} for _, prompt, path in jobs],
+        "samples": [{"file": path.name, "prompt": prompt} for _, prompt, path in samples],
         "made_now": len(todo),
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -110,27 +122,27 @@ def generate(
 
 
 def _encode_prompts(folder: Path, prompts: list[str], settings: GenerateSettings, device) -> list[list[TextContext]]:
-    """[context, negative context] of each prompt."""
+    """Encode the prompts; [context, negative context] of each."""
     encoder = GemmaTextEncoder.load(resolve(settings.text_encoder), dtype=torch.float32, device=device)
     conditioner = weights.load(folder, device=device, components=["text_conditioner"]).text_conditioner.eval()
-    found = []
+    contexts = []
     with torch.no_grad():
         for prompt in prompts:
-            # In one batch with the negative prompt, so that both have one length.
+            # Encode both prompts in one batch, so that they have the same length.
             states, mask = encoder.encode([prompt, settings.negative_prompt])
             if not settings.negative_prompt:
-                mask[1] = False  # what training's caption dropout shows: registers alone
+                mask[1] = False  # leave only the registers, as caption dropout does in training
             video, audio, _ = conditioner.connect(*conditioner.project(states, mask), mask)
-            found.append([TextContext(video[n : n + 1], audio[n : n + 1]) for n in range(2)])
+            contexts.append([TextContext(video[n : n + 1], audio[n : n + 1]) for n in range(2)])
     del encoder
     gc.collect()
-    return found
+    return contexts
 
 
 def _sample(
     model: LTX2, contexts: list[TextContext], settings: GenerateSettings, seed: int, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frames uint8 (F, H, W, 3), and sound float32 (2, N) of the same length."""
+    """Sample and decode one clip: frames uint8 (F, H, W, 3), and sound float32 (2, N) of the same duration."""
     shape = settings.shape
     f, h, w = shape.latent_shape
     transformer = model.transformer.config
@@ -151,20 +163,17 @@ def _sample(
         pixels = model.video_vae.decode(unpatchify_video(video, f, h, w))
         mel = model.audio_vae.decode(unpatchify_audio(audio, config.latent_channels, config.latent_bins))
         waveform = model.vocoder(mel)
-    return _frames(pixels), _fitted(waveform[0], round(shape.duration_s * model.vocoder.sample_rate))
+    return _to_frames(pixels), _cut_or_pad(waveform[0], round(shape.duration_s * model.vocoder.sample_rate))
 
 
-def _scales(given: ScaleSettings) -> GuidanceScales:
-    return GuidanceScales(given.text, given.stg, given.modality, given.rescale)
-
-
-def _frames(pixels_bcfhw: Tensor) -> np.ndarray:
+def _to_frames(pixels_bcfhw: Tensor) -> np.ndarray:
+    """The first clip's pixels in [-1, 1] as frames uint8 (F, H, W, 3)."""
     scaled = (pixels_bcfhw[0].float().clamp(-1, 1) + 1) * 127.5
     return scaled.round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
 
 
-def _fitted(waveform: Tensor, samples: int) -> np.ndarray:
-    """Cut, or padded with silence, to the picture's length: audio latents do not end on a frame."""
+def _cut_or_pad(waveform: Tensor, samples: int) -> np.ndarray:
+    """Cut the sound to `samples`, or pad it with silence: audio latents do not end exactly with the last frame."""
     sound = waveform.float().clamp(-1, 1)[:, :samples]
     return torch.nn.functional.pad(sound, (0, samples - sound.shape[1])).cpu().numpy()
 
@@ -176,15 +185,15 @@ def _device(name: str) -> torch.device:
 
 
 def _run_key(folder: Path, settings: GenerateSettings) -> str:
-    """What the samples depend on beside their prompts: the settings and the fingerprint of every part."""
+    """A hash of what every sample depends on besides its prompt: the settings and the fingerprint of each part."""
     parts = [weights.fingerprint(folder / f"{part}.safetensors") for part in COMPONENTS]
     return hashlib.sha256(json.dumps([settings.model_dump(mode="json"), parts]).encode()).hexdigest()
 
 
 def _made_with(path: Path) -> list[str] | None:
-    """The key and prompt of a finished sample; its `.json` is written last."""
-    about = path.with_suffix(".json")
-    return json.loads(about.read_text())["made_with"] if about.is_file() and path.is_file() else None
+    """The run key and prompt of a finished sample, or None. The `.json` file is written last."""
+    record = path.with_suffix(".json")
+    return json.loads(record.read_text())["made_with"] if record.is_file() and path.is_file() else None
 
 
 def _yaml(params: dict) -> str:

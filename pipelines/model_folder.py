@@ -1,13 +1,19 @@
-"""Where weights lie: a training run's output holds them in `weights/`; a model folder or file is taken as it is."""
+"""Where the weights of a checkpoint are: a training run's output holds them in `weights/`."""
 
 from pathlib import Path
 
 
 def model_folder(checkpoint: Path) -> Path:
-    """The weights of a training run's output, of a model folder in any layout, or of a single file.
+    """Find the weights of a checkpoint.
+
+    Args:
+        checkpoint: a training run's output, a model folder in any layout, or a single weight file.
+
+    Returns:
+        The `weights` folder of a training run's output; otherwise `checkpoint` itself.
 
     Raises:
-        ValueError: there is nothing at `checkpoint`.
+        ValueError: `checkpoint` does not exist.
     """
     if not checkpoint.exists():
         raise ValueError(f"checkpoint {checkpoint}: not there; give a training run's output, a model folder or file")

@@ -1,13 +1,14 @@
-"""`calibrate`: a curated set against its labels → `calibration.html` with every threshold's curve, and proposals.
+"""The verb `calibrate`: compare a curated set with its labels and propose thresholds.
 
-<output>/calibration.html  the page; opens from disk, offline
-<output>/calibration.png   the curves
-<output>/policy.yaml       the proposed thresholds, to be pasted into a recipe
-<output>/summary.json      precision, recall, classes
+It writes four files:
+
+    <output>/calibration.html  the page; opens from disk, offline
+    <output>/calibration.png   precision and recall over each threshold
+    <output>/policy.yaml       the proposed thresholds, to paste into a recipe
+    <output>/summary.json      precision, recall, classes
 """
 
 import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -21,22 +22,27 @@ from data_prep.dataset import layout, storage
 from data_prep.dataset.index import read_manifest
 from data_prep.settings import PolicySettings
 from pipelines.report import pages
+from pipelines.report.figures import new_figure, to_png
 
 KEEP, DROP, RECALL = "#3f7d58", "#b4483c", "#2f5f9e"
 
 
 def run_calibrate(labels: str | Path, source: str | Path, output: str | Path) -> dict[str, Any]:
-    """Write what the class's head lists; gives the summary.
+    """Calibrate and write the files that the module's docstring lists.
 
     Args:
         labels: a .tsv or .parquet file, see `data_prep.curation.calibration.read_labels`.
-        source: a set that `kinotone curate` made of the labelled files.
+        source: the set that `kinotone curate` made of the labelled files.
+        output: the folder to write to.
+
+    Returns:
+        The summary that `summary.json` holds.
 
     Raises:
-        ValueError: labels that cannot be read, or a set without a labelled source.
+        ValueError: the labels cannot be read, or the set holds no labelled source.
     """
     truth = calibration.read_labels(labels)
-    policy = set_policy(source)
+    policy = read_policy(source)
     columns = ["uri", "scores", "start_s", "end_s", "verdict", "reason"]
     sources = calibration.labelled(read_manifest(source).select(columns).to_pylist(), truth)
     found = calibration.calibrate(sources, policy, truth)
@@ -86,37 +92,41 @@ def run_calibrate(labels: str | Path, source: str | Path, output: str | Path) ->
     return summary
 
 
-def set_policy(source: str | Path) -> PolicySettings:
-    """The thresholds that judged a set.
+def read_policy(source: str | Path) -> PolicySettings:
+    """Read the thresholds that judged a curated set.
 
     Raises:
-        ValueError: it is no set that `curate` made.
+        ValueError: `source` is not a curated set.
     """
     try:
         settings = yaml.safe_load(storage.read(storage.at(source, layout.SETTINGS)))["settings"]
     except FileNotFoundError:
         raise ValueError(f"{source} holds no settings.yaml; give the output folder of `kinotone curate`") from None
     if "curate" not in settings:
-        raise ValueError(f"{source} was not made by `kinotone curate`; give the set that was")
+        raise ValueError(f"{source} was not made by `kinotone curate`; give a curated set")
     return PolicySettings(**settings["curate"]["policy"])
 
 
 def confusion_table(found: Calibration) -> dict[str, Any]:
-    """Rows of true classes, columns of found ones, and the counts."""
+    """The confusion matrix: class names, and a row (true class, counts per found class) for each that occurs."""
     names = sorted({name for pair in found.confusion for name in pair}, key=_order)
     rows = [(true, [found.confusion.get((true, name), 0) for name in names]) for true in names]
     return {"names": names, "rows": [(true, counts) for true, counts in rows if any(counts)]}
 
 
 def curves_figure(found: Calibration, sources: list[Source]) -> bytes:
-    """A PNG with a panel for each threshold: precision and recall over it, and the scores of both kinds below."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Draw a panel per threshold: precision and recall over it, and ticks for the scores of the labelled sources.
 
+    Args:
+        found: the calibration.
+        sources: the labelled sources.
+
+    Returns:
+        A PNG.
+    """
     columns = 3
     rows = -(-len(found.curves) // columns)
-    figure = Figure(figsize=(4.4 * columns, 3.1 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4.4 * columns, 3.1 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, curve in zip(panels, found.curves, strict=False):
         panel.axvspan(curve.low, curve.high, color="#e8e4da", label="as good")
@@ -124,7 +134,7 @@ def curves_figure(found: Calibration, sources: list[Source]) -> bytes:
         panel.plot(curve.values, curve.recall, color=RECALL, drawstyle="steps-post", label="recall")
         if curve.name in ("speech_min", "music_min"):
             panel.plot(curve.values, curve.class_right, color="#8a6d1d", drawstyle="steps-post", label="class right")
-        panel.axvline(curve.now, color="black", lw=1, ls="--", label="as it stands")
+        panel.axvline(curve.now, color="black", lw=1, ls="--", label="current")
         for keep, level, colour in ((True, -0.06, KEEP), (False, -0.14, DROP)):
             measured = [
                 scores[curve.score]
@@ -140,9 +150,7 @@ def curves_figure(found: Calibration, sources: list[Source]) -> bytes:
     for panel in panels[len(found.curves) :]:
         panel.set_visible(False)
     panels[0].legend(fontsize=7, loc="lower left")
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=100)
-    return out.getvalue()
+    return to_png(figure, dpi=100)
 
 
 def _order(name: str) -> tuple[int, str]:

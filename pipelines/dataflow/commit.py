@@ -1,9 +1,16 @@
-"""The protocol of an output set: settings first, segments whole, summary last.
+"""The commit protocol of an output set: settings first, each segment atomically, summary last.
 
-A segment is committed by `data_prep.dataset.shards.commit_segment`: tar, manifest part, ledger entry, in this order,
-with the conservation law checked. This module adds what belongs to the whole set: `settings.yaml`, written before the
-first segment and compared by every later run, and `summary.json` with `index.parquet` and `duplicates.parquet`,
-written from the ledger when every segment is there.
+    1. claim(root, settings)        settings.yaml                   a later run with other settings is refused
+    2. commit_segments(root, …)     for each segment, in any order and from any worker:
+                                      shards/ID.tar                 media of the kept clips
+                                      manifest/ID.parquet           one row per clip
+                                      ledger/ID.json                last: the segment is committed when this exists
+    3. finish(root)                 duplicates.parquet, index.parquet
+                                    summary.json                    last: the set is finished when this exists
+
+A run that is killed leaves at most files without a ledger entry. The next run repeats the segments without an entry and
+writes the same bytes. `commit_segment` in `data_prep.dataset.shards` writes the three files of a segment and checks the
+conservation law: clips considered = kept + dropped + failed.
 """
 
 import hashlib
@@ -26,36 +33,56 @@ from data_prep.settings import differences
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What the driver learns of a committed segment: entry, manifest rows, and seconds spent in each stage."""
+class SegmentSummary:
+    """What the driver receives of a committed segment.
+
+    Attributes:
+        committed: the ledger entry and the manifest rows.
+        seconds: spent on the segment in each stage, by the stage's name; "commit" is a stage too.
+    """
 
     committed: Committed
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def entry(self) -> Entry:
+        """The ledger entry."""
         return self.committed.entry
 
 
-def commit_segments(root: str | Path, segments: list[Segment], seconds: list[dict[str, float]]) -> list[Summary]:
-    """Commit segments to the set at `root`. Doing it again writes the same bytes."""
+def commit_segments(root: str | Path, segments: list[Segment], seconds: list[dict[str, float]]) -> list[SegmentSummary]:
+    """Commit segments to the set at `root`. Committing a segment again writes the same bytes.
+
+    Args:
+        root: the output set.
+        segments: segments whose clips have their verdicts.
+        seconds: spent on each segment in each stage.
+
+    Returns:
+        One summary per segment, in the same order; its `seconds` include "commit".
+    """
     summaries = []
     for segment, spent in zip(segments, seconds, strict=True):
         start = time.perf_counter()
         committed = commit_segment(root, segment)
         spent = {**spent, "commit": time.perf_counter() - start}
-        summaries.append(Summary(committed, spent))
+        summaries.append(SegmentSummary(committed, spent))
     return summaries
 
 
 def claim(root: str | Path, settings: Mapping[str, Any], inputs: list[str]) -> None:
-    """Make `root` the output of these settings: write `settings.yaml`, or compare with the one that stands.
+    """Make `root` the output of these settings: write `settings.yaml`, or compare it with the existing one.
 
-    Inputs may grow from run to run (they are recorded, not compared); settings may not change, since the segments of
-    one set must be judged alike. While no segment is committed they may (a mistake is being mended).
+    Inputs may grow from run to run; they are recorded but not compared. Settings must stay equal, because the segments
+    of one set must be judged alike. They may change while no segment is committed, so that the user can fix a mistake.
+
+    Args:
+        root: the output set.
+        settings: the settings of each stage, and what else the output depends on.
+        inputs: the sources, or the set that is read.
 
     Raises:
-        ValueError: the set was made with other settings, or `root` is a file; says which setting.
+        ValueError: the set was made with other settings (the message names them), or `root` is a file.
     """
     if not storage.is_remote(root) and storage.local(root).is_file():
         raise ValueError(f"output {root} is a file; give a folder")
@@ -78,12 +105,36 @@ def claim(root: str | Path, settings: Mapping[str, Any], inputs: list[str]) -> N
     storage.put(path, text.encode())
 
 
-def finish(root: str | Path, verb: str, seconds: Mapping[str, float], wall_s: float) -> dict[str, Any]:
-    """Write `duplicates.parquet`, `index.parquet` and, last, `summary.json` from the ledger; gives the summary.
+def differences(before: Any, after: Any, name: str = "") -> list[str]:
+    """List the changes between two nested settings, e.g. ["curate.min_duration_s: 1.0 → 2.0"].
 
     Args:
+        before: the old settings, or one value of them.
+        after: the new settings, or one value of them.
+        name: the dotted name of `before` and `after` within the settings.
+    """
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        keys = [*before, *(key for key in after if key not in before)]
+        changes = []
+        for key in keys:
+            changes += differences(before.get(key, "unset"), after.get(key, "unset"), f"{name}.{key}" if name else key)
+        return changes
+    return [] if before == after else [f"{name}: {before} → {after}"]
+
+
+def finish(root: str | Path, verb: str, seconds: Mapping[str, float], wall_s: float) -> dict[str, Any]:
+    """Write `duplicates.parquet`, `index.parquet` and, last, `summary.json` from the ledger.
+
+    Call it from the driver when every segment is committed and no worker writes any more.
+
+    Args:
+        root: the output set.
+        verb: the verb that made it.
         seconds: spent in each stage by this run, summed over workers.
-        wall_s: what this run took, start to end.
+        wall_s: seconds from the start of this run to its end.
+
+    Returns:
+        The summary that `summary.json` holds.
     """
     ledger = Ledger(root)
     ledger.tidy()
@@ -91,13 +142,13 @@ def finish(root: str | Path, verb: str, seconds: Mapping[str, float], wall_s: fl
     for folder in layout.COMMIT_FOLDERS:
         storage.sweep(storage.at(root, folder))
     counts = totals(ledger.entries())
-    doubles = near_duplicates.write(root, each_manifest(root))
-    build_index(root, doubles)
+    duplicates = near_duplicates.write(root, each_manifest(root))
+    build_index(root, duplicates)
     summary = {
         "verb": verb,
         "dataset_id": dataset_id(root),
         **counts,
-        "near_duplicates": len(doubles),
+        "near_duplicates": len(duplicates),
         "hours_considered": round(counts["considered_s"] / 3600, 4),
         "hours_kept": round(counts["kept_s"] / 3600, 4),
         "stage_seconds": {name: round(spent, 3) for name, spent in seconds.items()},
@@ -108,7 +159,7 @@ def finish(root: str | Path, verb: str, seconds: Mapping[str, float], wall_s: fl
 
 
 def read_summary(root: str | Path) -> dict[str, Any] | None:
-    """The summary of a finished set, or None while a segment was committed after it or none was written."""
+    """Read the summary of a finished set; None when there is none, or when segments were committed after it."""
     try:
         summary = json.loads(storage.read(storage.at(root, layout.SUMMARY)))
     except FileNotFoundError:
@@ -117,7 +168,7 @@ def read_summary(root: str | Path) -> dict[str, Any] | None:
 
 
 def dataset_id(root: str | Path) -> str:
-    """A name for exactly these segments under these settings: a 20-digit hash of the ledger and the settings."""
+    """A name for these segments under these settings: the hash of ledger and settings, 20 hexadecimal digits."""
     digest = hashlib.sha256()
     path = storage.at(root, layout.SETTINGS)
     if storage.exists(path):

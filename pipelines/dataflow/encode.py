@@ -1,9 +1,11 @@
-"""Kept clips → training samples: video latents, audio latents, text features; one safetensors file per clip.
+"""The encode stage: kept clips → video latents, audio latents and text features, one safetensors file per clip.
 
-A clip is brought to its bucket: from its start, at the bucket's rate and size, for the bucket's length; the rest of it
-is not used (`info["window_s"]` says what is). Clips of one segment that share a bucket run through the VAEs together,
-and never with those of another segment: a batch's make-up moves the last bits of its results, and a segment's bytes
-must not depend on its neighbours.
+A clip is decoded to the shape of its bucket: from its start, at the bucket's frame rate and size, for the bucket's
+duration. The rest of the clip is not used; `info["window_s"]` records what is used.
+
+Clips of one segment that share a bucket run through the VAEs as one batch, but never together with clips of another
+segment: the composition of a batch changes the last bits of its results, and the bytes of a segment must not depend on
+other segments.
 """
 
 import json
@@ -50,10 +52,13 @@ def fingerprints(settings: EncodeSettings) -> dict[str, str]:
 
 
 class Encoder:
-    """The encode stage. Holds its models, on the GPU where there is one; make one per worker.
+    """The encode stage. Loads its models to the GPU if there is one; make one per worker.
+
+    Args:
+        settings: the buckets and the weights.
 
     Raises:
-        ValueError: weights are missing, or the text encoder is not the one that the projection was made for.
+        ValueError: weights are missing, or the text encoder does not fit the text projection.
     """
 
     def __init__(self, settings: EncodeSettings) -> None:
@@ -72,7 +77,7 @@ class Encoder:
         given = settings.text_conditioner
         self.projection = weights.projection_fingerprint(given) if given else self.fingerprints["text_conditioner"]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        # On a CPU bfloat16 is slower than float32; on a GPU it is what the models were trained in.
+        # The models were trained in bfloat16, but on a CPU float32 is faster.
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
         def load(part: str) -> torch.nn.Module:
@@ -98,16 +103,18 @@ class Encoder:
             )
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
-        """Segments with captioned kept clips → the same with `clip.sample`, and without `clip.media`.
+        """Encode the kept clips of captioned segments.
 
-        A clip that fits no bucket is `dropped`, one that cannot be decoded is `failed`; `info` gains bucket,
-        video_tokens, audio_tokens, text_tokens and window_s.
+        Returns:
+            The segments with `clip.sample` in place of `clip.media`; `clip.info` gains bucket, video_tokens,
+            audio_tokens, text_tokens and window_s. A clip that fits no bucket is `dropped`; one that cannot be decoded
+            is `failed`.
         """
-        return [self._segment(segment) for segment in segments]
+        return [self._encode_segment(segment) for segment in segments]
 
-    def _segment(self, segment: Segment) -> Segment:
+    def _encode_segment(self, segment: Segment) -> Segment:
         done: dict[str, Clip] = {}
-        groups: dict[str, list[_Ready]] = defaultdict(list)
+        groups: dict[str, list[_DecodedClip]] = defaultdict(list)
         for clip in (clip for clip in segment.clips if clip.kept):
             start_s, end_s = span(clip)
             bucket, reason = choose({**clip.info, "duration_s": end_s - start_s}, self.settings.buckets)
@@ -115,33 +122,34 @@ class Encoder:
                 done[clip.clip_id] = clip.dropped(f"bucket_{reason.replace(' ', '_')}")
                 continue
             try:
-                ready = _Ready(clip, bucket, *_decode(clip, bucket))
-            except Exception as error:  # whatever a file does to a decoder, it is this clip's verdict and no other's
+                decoded = _DecodedClip(clip, bucket, *_decode(clip, bucket))
+            except Exception as error:  # whatever the decoder raises, only this clip fails
                 done[clip.clip_id] = clip.failed("encode", error)
                 continue
-            groups[bucket.key].append(ready)
+            groups[bucket.key].append(decoded)
         for group in groups.values():
             for start in range(0, len(group), self.settings.batch):
-                for clip in self._encode(group[start : start + self.settings.batch]):
+                for clip in self._encode_batch(group[start : start + self.settings.batch]):
                     done[clip.clip_id] = clip
         return replace(segment, clips=[done.get(clip.clip_id, clip) for clip in segment.clips])
 
-    def _encode(self, batch: list["_Ready"]) -> Iterator[Clip]:
+    def _encode_batch(self, batch: list["_DecodedClip"]) -> Iterator[Clip]:
+        """Encode clips of one bucket in one batch."""
         import torch
 
         bucket = batch[0].bucket
         with torch.inference_mode():
-            frames = torch.from_numpy(np.stack([ready.frames for ready in batch])).to(self.device)
+            frames = torch.from_numpy(np.stack([item.frames for item in batch])).to(self.device)
             pixels = frames.permute(0, 4, 1, 2, 3).to(self.dtype) / 127.5 - 1
             video = self.video_vae.encode(pixels)
-            waveform = torch.from_numpy(np.stack([ready.waveform for ready in batch])).to(self.device)
+            waveform = torch.from_numpy(np.stack([item.waveform for item in batch])).to(self.device)
             audio = self.audio_vae.encode(self.mel(waveform).to(self.dtype))
-            states, mask = self.text_encoder.encode([ready.caption for ready in batch])
+            states, mask = self.text_encoder.encode([item.caption for item in batch])
             video_text, audio_text = self.conditioner.project(states, mask)
         assert audio.shape[2] == bucket.audio_tokens, f"{audio.shape} for {bucket.key}"
         assert tuple(video.shape[2:]) == bucket.latent_shape, f"{video.shape} for {bucket.key}"
-        for row, ready in enumerate(batch):
-            # The samples hold no pads: those that this batch needed are on the left.
+        for row, item in enumerate(batch):
+            # Leave out the padding of this batch (on the left), so that a sample does not depend on its batch.
             tensors = {
                 "video_latent": video[row],
                 "audio_latent": audio[row],
@@ -149,28 +157,28 @@ class Encoder:
             }
             if audio_text is not video_text:
                 tensors["audio_features"] = audio_text[row][mask[row]]
-            about = {
+            metadata = {
                 "fps": f"{bucket.fps:g}",
-                "caption": ready.caption,
+                "caption": item.caption,
                 "video_vae": self.fingerprints["video_vae"],
                 "audio_vae": self.fingerprints["audio_vae"],
                 "text": self.fingerprints["text_conditioner"],
                 "text_projection": self.projection,
                 "text_encoder": self.settings.text_encoder,
             }
-            info = ready.clip.info | {
+            info = item.clip.info | {
                 "bucket": bucket.key,
                 "video_tokens": bucket.video_tokens,
                 "audio_tokens": bucket.audio_tokens,
                 "text_tokens": int(mask[row].sum()),
                 "window_s": [0.0, round(bucket.duration_s, 6)],
             }
-            yield replace(ready.clip, media=b"", sample=to_safetensors(tensors, about), info=info)
+            yield replace(item.clip, media=b"", sample=to_safetensors(tensors, metadata), info=info)
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """A decoded clip: frames (F, H, W, 3) uint8 and waveform (2, N) float32 at 16 kHz, of its bucket's size."""
+class _DecodedClip:
+    """A clip in the shape of its bucket: frames (F, H, W, 3) uint8 and waveform (2, N) float32 at 16 kHz."""
 
     clip: Clip
     bucket: Bucket
@@ -179,27 +187,52 @@ class _Ready:
 
     @property
     def caption(self) -> str:
+        """The text of the clip's caption."""
         return str(self.clip.caption.get("text", ""))
 
 
 def _decode(clip: Clip, bucket: Bucket) -> tuple[np.ndarray, np.ndarray]:
-    """The clip's first `bucket.duration_s` seconds at the bucket's rate and size, with the sound of its mel frames."""
+    """Decode the clip's first `bucket.duration_s` seconds at the bucket's frame rate and size.
+
+    Returns:
+        (frames (F, H, W, 3) uint8, waveform (2, N) float32 at 16 kHz, as long as the bucket's mel frames need).
+    """
     from model.mel import MelConfig
 
     if not clip.media:
         raise ValueError("a kept clip without its media: encode a curated or captioned set, not an encoded one")
     start_s, _ = span(clip)
-    frames = bucket_frames(clip.media, start_s, bucket, clip.info["width"], clip.info["height"])
+    crop = bucket.crop(clip.info["width"], clip.info["height"])
+    frames, _ = decode_video(
+        clip.media,
+        start_s,
+        start_s + bucket.duration_s,
+        fps=bucket.fps,
+        max_frames=bucket.frames,
+        size=(crop.height, crop.width),
+    )
+    if not len(frames):
+        raise ValueError("no frame of the clip can be decoded")
+    frames = frames[:, crop.top : crop.top + bucket.height, crop.left : crop.left + bucket.width]
+    if len(frames) < bucket.frames:  # the picture ends a little before the sound: repeat the last frame
+        frames = np.concatenate([frames, np.repeat(frames[-1:], bucket.frames - len(frames), axis=0)])
     mel = MelConfig()
-    samples = (bucket.mel_frames - 1) * mel.hop_length  # a centred transform gives one frame more than hops
+    samples = (bucket.mel_frames - 1) * mel.hop_length  # a centred transform returns one frame more than hops
     waveform = decode_audio(clip.media, start_s, start_s + samples / mel.sample_rate, mel.sample_rate, 2)
     return frames, waveform
 
 
 def to_safetensors(tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file in bfloat16 whose bytes are a function of its content.
+    """Write tensors as bfloat16 to a safetensors file whose bytes depend on its content alone.
 
-    The library's own writer puts the metadata in another order in every process; so its header is written anew.
+    The library writes the metadata in a different order in every process; so this function rewrites its header.
+
+    Args:
+        tensors: by name, of any floating dtype and device.
+        metadata: text values by name.
+
+    Returns:
+        The bytes of the file.
     """
     import torch
     from safetensors.torch import save

@@ -1,16 +1,28 @@
-"""Segments through stages to commit, as one streaming Ray Data job. The row is a segment; it never fans out.
+"""The Ray Data graph: source segments stream through actor pools, one pool per stage, and the last pool commits them.
 
-Each stage is a fixed pool of actors around a plain callable `[Segment] → [Segment]` that knows no Ray. Between them
-travels one Arrow schema. The first stage's workers read, the last stage's workers commit, and only small summaries
-reach the driver.
+    list[Segment]          rows of `ROW_SCHEMA`: one segment per row, from listing to commit
+         │
+    StageWorker × n        first stage:  reads the segment from the input set, if there is one; runs the stage
+         │
+    StageWorker × n        middle stages: run the stage on a batch of segments
+         │
+    StageWorker × n        last stage:   runs the stage, commits each segment, returns only summaries
+         │
+    driver                 yields one `SegmentSummary` per committed segment
 
-Facts (Ray 2.60): a worker process costs about 2 s of CPU before its first row; so there is no operator but the
-stages. A pool whose actors hold every CPU starves whatever runs beside it, and a job waits forever; so pools take
-fractions that leave room. Ray Data's own checkpoints and `max_errored_blocks` lose clips; so resume is the
-ledger's and an error is a clip's verdict. A constructor that raises in an actor is retried and its error wrapped
-beyond recognition; so it is kept and raised by the first call. A worker that dies is started again and its block
-given to it again, for ever; so what is committed is not done again, and a segment whose worker died twice while it
-was in work is quarantined instead of tried a third time.
+A row is one segment and never fans out: its clips are a list inside the row. A stage is a plain callable
+`[Segment] → [Segment]` that knows no Ray. The driver receives summaries alone, never media.
+
+Four facts about Ray 2.60 decide the design:
+
+- A worker process costs about 2 s of CPU before its first row. So the graph has no operators besides the stages.
+- A pool whose actors hold every CPU starves the other operators, and the job waits forever. So pools have a fixed size
+  and take fractions of the CPUs that leave some free (`size_pools`).
+- Ray Data's checkpoints and `max_errored_blocks` lose clips. So resume is "segments without a ledger entry", and an
+  error becomes the verdict of a clip (`apply`). An exception in an actor's constructor is retried, and its message is
+  lost. So the constructor stores the exception, and the first call raises it (`StageBuildError`).
+- Ray restarts a dead worker and gives it the same block again, without limit. So a worker skips what is committed, and
+  quarantines a segment after two deaths of its worker (`StageWorker`).
 """
 
 import json
@@ -33,21 +45,21 @@ from data_prep.curation.sandbox import QUARANTINE
 from data_prep.dataset.ledger import Entry
 from data_prep.dataset.shards import MANIFEST_SCHEMA, Committed, read_committed, read_segment
 from pipelines.cluster import Attempts
-from pipelines.dataflow.commit import Summary, commit_segments
-from pipelines.tracking.worker_metrics import Meters
+from pipelines.dataflow.commit import SegmentSummary, commit_segments
+from pipelines.tracking.worker_metrics import WorkerMetrics
 
 StageFunction = Callable[[list[Segment]], list[Segment]]
 
-# What the driver learns of a row besides its summary: seconds spent in each stage.
+# Seconds spent on the row in each stage so far, by the stage's name.
 _SECONDS = pa.field("seconds", pa.map_(pa.string(), pa.float64()))
 ROW_SCHEMA = SEGMENT_SCHEMA.append(_SECONDS)
 _MANIFEST = pa.large_list(pa.struct(list(MANIFEST_SCHEMA)))
 SUMMARY_SCHEMA = pa.schema([("entry", pa.string()), ("manifest", _MANIFEST), _SECONDS])
 
-# Deaths of its worker after which a segment is given up.
-_DEATHS = 2
-# CPUs that the pools leave to whatever else Ray runs.
-_LEFT_CPUS = 0.25
+# A segment is quarantined when its worker has died this often while it was processed.
+_MAX_WORKER_DEATHS = 2
+# CPUs that the pools leave free for Ray's other processes.
+_RESERVED_CPUS = 0.25
 
 
 @dataclass(frozen=True)
@@ -55,11 +67,12 @@ class Stage:
     """One model stage of the graph.
 
     Attributes:
-        name: "curate", "caption", "encode": the name of its verdict where it fails.
-        build: makes the callable, inside a worker; loads the models. Must be picklable.
+        name: "curate", "caption" or "encode"; also the stage in the verdict of a clip that fails here.
+        build: loads the models and returns the callable. Runs inside a worker; must be picklable.
         batch: segments per call.
-        gpu: whether it runs on a GPU where the cluster has any.
-        then: what the dataset of `ROW_SCHEMA` passes through after it; None for the last stage, which commits.
+        gpu: whether the stage runs on a GPU when the cluster has one.
+        then: transforms the Ray dataset (of `ROW_SCHEMA`) that the stage returns; None: pass it on unchanged. The last
+            stage returns summaries, so its `then` must be None.
     """
 
     name: str
@@ -71,7 +84,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Pool:
-    """Actors of a stage, and what each holds."""
+    """The actor pool of a stage: the number of workers, and the CPUs and GPUs that each worker holds."""
 
     workers: int
     cpus: float
@@ -79,10 +92,19 @@ class Pool:
 
 
 def size_pools(stages: list[Stage], cpus: float, gpus: float, rows: int) -> list[Pool]:
-    """Fixed pools that together leave `_LEFT_CPUS` of the cluster free, so that no operator waits for another's CPU.
+    """Size one fixed pool per stage so that `_RESERVED_CPUS` of the cluster stay free.
 
-    A GPU stage gets a worker per GPU, sharing it with the other GPU stages; CPU stages share the CPUs evenly. No pool
-    has more workers than there are batches for it.
+    A GPU stage gets one worker per GPU and shares each GPU with the other GPU stages. CPU stages share the CPUs evenly.
+    No pool has more workers than there are batches for it.
+
+    Args:
+        stages: the stages of the graph, in order.
+        cpus: CPUs of the cluster.
+        gpus: GPUs of the cluster.
+        rows: segments to process.
+
+    Returns:
+        The pools, in the order of the stages.
     """
     on_gpu = [stage for stage in stages if stage.gpu and gpus >= 1]
     on_cpu = max(1, len(stages) - len(on_gpu))
@@ -92,23 +114,28 @@ def size_pools(stages: list[Stage], cpus: float, gpus: float, rows: int) -> list
         wanted = int(gpus) if stage in on_gpu else max(1, int(cpus) // on_cpu)
         pools.append(Pool(min(wanted, batches), 0.0, 1 / len(on_gpu) if stage in on_gpu else 0.0))
     workers = sum(pool.workers for pool in pools)
-    # Rounded down to hundredths: Ray counts in ten-thousandths, and a sum that is a hair too high never starts.
-    share = min(1.0, int(100 * max(cpus - _LEFT_CPUS, cpus / 2) / workers) / 100)
+    # Round down to hundredths: Ray counts in ten-thousandths, and a sum that is slightly too high never starts.
+    share = min(1.0, int(100 * max(cpus - _RESERVED_CPUS, cpus / 2) / workers) / 100)
     return [replace(pool, cpus=max(share, 0.01)) for pool in pools]
 
 
 def run_graph(
     segments: list[Segment], stages: list[Stage], output: str | Path, read_from: str | Path | None = None
-) -> Iterator[Summary]:
-    """Take every segment through the stages and commit it to `output`; yields a summary as each is committed.
+) -> Iterator[SegmentSummary]:
+    """Run every segment through the stages and commit it to `output`. Needs a running Ray.
 
     Args:
-        segments: what is to be done, without clips; must not be empty.
-        read_from: the committed set whose clips (with their media) the first stage takes; None: the stages start
-            from the bare segment.
+        segments: the segments to process, without clips; must not be empty.
+        stages: at least one, in order; the last one commits.
+        output: the set that the last stage commits to.
+        read_from: the committed set from which the first stage reads each segment's clips and media; None: the first
+            stage receives the bare segment.
+
+    Yields:
+        The summary of each segment, as soon as it is committed.
 
     Raises:
-        ValueError: the user's mistake, met when a stage was built (weights that are missing).
+        ValueError: a stage could not be built because of a mistake that the user can fix, such as missing weights.
     """
     import ray
     import ray.data
@@ -117,7 +144,7 @@ def run_graph(
     run = uuid.uuid4().hex
     resources = ray.cluster_resources()
     pools = size_pools(stages, resources.get("CPU", 1.0), resources.get("GPU", 0.0), len(segments))
-    data = ray.data.from_arrow(_blocks(segments, max(pool.workers for pool in pools)))
+    data = ray.data.from_arrow(_input_blocks(segments, max(pool.workers for pool in pools)))
     for stage, pool in zip(stages, pools, strict=True):
         data = data.map_batches(
             StageWorker,
@@ -137,19 +164,25 @@ def run_graph(
             data = stage.then(data)
     try:
         for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from _summaries(cast(pa.Table, batch))
+            yield from _from_summary_rows(cast(pa.Table, batch))
     except Exception as error:
-        mistake = _user_mistake(error)
-        if mistake:
-            raise ValueError(mistake) from None
+        user_error = _user_error(error)
+        if user_error:
+            raise ValueError(user_error) from None
         raise
 
 
 class StageWorker:
-    """An actor of a stage: Arrow in, Arrow out, around the stage's callable.
+    """One Ray actor of a stage. It receives and returns Arrow tables and calls the stage's callable in between.
 
-    The first stage's worker reads its segments from the set `read_from`, if given; the last stage's commits them to
-    the set `commit_to` and gives summaries instead of segments.
+    A call does, in this order: count the attempt, read the segments (first stage), run the stage, commit (last stage),
+    clear the attempt. An attempt that was never cleared means that the worker died while it processed the segment.
+
+    Args:
+        stage: the stage to build and run.
+        run: a unique name of this run of the graph; the attempts are counted under it.
+        read_from: the set to read each segment from; None unless this is the first stage of a graph that reads a set.
+        commit_to: the set to commit to; None unless this is the last stage.
     """
 
     def __init__(self, stage: Stage, run: str, read_from: str | None, commit_to: str | None) -> None:
@@ -157,51 +190,61 @@ class StageWorker:
 
         self.stage, self.read_from, self.commit_to = stage, read_from, commit_to
         self.attempts = Attempts(f"{run}:{stage.name}")
-        self.revived = ray.get_runtime_context().was_current_actor_reconstructed
-        self.doubles = near_duplicates.read(read_from) if read_from else {}
-        self.meters = Meters()
-        self.error: Exception | None = None
+        self.restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        self.duplicates = near_duplicates.read(read_from) if read_from else {}
+        self.metrics = WorkerMetrics()
+        self.build_error: Exception | None = None
         try:
-            self.call = stage.build()
+            self.stage_function = stage.build()
         except Exception as error:
-            self.error = error
+            self.build_error = error
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        if self.error is not None:
-            text = f"{_MISTAKE}{self.error}" if isinstance(self.error, ValueError) else describe(self.error)
-            raise BrokenStage(text) from self.error
+        """Process a batch of rows of `ROW_SCHEMA`.
+
+        Returns:
+            Rows of `ROW_SCHEMA`; rows of `SUMMARY_SCHEMA` from the last stage.
+
+        Raises:
+            StageBuildError: the stage could not be built.
+        """
+        if self.build_error is not None:
+            by_user = isinstance(self.build_error, ValueError)
+            message = f"{_USER_ERROR}{self.build_error}" if by_user else describe(self.build_error)
+            raise StageBuildError(message) from self.build_error
         seconds = [dict(row) for row in table["seconds"].to_pylist()]
         segments = from_table(table.drop_columns(["seconds"]))
         deaths = [self.attempts.count(segment.segment_id) for segment in segments]
-        if not any(deaths) and not self.revived:
-            return self._through(segments, seconds)
-        # One by one, so that the one that kills its worker is found.
-        return pa.concat_tables(map(self._again, segments, seconds, deaths))
+        if not any(deaths) and not self.restarted:
+            return self._process(segments, seconds)
+        # Process one segment at a time, so that the deaths are counted for the segment that causes them.
+        return pa.concat_tables(map(self._process_after_death, segments, seconds, deaths))
 
-    def _again(self, segment: Segment, seconds: dict[str, float], deaths: int) -> pa.Table:
-        """As `_through` for one segment that a worker which died may have had, and may have committed."""
+    def _process_after_death(self, segment: Segment, seconds: dict[str, float], deaths: int) -> pa.Table:
+        """Process one segment that a dead worker may have started; skip it if that worker committed it."""
         if self.commit_to:
             with suppress(ValueError):
-                return _summary_rows([Summary(read_committed(self.commit_to, segment.segment_id), seconds)])
-        return self._through([segment], [seconds], deaths)
+                return _to_summary_rows([SegmentSummary(read_committed(self.commit_to, segment.segment_id), seconds)])
+        return self._process([segment], [seconds], deaths)
 
-    def _through(self, segments: list[Segment], seconds: list[dict[str, float]], deaths: int = 0) -> pa.Table:
+    def _process(self, segments: list[Segment], seconds: list[dict[str, float]], deaths: int = 0) -> pa.Table:
         for segment in segments:
             self.attempts.begin(segment.segment_id, deaths)
         if self.read_from:
             with self._timed("read", seconds):
                 read = [read_segment(self.read_from, segment.segment_id) for segment in segments]
-                segments = [near_duplicates.without(segment, self.doubles) for segment in read]
-        if deaths >= _DEATHS:
+                segments = [near_duplicates.without(segment, self.duplicates) for segment in read]
+        if deaths >= _MAX_WORKER_DEATHS:
             (segment,) = segments
-            segments = [_failed(segment, QUARANTINE, f"its worker died {_DEATHS} times in {self.stage.name}")]
+            error = f"its worker died {_MAX_WORKER_DEATHS} times in {self.stage.name}"
+            segments = [_fail_kept_clips(segment, QUARANTINE, error)]
         else:
             with self._timed(self.stage.name, seconds):
-                segments = apply(self.stage.name, self.call, segments)
+                segments = apply(self.stage.name, self.stage_function, segments)
         if self.commit_to:
             summaries = commit_segments(self.commit_to, segments, seconds)
-            self.meters.committed(segments, (one.seconds for one in summaries))
-            rows = _summary_rows(summaries)
+            self.metrics.count_committed(segments, (summary.seconds for summary in summaries))
+            rows = _to_summary_rows(summaries)
         else:
             rows = to_rows(segments, seconds)
         for segment in segments:
@@ -210,72 +253,64 @@ class StageWorker:
 
     @contextmanager
     def _timed(self, name: str, seconds: list[dict[str, float]]) -> Iterator[None]:
-        """Adds the block's time to each row's account under `name`, in equal parts, and to the meters."""
+        """Add the block's time, divided by the number of rows, to each row's `seconds[name]`; count it as a metric."""
         start = time.perf_counter()
         yield
-        took = time.perf_counter() - start
-        self.meters.through(name, len(seconds), took)
+        elapsed = time.perf_counter() - start
+        self.metrics.count_stage(name, len(seconds), elapsed)
         for spent in seconds:
-            spent[name] = spent.get(name, 0.0) + took / len(seconds)
+            spent[name] = spent.get(name, 0.0) + elapsed / len(seconds)
 
 
-def _summary_rows(summaries: list[Summary]) -> pa.Table:
-    manifests = pa.concat_tables([one.committed.manifest for one in summaries]).combine_chunks()
-    ends = np.cumsum([0, *(one.committed.manifest.num_rows for one in summaries)])
-    return pa.table(
-        [
-            pa.array([one.entry.to_json().decode() for one in summaries], pa.string()),
-            pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), manifests.to_struct_array().combine_chunks()),
-            pa.array([list(one.seconds.items()) for one in summaries], _SECONDS.type),
-        ],
-        schema=SUMMARY_SCHEMA,
-    )
+class StageBuildError(Exception):
+    """A stage cannot be built. The message holds everything, because Ray's wrapping keeps nothing else."""
 
 
-def _summaries(table: pa.Table) -> Iterator[Summary]:
-    """The inverse of `_summary_rows`."""
-    rows = table.drop_columns(["manifest"]).to_pylist()
-    manifests = (one for chunk in table["manifest"].chunks for one in chunk)
-    for row, manifest in zip(rows, manifests, strict=True):
-        committed = Committed(Entry(**json.loads(row["entry"])), pa.Table.from_struct_array(manifest.values))
-        yield Summary(committed, dict(row["seconds"]))
+# Marks the message of a `StageBuildError` that the user can fix, so that the driver finds it in Ray's wrapping.
+_USER_ERROR = "kinotone-mistake: "
 
 
-class BrokenStage(Exception):
-    """A stage that cannot be built. The message alone survives Ray's wrapping, so all is in it."""
-
-
-# Marks the message of a `BrokenStage` that the user can mend.
-_MISTAKE = "kinotone-mistake: "
+def _user_error(error: BaseException) -> str:
+    """The text after `_USER_ERROR` in an error from Ray; "" when the mark is not in it."""
+    for line in str(error).splitlines():
+        if _USER_ERROR in line:
+            return line.split(_USER_ERROR, 1)[1]
+    return ""
 
 
 def apply(name: str, call: StageFunction, segments: list[Segment]) -> list[Segment]:
-    """Call a stage so that an error costs the segments it is about, never the run.
+    """Call a stage so that an error costs only the segments that cause it, never the run.
 
-    When the call raises, each segment is tried alone; where that raises too, its kept clips become
-    `failed(name, error)`, and a segment that has no clip yet becomes one failed clip.
+    When the call raises, each segment is tried alone. When that raises too, its kept clips become
+    `failed(name, error)`; a segment that has no clip yet gets one failed clip.
+
+    Args:
+        name: the stage's name, for the verdict.
+        call: the stage's callable.
+        segments: the batch; the stage receives copies.
+
+    Returns:
+        The processed segments, in the same order.
+
+    Raises:
+        ChildProcessError: a helper process is gone; no segment is at fault, so the run ends and can be resumed.
+        EngineGone: the captioning engine is gone; the same.
     """
     try:
-        return _checked(name, call, segments)
-    except (ChildProcessError, EngineGone):  # no source's fault: the run ends, and goes on when it is called again
+        return _call_checked(name, call, segments)
+    except (ChildProcessError, EngineGone):
         raise
     except Exception as error:
         if len(segments) > 1:
             return [apply(name, call, [segment])[0] for segment in segments]
         segment = segments[0]
         logging.getLogger("kinotone.graph").warning("%s of %s failed: %s", name, segment.uri, describe(error))
-        return [_failed(segment, name, error)]
+        return [_fail_kept_clips(segment, name, error)]
 
 
-def _failed(segment: Segment, stage: str, error: Exception | str) -> Segment:
-    """The segment with its kept clips, or if it has no clip yet as a whole, `failed(stage, error)`."""
-    if not segment.clips:
-        return segment.failed(stage, error)
-    return replace(segment, clips=[clip.failed(stage, error) if clip.kept else clip for clip in segment.clips])
-
-
-def _checked(name: str, call: StageFunction, segments: list[Segment]) -> list[Segment]:
-    # The stage gets its own copies: what a failed call has half done must not leak into the second try.
+def _call_checked(name: str, call: StageFunction, segments: list[Segment]) -> list[Segment]:
+    """Call a stage; check that it returned the same segments in the same order, each with at least one clip."""
+    # Pass copies: changes of a call that fails half-way must not reach the second attempt.
     done = call([replace(segment, clips=[replace(clip) for clip in segment.clips]) for segment in segments])
     before, after = [s.segment_id for s in segments], [s.segment_id for s in done]
     if before != after:
@@ -286,24 +321,46 @@ def _checked(name: str, call: StageFunction, segments: list[Segment]) -> list[Se
     return done
 
 
+def _fail_kept_clips(segment: Segment, stage: str, error: Exception | str) -> Segment:
+    """The segment with each kept clip changed to `failed(stage, error)`; with one failed clip if it has no clip yet."""
+    if not segment.clips:
+        return segment.failed(stage, error)
+    return replace(segment, clips=[clip.failed(stage, error) if clip.kept else clip for clip in segment.clips])
+
+
 def to_rows(segments: list[Segment], seconds: list[dict[str, float]]) -> pa.Table:
-    """Segments and what they cost so far, as `ROW_SCHEMA`."""
+    """Convert segments, and the seconds spent on each so far, to rows of `ROW_SCHEMA`."""
     column = pa.array([list(spent.items()) for spent in seconds], type=_SECONDS.type)
     return to_table(segments).append_column(_SECONDS, column)
 
 
-def _blocks(segments: list[Segment], workers: int) -> list[pa.Table]:
-    # Small enough that every worker has several and progress is seen; large enough that a million rows are few blocks.
+def _to_summary_rows(summaries: list[SegmentSummary]) -> pa.Table:
+    """Convert summaries to rows of `SUMMARY_SCHEMA`."""
+    manifests = pa.concat_tables([summary.committed.manifest for summary in summaries]).combine_chunks()
+    ends = np.cumsum([0, *(summary.committed.manifest.num_rows for summary in summaries)])
+    return pa.table(
+        [
+            pa.array([summary.entry.to_json().decode() for summary in summaries], pa.string()),
+            pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), manifests.to_struct_array().combine_chunks()),
+            pa.array([list(summary.seconds.items()) for summary in summaries], _SECONDS.type),
+        ],
+        schema=SUMMARY_SCHEMA,
+    )
+
+
+def _from_summary_rows(table: pa.Table) -> Iterator[SegmentSummary]:
+    """The inverse of `_to_summary_rows`."""
+    rows = table.drop_columns(["manifest"]).to_pylist()
+    manifests = (manifest for chunk in table["manifest"].chunks for manifest in chunk)
+    for row, manifest in zip(rows, manifests, strict=True):
+        committed = Committed(Entry(**json.loads(row["entry"])), pa.Table.from_struct_array(manifest.values))
+        yield SegmentSummary(committed, dict(row["seconds"]))
+
+
+def _input_blocks(segments: list[Segment], workers: int) -> list[pa.Table]:
+    """Split the segments into blocks: several for each worker, yet few for a million segments."""
     size = min(64, max(1, len(segments) // (4 * workers)))
     return [
         to_rows(segments[start : start + size], [{} for _ in segments[start : start + size]])
         for start in range(0, len(segments), size)
     ]
-
-
-def _user_mistake(error: BaseException) -> str:
-    """The message of a `BrokenStage` that the user can mend, out of whatever Ray wrapped it in; "" for others."""
-    for line in str(error).splitlines():
-        if _MISTAKE in line:
-            return line.split(_MISTAKE, 1)[1]
-    return ""

@@ -1,8 +1,10 @@
-"""`curate`, `caption`, `encode` and `prepare`: slices of one dataflow, from sources or a committed set to a new set.
+"""The verbs `curate`, `caption`, `encode` and `prepare`: slices of one dataflow from sources to an encoded set.
 
-A slice that begins with `curate` lists sources; any other reads the clips of the set that the slice before it made.
-What the ledger of the output holds is done; the rest goes through the graph. When nothing is left, neither Ray nor a
-model starts.
+    curate ─► caption ─► encode        prepare runs all three as one graph
+
+A slice that begins with `curate` lists sources; any other reads the committed set of the slice before it. `run_prepare`
+skips the segments in the output's ledger and sends the others through the graph, in waves. When no segment is left,
+neither Ray nor a model starts.
 """
 
 import logging
@@ -34,23 +36,27 @@ from pipelines.dataflow.commit import claim, dataset_id, finish, read_summary
 from pipelines.dataflow.encode import fingerprints
 from pipelines.dataflow.graph import Stage, StageFunction, run_graph
 from pipelines.report import overview
-from pipelines.settings import EncodeSettings, TrackingSettings
-from pipelines.tracking.run import Run, send_rest, start_run
+from pipelines.tracking.run import Run, TrackingSettings, send_unsent, start_run
 
 log = logging.getLogger("kinotone.prepare")
 
 Progress = Callable[[str, int, int, str], None]
 
 STAGES: dict[str, type[Settings]] = {"curate": CurateSettings, "caption": CaptionSettings, "encode": EncodeSettings}
-# `curate --rejudge`: reads a curated set as the later stages do, and makes another.
+# `curate --rejudge`: reads a curated set, as the later stages do, and writes another curated set.
 REJUDGE = "rejudge"
 _STAGES = {**STAGES, REJUDGE: CurateSettings}
-# Segments that the driver and Ray hold at a time: about a gigabyte, and hours of work for a cluster.
+# Settings that may name a file or folder. They are made absolute: a worker has another working directory than the user.
+_PATHS = {
+    *("tagger", "speech_quality", "active_speaker_weights", "picture_quality_weights"),
+    *("whisper", "weights", "model", "clip_weights", "text_encoder", "video_vae", "audio_vae", "text_conditioner"),
+}
+# Segments that the driver and Ray hold at a time: about 1 GB, and hours of work for a cluster.
 WAVE = 1_000_000
-# The same where vLLM stands between two halves of the graph: what Ray's store and its disk hold of clips.
+# The same when vLLM runs between two halves of the graph: Ray's object store then holds the clips of the whole wave.
 VLLM_WAVE = 2_000
 # Seconds between two points of the tracked curves.
-_TRACK_EVERY_S = 5.0
+_LOG_EVERY_S = 5.0
 
 
 def run_prepare(
@@ -61,18 +67,22 @@ def run_prepare(
     tracking: TrackingSettings | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Run a slice of the dataflow; the same call resumes it. Gives the summary that `summary.json` holds.
+    """Run a slice of the dataflow. The same call resumes it.
 
     Args:
-        stages: one of ("curate",), ("caption",), ("encode",), or neighbours in this order; or ("rejudge",), which
-            judges a curated set by the thresholds of its settings, a `CurateSettings`.
-        inputs: sources for a slice that begins with `curate`; else the folder of one committed set.
-        output: the set that is made.
-        settings: of each stage, by its name; defaults where it has none.
-        progress: called with the verb, segments committed, segments in all, and how fast it goes.
+        stages: neighbours among ("curate", "caption", "encode"), in this order; or ("rejudge",), which applies the
+            thresholds of its settings (a `CurateSettings`) to the stored scores of a curated set.
+        inputs: sources for a slice that begins with `curate`; otherwise the folder of one committed set.
+        output: the set to write.
+        settings: the settings of each stage, by its name; defaults for a stage that has none.
+        tracking: the MLflow server.
+        progress: called with the verb, the segments committed, the segments listed so far, and the throughput.
+
+    Returns:
+        The summary that `summary.json` holds.
 
     Raises:
-        ValueError: the user's mistake, as one line with its mend: an input, a setting, weights, or an output that
+        ValueError: a mistake of the user, as one line with its fix: an input, a setting, weights, or an output that
             was made with other settings.
     """
     began = time.monotonic()
@@ -87,49 +97,60 @@ def run_prepare(
     waves = _waves(listed, Ledger(root).done(), VLLM_WAVE if any(map(_through_vllm, chosen.values())) else WAVE)
     left, total = next(waves)
     if left:
-        _check(chosen)
+        _check_available(chosen)
     claim(root, _record(chosen, source), [i if storage.is_remote(i) else os.path.abspath(i) for i in inputs])
     if "encode" in chosen and left:
         _warn_of_untrained(chosen["encode"])
     show = partial(progress or (lambda *_: None), verb)
     show(total - len(left), total, "")
     summary = read_summary(root)
-    if not left and summary is not None and storage.exists(storage.at(root, layout.REPORT)):
-        send_rest(tracking or TrackingSettings(), "kinotone", verb, _tracked_beside(root))
+    if not left and summary is not None and storage.exists(storage.at(root, overview.NAME)):
+        send_unsent(tracking or TrackingSettings(), "kinotone", verb, _run_folder(root))
         return summary
 
     params = {name: stage.model_dump(mode="json") for name, stage in chosen.items()}
     tags = {"input": ", ".join(inputs)}
     with (
         TemporaryDirectory() as folder,
-        start_run(tracking or TrackingSettings(), "kinotone", verb, tags, params, _tracked_beside(root)) as run,
+        start_run(tracking or TrackingSettings(), "kinotone", verb, tags, params, _run_folder(root)) as run,
     ):
-        flow = _Flow(chosen, root, source, run)
+        dataflow = _Dataflow(chosen, root, source, run)
         with ray_running() if left else nullcontext():
             while left:
-                for done in flow.take(left):
-                    show(total - len(left) + done, total, flow.rates())
+                for done in dataflow.run_wave(left):
+                    show(total - len(left) + done, total, dataflow.throughput())
                 left, total = next(waves, ([], total))
-        summary = finish(root, verb, flow.seconds, time.monotonic() - began)
-        made = overview.write_report(root)
-        run.tags({"dataset": dataset_id(root)})
-        run.metrics(_funnel(summary), total)
-        run.metrics({f"removed/{kind.replace(': ', '/')}": count for kind, count in made.removed.items()}, total)
-        run.image("funnel", overview.funnel_figure(summary), total)
-        names = (layout.REPORT, layout.SUMMARY, layout.SETTINGS)
-        files = [(name, storage.read(storage.at(root, name)), "") for name in names]
-        files += [(name, storage.read(storage.at(root, overview.PAGES, name)), overview.PAGES) for name in made.pages]
-        files += [(name, data, "sample") for name, data in made.samples]
-        for name, data, place in files:
-            path = Path(folder) / name
-            path.write_bytes(data)
-            run.artifact(path, place)
+        summary = finish(root, verb, dataflow.seconds, time.monotonic() - began)
+        _log_set(run, root, summary, overview.write_report(root), total, Path(folder))
     return summary
 
 
+def _log_set(run: Run, root: str, summary: Mapping[str, Any], report: overview.Report, step: int, folder: Path) -> None:
+    """Log a finished set to its tracked run: id, funnel, report and an example.
+
+    Copies of the files are written to `folder`, which must exist until the run is closed.
+    """
+    run.tags({"dataset": dataset_id(root)})
+    run.metrics(_funnel_metrics(summary), step)
+    run.metrics({f"removed/{kind.replace(': ', '/')}": count for kind, count in report.removed.items()}, step)
+    run.image("funnel", overview.funnel_figure(summary), step)
+    files = [(name, storage.read(storage.at(root, name)), "") for name in (overview.NAME, SUMMARY, SETTINGS)]
+    pages = ((name, storage.read(storage.at(root, overview.PAGES, name))) for name in report.pages)
+    files += [(name, data, overview.PAGES) for name, data in pages]
+    files += [(name, data, "sample") for name, data in report.samples]
+    for name, data, artifact_folder in files:
+        path = folder / name
+        path.write_bytes(data)
+        run.artifact(path, artifact_folder)
+
+
 def _waves(listed: Iterable[Segment], done: set[str], wave: int = WAVE) -> Iterator[tuple[list[Segment], int]]:
-    """What is not done, at most `wave` segments at a time, each time with how many were listed so far."""
-    total, left = 0, dict[str, Segment]()  # by id: a list may name a source twice
+    """Split the listed segments that are not done into waves of at most `wave`.
+
+    Yields:
+        (segments of the wave, number of segments listed so far); the last wave may be empty.
+    """
+    total, left = 0, dict[str, Segment]()  # by id, because a list may name a source twice
     for segment in listed:
         if segment.segment_id in left:
             continue
@@ -142,8 +163,8 @@ def _waves(listed: Iterable[Segment], done: set[str], wave: int = WAVE) -> Itera
     yield list(left.values()), total
 
 
-class _Flow:
-    """Segments through the graph: counted and tracked as they come, entries and manifests gathered into parts.
+class _Dataflow:
+    """Runs waves of segments through the graph, counts and logs the results, and compacts ledger and manifest.
 
     Attributes:
         seconds: spent in each stage so far, summed over workers.
@@ -151,40 +172,40 @@ class _Flow:
 
     def __init__(self, chosen: Mapping[str, Settings], root: str, source: str | None, run: Run) -> None:
         self.root, self.source, self.run = root, source, run
-        self.graph = [stage for name, settings in chosen.items() for stage in _stages(name, settings)]
+        self.stages = [stage for name, settings in chosen.items() for stage in _graph_stages(name, settings)]
         self.seconds: Counter[str] = Counter()
         self.segments = self.considered = self.kept = 0
-        self.began = self.tracked = time.monotonic()
+        self.began = self.logged_at = time.monotonic()
 
-    def take(self, left: list[Segment]) -> Iterator[int]:
-        """Take segments through; gives how many of them are committed."""
+    def run_wave(self, segments: list[Segment]) -> Iterator[int]:
+        """Run one wave; yield how many of its segments are committed, after each."""
         committed: list[Committed] = []
-        for count, one in enumerate(run_graph(left, self.graph, self.root, self.source), 1):
-            committed.append(one.committed)
+        for count, summary in enumerate(run_graph(segments, self.stages, self.root, self.source), 1):
+            committed.append(summary.committed)
             self.segments += 1
-            self.considered, self.kept = self.considered + one.entry.considered, self.kept + one.entry.kept
-            self.seconds.update(one.seconds)
-            last = count == len(left)
+            self.considered, self.kept = self.considered + summary.entry.considered, self.kept + summary.entry.kept
+            self.seconds.update(summary.seconds)
+            last = count == len(segments)
             if len(committed) == SEGMENTS_PER_FILE or last:
                 Ledger(self.root).compact(done.entry for done in committed)
                 compacted_manifest(self.root).add(pa.concat_tables(done.manifest for done in committed))
                 committed = []
-            if time.monotonic() - self.tracked > _TRACK_EVERY_S or last:
-                self.tracked = time.monotonic()
+            if time.monotonic() - self.logged_at > _LOG_EVERY_S or last:
+                self.logged_at = time.monotonic()
                 spent = {f"seconds/{name}": value for name, value in self.seconds.items()}
                 clips = {"clips/considered": self.considered, "clips/kept": self.kept}
                 self.run.metrics({"segments": self.segments, **clips, **spent}, self.segments)
             yield count
 
-    def rates(self) -> str:
-        """Throughput so far, and what a segment cost in each stage: the stage to look at is the dearest."""
+    def throughput(self) -> str:
+        """Clips per second so far, and the seconds of a segment in each stage: the slowest stage is the bottleneck."""
         clips_s = self.considered / max(time.monotonic() - self.began, 1e-9)
         costs = (f"{name} {spent / self.segments:.2g} s" for name, spent in self.seconds.items())
         return f"{clips_s:.3g} clips/s; a segment: {', '.join(costs)}"
 
 
-def _tracked_beside(root: str) -> Path:
-    """Where the run of a set is remembered: the set, or for one on an object store a folder of its name here."""
+def _run_folder(root: str) -> Path:
+    """The local folder that remembers the set's tracked run: the set itself, or `runs/NAME` for a remote set."""
     return Path("runs", root.rsplit("/", 1)[1]) if storage.is_remote(root) else Path(root)
 
 
@@ -199,7 +220,7 @@ def _verb(stages: Sequence[str]) -> str:
 
 
 def _listed(first: str, inputs: list[str], root: str) -> tuple[str | None, Iterable[Segment]]:
-    """(the committed set that is read, or None, what is to be done)."""
+    """(the committed set to read or None, the segments to process)."""
     if first == "curate":
         return None, each_source(inputs)
     if len(inputs) != 1:
@@ -210,7 +231,7 @@ def _listed(first: str, inputs: list[str], root: str) -> tuple[str | None, Itera
         raise ValueError(f"{first}: input and output are both {root}; give another output")
     if not Ledger(source).done():
         made_by = "caption" if first == "encode" else "curate"
-        raise ValueError(f"input {inputs[0]!r} is no set that `kinotone {made_by}` made: it has no committed segment")
+        raise ValueError(f"input {inputs[0]!r} is not a set made by `kinotone {made_by}`: it has no committed segment")
     return source, (Segment(entry.segment_id, entry.uri, size=entry.size) for entry in Ledger(source).entries())
 
 
@@ -219,17 +240,16 @@ def _warn_of_untrained(settings: Settings) -> None:
     if settings.untrained:
         names = ", ".join(f"encode.{part}" for part in settings.untrained)
         log.warning(
-            "%s not set: their latents come from untrained weights of preset %s, which show that the pipeline runs and "
-            "train nothing; give model folders",
+            "%s not set: untrained weights of preset %s make these latents; they show that the pipeline runs, but do "
+            "not train on them; give model folders",
             names,
             settings.preset,
         )
 
 
 def _record(chosen: Mapping[str, Settings], source: str | None) -> dict[str, Any]:
-    """What an output is made with: the settings, the weights behind the paths, and the set that is read."""
-    # A set that was judged anew is a curated set.
-    names = {REJUDGE: "curate"}
+    """What the output depends on: the settings, the fingerprints of the weights, and the set that is read."""
+    names = {REJUDGE: "curate"}  # a rejudged set is a curated set
     record: dict[str, Any] = {names.get(name, name): stage.model_dump(mode="json") for name, stage in chosen.items()}
     for stage in chosen.values():
         if isinstance(stage, EncodeSettings):
@@ -239,19 +259,31 @@ def _record(chosen: Mapping[str, Settings], source: str | None) -> dict[str, Any
     return record
 
 
+def _absolute(settings: Settings) -> Settings:
+    """The settings with existing local paths made absolute."""
+    changes: dict[str, Any] = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            changes[name] = _absolute(value)
+        elif name in _PATHS and value and os.path.exists(value):
+            changes[name] = os.path.abspath(value)
+    return settings.model_copy(update=changes)
+
+
 def _rejudged(source: str, given: Settings) -> CurateSettings:
-    """The settings of a curated set with the thresholds that are given."""
+    """The settings that made the curated set `source`, with the thresholds of `given`."""
     from data_prep.curation.rejudge import rejudged_settings
 
     assert isinstance(given, CurateSettings)
     known = yaml.safe_load(storage.read(storage.at(source, layout.SETTINGS)))["settings"]
     if "curate" not in known:
-        raise ValueError(f"--rejudge {source}: not made by `kinotone curate`; give the set that was")
+        raise ValueError(f"--rejudge {source}: not made by `kinotone curate`; give a curated set")
     return rejudged_settings(CurateSettings(**known["curate"]), given)
 
 
 def _build(name: str, settings: Settings) -> StageFunction:
-    """A stage's callable, made inside a worker; the imports are here, so that a worker has its own stage's alone."""
+    """Build a stage's callable, inside a worker. Imports are local, so that a worker imports only its own stage."""
     if name in ("curate", REJUDGE):
         from data_prep.curation.rejudge import Rejudger
         from data_prep.curation.sandbox import Sandbox
@@ -270,8 +302,8 @@ def _build(name: str, settings: Settings) -> StageFunction:
     return Encoder(settings)
 
 
-def _stages(name: str, settings: Settings) -> list[Stage]:
-    """A verb's stages of the graph."""
+def _graph_stages(name: str, settings: Settings) -> list[Stage]:
+    """The stages of the graph that a verb needs: one, or two around vLLM."""
     if _through_vllm(settings):
         from pipelines.dataflow.vllm_stage import caption_stages
 
@@ -284,8 +316,8 @@ def _through_vllm(settings: Settings) -> bool:
     return isinstance(settings, CaptionSettings) and settings.seen.engine == "vllm"
 
 
-def _check(chosen: Mapping[str, Settings]) -> None:
-    """Refuse weights and endpoints that are missing, before any stage starts."""
+def _check_available(chosen: Mapping[str, Settings]) -> None:
+    """Raise ValueError for missing weights and endpoints, before any stage starts."""
     for settings in chosen.values():
         if isinstance(settings, CaptionSettings):
             from captioning.captioner import check_settings
@@ -293,8 +325,8 @@ def _check(chosen: Mapping[str, Settings]) -> None:
             check_settings(settings)
 
 
-def _funnel(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The clip funnel as metrics; clips considered = kept + Σ dropped + Σ failed."""
+def _funnel_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The clip funnel as metrics: clips considered = kept + Σ dropped + Σ failed."""
     counts = {f"funnel/{key}": summary[key] for key in ("considered", "kept", "hours_considered", "hours_kept")}
     for verdict in ("dropped", "failed"):
         counts |= {f"funnel/{verdict}/{reason}": count for reason, count in summary[verdict].items()}

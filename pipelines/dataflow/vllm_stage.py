@@ -1,10 +1,16 @@
-"""Engine `vllm`: what is seen, asked of vLLM through Ray Data's LLM processor, between two stages of the graph.
+"""Caption engine `vllm`: requests of clips go through Ray Data's vLLM processor, between two stages of the graph.
 
-The row stays a segment. Its clips wait in it for their answers; of them requests are made, which alone go through the
-processor, one to a clip that is asked, and the answers come back to the rows by segment and place. That takes the rows
-of a wave to be held between the halves, in Ray's object store (which spills to disk): a wave is small, and an engine is
-loaded once for each of its rounds. Rounds are two as a rule (what is seen; and where the engine composes, the caption),
-and one more for what is refused.
+    StageWorker(_MeasureStage)   measures each kept clip and stores a `CaptionRequest` in it
+         │
+    ask                          repeats until no clip waits:
+                                   make one request per waiting clip → vLLM → put the answers into the clips
+         │
+    StageWorker(_AnsweredStage)  passes the captioned segments on, or commits them
+
+The row stays a segment; only the requests, one per waiting clip, go through the processor. Answers find their clip by
+segment id and position. So all rows of a wave must wait in Ray's object store, which spills to disk. That is why a wave
+is small. The engine is loaded once per round. There are usually two rounds (what is seen, then the caption if the
+engine composes it), and one more for answers that are refused.
 """
 
 import json
@@ -26,22 +32,22 @@ from data_prep.clip import Clip, Segment, from_table
 from pipelines.dataflow.graph import Stage, apply, to_rows
 
 _REQUESTS = pa.schema([("segment_id", pa.string()), ("at", pa.int32()), ("request", pa.string())])
-# What each of the four stages beside the engine holds; by default a CPU each, more than a small machine has.
-_BESIDE = {"num_cpus": 0.05}
-# Where a chat template writes the token itself; the braces stay, for they may trim the blanks around them.
+# CPUs of each of the four stages around the engine. The default of one CPU each is more than a small machine has.
+_HELPER_RESOURCES = {"num_cpus": 0.05}
+# Where a chat template writes the BOS token. The braces are kept, because they may trim the blanks around them.
 _BOS = re.compile(r"(\{\{-?\s*)bos_token(\s*-?\}\})")
-# (segment, place of the clip in it) → what the engine answered
+# (segment id, position of the clip in the segment) → the engine's answer
 Replies = dict[tuple[str, int], str | NoAnswer]
 
 
 def caption_stages(settings: CaptionSettings) -> list[Stage]:
-    """The caption stage as two: measure, then after the engine has answered the clips, pass them on or commit them."""
-    first = Stage("caption", partial(_Waiting, settings), gpu=True, then=partial(ask, settings=settings))
-    return [first, Stage("caption", _Answered)]
+    """The caption stage as two stages of the graph, with the requests to vLLM (`ask`) between them."""
+    measure = Stage("caption", partial(_MeasureStage, settings), gpu=True, then=partial(ask, settings=settings))
+    return [measure, Stage("caption", _AnsweredStage)]
 
 
-class _Waiting:
-    """Segments → the same, with what is measured of each kept clip waiting in it for an engine's answer."""
+class _MeasureStage:
+    """Measures each kept clip and stores in it a `CaptionRequest` that waits for the engine's answer."""
 
     def __init__(self, settings: CaptionSettings) -> None:
         self._measurer = Measurer(settings)
@@ -55,8 +61,8 @@ class _Waiting:
         )
 
 
-class _Answered:
-    """Segments of which no clip waits any more."""
+class _AnsweredStage:
+    """Returns the segments unchanged. No clip may wait for an answer any more."""
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
         assert not any(CaptionRequest.of_clip(clip) for segment in segments for clip in segment.clips)
@@ -64,7 +70,16 @@ class _Answered:
 
 
 def ask(data: Any, settings: CaptionSettings) -> Any:
-    """A Ray dataset of waiting rows → the same with captions and verdicts. Runs what comes before it."""
+    """Ask vLLM until no clip waits for an answer.
+
+    Args:
+        data: a Ray dataset of `pipelines.dataflow.graph.ROW_SCHEMA`. It is materialized here, so the stage before this
+            call runs to its end first.
+        settings: the caption settings.
+
+    Returns:
+        The dataset with captions and verdicts in its clips.
+    """
     data = data.materialize()
     while True:
         asked = data.map_batches(_requests, fn_kwargs={"settings": settings}, batch_format="pyarrow").materialize()
@@ -72,10 +87,10 @@ def ask(data: Any, settings: CaptionSettings) -> Any:
             return data
         replies: Replies = {}
         for row in processor(settings.seen)(asked).iter_rows():
-            error = row.get("__inference_error__")  # of such a row Ray Data calls no postprocess
+            error = row.get("__inference_error__")  # Ray Data skips `postprocess` for such a row
             replies[row["segment_id"], row["at"]] = NoAnswer(error) if error else row["answer"]
         data = data.map_batches(
-            _Taking,
+            _PutAnswers,
             fn_constructor_kwargs={"settings": settings, "replies": replies},
             batch_format="pyarrow",
             concurrency=settings.seen.workers,
@@ -83,21 +98,21 @@ def ask(data: Any, settings: CaptionSettings) -> Any:
 
 
 def _requests(table: pa.Table, settings: CaptionSettings) -> pa.Table:
-    """What is to be asked of the clips in rows, as `_REQUESTS`."""
+    """The next request of each waiting clip, as rows of `_REQUESTS`."""
     segments = from_table(table.drop_columns(["seconds"]))
     rows = [
-        {"segment_id": segment.segment_id, "at": at, "request": json.dumps(_plain(item.next_prompt(settings)))}
-        for segment, at, item in _waiting(segments)
+        {"segment_id": segment.segment_id, "at": at, "request": json.dumps(_to_dict(item.next_prompt(settings)))}
+        for segment, at, item in _waiting_clips(segments)
     ]
     return pa.Table.from_pylist(rows, _REQUESTS)
 
 
-def _plain(prompt: Prompt) -> dict[str, Any]:
+def _to_dict(prompt: Prompt) -> dict[str, Any]:
     return {"messages": messages(prompt), "schema": wire_schema(prompt.answer)}
 
 
-def _waiting(segments: list[Segment]) -> Iterator[tuple[Segment, int, CaptionRequest]]:
-    """Every clip that waits: its segment, its place in it, and what is known of it."""
+def _waiting_clips(segments: list[Segment]) -> Iterator[tuple[Segment, int, CaptionRequest]]:
+    """Yield (segment, position of the clip in it, request) for every clip that waits for an answer."""
     for segment in segments:
         for at, clip in enumerate(segment.clips):
             item = CaptionRequest.of_clip(clip) if clip.kept else None
@@ -105,8 +120,8 @@ def _waiting(segments: list[Segment]) -> Iterator[tuple[Segment, int, CaptionReq
                 yield segment, at, item
 
 
-class _Taking:
-    """Rows and the answers to their clips → rows that are captioned, failed or wait for their next answer."""
+class _PutAnswers:
+    """Puts the engine's answers into the waiting clips of rows: each is then captioned, failed, or waits again."""
 
     def __init__(self, settings: CaptionSettings, replies: Replies) -> None:
         self._answers, self._replies = AnswerHandler(settings), replies
@@ -115,10 +130,10 @@ class _Taking:
     def __call__(self, table: pa.Table) -> pa.Table:
         seconds = [dict(row) for row in table["seconds"].to_pylist()]
         segments = from_table(table.drop_columns(["seconds"]))
-        return to_rows(apply("caption", self._take, segments), seconds)
+        return to_rows(apply("caption", self._put, segments), seconds)
 
-    def _take(self, segments: list[Segment]) -> list[Segment]:
-        for segment, at, item in _waiting(segments):
+    def _put(self, segments: list[Segment]) -> list[Segment]:
+        for segment, at, item in _waiting_clips(segments):
             reply = self._replies.get((segment.segment_id, at), NoAnswer("the engine gave no row"))
             done = self._answers.handle(item, reply, untrained=self._untrained)
             segment.clips[at] = done if isinstance(done, Clip) else done.to_clip()
@@ -126,9 +141,11 @@ class _Taking:
 
 
 def processor(settings: SeenSettings) -> Any:
-    """Ray Data's LLM processor on vLLM for requests: a dataset of `_REQUESTS` → segment_id, at, answer.
+    """Build Ray Data's LLM processor on vLLM. Needs a running Ray.
 
-    A row of which vLLM made nothing has `__inference_error__` and no answer.
+    Returns:
+        A callable from a dataset of `_REQUESTS` to a dataset of (segment_id, at, answer). A row for which vLLM failed
+        has `__inference_error__` and no answer.
     """
     import ray
     from ray.data.llm import build_processor
@@ -139,17 +156,23 @@ def processor(settings: SeenSettings) -> Any:
             gpus=ray.cluster_resources().get("GPU", 0) >= 1,
             chat_template=template_without_bos(settings.model),
         ),
-        preprocess=partial(_asked, settings=settings),
-        postprocess=_replied,
-        preprocess_map_kwargs=_BESIDE,
-        postprocess_map_kwargs=_BESIDE,
+        preprocess=partial(_to_vllm, settings=settings),
+        postprocess=_from_vllm,
+        preprocess_map_kwargs=_HELPER_RESOURCES,
+        postprocess_map_kwargs=_HELPER_RESOURCES,
     )
 
 
 def template_without_bos(model: str) -> str | None:
-    """The model's chat template without the BOS that its tokenizer adds too; None where it has none to leave out.
+    """The model's chat template without its BOS token, if the tokenizer adds that token too.
 
-    The template's text reaches vLLM as any text does, and is given its special tokens there.
+    vLLM tokenizes the text that the template makes, and would add the BOS token a second time.
+
+    Args:
+        model: the model's folder or hub id.
+
+    Returns:
+        The changed template; None when nothing must be changed.
     """
     from transformers import AutoProcessor
 
@@ -161,11 +184,12 @@ def template_without_bos(model: str) -> str | None:
 
 
 def engine_config(settings: SeenSettings, *, gpus: bool = True, chat_template: str | None = None) -> Any:
-    """The configuration of vLLM: greedy, with answers held to the schema, pictures taken out of the messages.
+    """The configuration of vLLM's processor: answers follow the JSON schema; pictures are read from the messages.
 
     Args:
-        gpus: whether the cluster has any; without, vLLM's CPU build runs, and Ray must not wait for a GPU.
-        chat_template: in place of the model's own.
+        settings: the model and its options.
+        gpus: whether the cluster has GPUs. Without them vLLM's CPU build runs, and Ray must not wait for a GPU.
+        chat_template: replaces the model's template.
     """
     from ray.data.llm import vLLMEngineProcessorConfig
 
@@ -175,7 +199,7 @@ def engine_config(settings: SeenSettings, *, gpus: bool = True, chat_template: s
             "dtype": settings.dtype,
             "limit_mm_per_prompt": {"image": settings.frames},
             "seed": 0,
-            # JSON without blanks: a schema bounds no white space, of which a model can write to its last token.
+            # Forbid white space: the schema does not limit it, and a model may write blanks until its last token.
             "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
             **settings.engine_options,
         },
@@ -184,16 +208,16 @@ def engine_config(settings: SeenSettings, *, gpus: bool = True, chat_template: s
         batch_size=16,
         should_continue_on_error=True,
         log_engine_metrics=False,
-        # Content as parts: the models' own templates put a picture's marker where it stands.
-        prepare_multimodal_stage={"enabled": True, "chat_template_content_format": "openai", **_BESIDE},
-        chat_template_stage={"chat_template": chat_template, **_BESIDE},
-        # vLLM does both itself; as stages each is one more process with all that vLLM imports.
+        # Pass content as parts, so that the model's template puts the picture's marker at the picture's position.
+        prepare_multimodal_stage={"enabled": True, "chat_template_content_format": "openai", **_HELPER_RESOURCES},
+        chat_template_stage={"chat_template": chat_template, **_HELPER_RESOURCES},
+        # vLLM does both itself; each stage would be one more process that imports vLLM.
         tokenize_stage=False,
         detokenize_stage=False,
     )
 
 
-def _asked(row: dict[str, Any], settings: SeenSettings) -> dict[str, Any]:
+def _to_vllm(row: dict[str, Any], settings: SeenSettings) -> dict[str, Any]:
     request = json.loads(row["request"])
     sampling = {
         "temperature": 0.0,
@@ -201,9 +225,9 @@ def _asked(row: dict[str, Any], settings: SeenSettings) -> dict[str, Any]:
         "max_tokens": settings.max_tokens,
         "structured_outputs": {"json": json.dumps(request["schema"])},
     }
-    place = {"segment_id": row["segment_id"], "at": row["at"]}
-    return {**place, "messages": request["messages"], "sampling_params": sampling}
+    key = {"segment_id": row["segment_id"], "at": row["at"]}
+    return {**key, "messages": request["messages"], "sampling_params": sampling}
 
 
-def _replied(row: dict[str, Any]) -> dict[str, Any]:
+def _from_vllm(row: dict[str, Any]) -> dict[str, Any]:
     return {"segment_id": row["segment_id"], "at": row["at"], "answer": row["generated_text"]}

@@ -1,8 +1,8 @@
 """`report/captions.html`: captions beside their clips, each sentence linked to its evidence on the clip's time line.
 
-A sentence's evidence is the words, the voice, the tagged events or the picture that it was made from. The page filters
-by language, sound class, the kind of what the checker took out, and how sure the evidence is; it says how much was
-taken out.
+The evidence of a sentence is what it was made from: words, a voice, tagged events or the picture. The page filters the
+clips by language, sound class, the kind of claim that the checker removed, and the score of the evidence. It also
+counts what was removed.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from pipelines.report import pages
 from pipelines.report.examples import Example
 
 NAME = "captions.html"
-# Evidence by its source, in the order of the time line's rows.
+# The rows of the time line, in order: source of the evidence → label.
 ROWS = {
     "seen": "frames",
     "picture": "picture",
@@ -25,14 +25,15 @@ ROWS = {
 
 
 def captioned(caption: dict) -> bool:
-    """Whether a clip's caption brings its evidence."""
+    """Whether a caption has evidence."""
     return bool(caption.get("evidence"))
 
 
 def removed_kinds(caption: dict) -> Counter[str]:
-    """What was kept out of a caption: "speech: log_probability" by window or word, "claim: sound" by claim and kind.
+    """Count what was removed from a caption, by kind.
 
-    A clip's captions tell the same claim in several lengths; it counts once.
+    "speech: REASON" counts windows or words of the transcript; "claim: KIND" counts claims of sentences. A claim that
+    stands in several lengths of the caption counts once.
     """
     counts = Counter({f"speech: {reason}": n for reason, n in caption["transcript"]["removed"].items()})
     reasons = {reason for item in caption["removed"] for reason in item["reasons"]}
@@ -43,15 +44,22 @@ def removed_kinds(caption: dict) -> Counter[str]:
 def render(
     shown: list[tuple[dict, Example]], removed: Counter[str], total: int, folder: str, index: str, review: str
 ) -> bytes:
-    """The page of `total` captioned clips, of which those of these rows are there to look at.
+    """Render the caption page.
 
     Args:
-        removed: the sum of their `removed_kinds`.
-        review: the file in which people judge those that are shown.
+        shown: the clips to show: (row of the manifest, example).
+        removed: the sum of `removed_kinds` over all captioned clips.
+        total: the number of captioned clips.
+        folder: the name of the set.
+        index: the file name of the report's first page.
+        review: the file name of the table in which people judge the sentences.
+
+    Returns:
+        The page.
     """
     return pages.render(
         "captions.html",
-        clips=[_clip(row, example) for row, example in shown],
+        clips=[_clip_values(row, example) for row, example in shown],
         removed=removed.most_common(),
         total=total,
         rows=list(ROWS.items()),
@@ -61,11 +69,12 @@ def render(
     )
 
 
-def _clip(row: dict, example: Example) -> dict[str, Any]:
+def _clip_values(row: dict, example: Example) -> dict[str, Any]:
+    """What the template shows of a clip."""
     caption = row["caption"]
     length = max(caption["sound"]["seconds"], 0.001)
     sentences = medium_sentences(caption)
-    scores = [score for item in sentences if (score := sureness(item, caption)) is not None]
+    scores = [score for item in sentences if (score := evidence_score(item, caption)) is not None]
     return {
         "example": example,
         "score": min(scores, default=1.0),
@@ -91,12 +100,20 @@ def _clip(row: dict, example: Example) -> dict[str, Any]:
 
 
 def medium_sentences(caption: dict) -> list[dict]:
-    """The sentences of the caption as it is usually read, its middle length."""
+    """The sentences of the caption's medium length, each with its evidence."""
     return [item for item in caption["evidence"] if "medium" in item["variants"]]
 
 
-def sureness(item: dict, caption: dict) -> float | None:
-    """How sure a sentence's evidence is, in [0, 1]: its least sure quoted word, its surest tag; None: not scored."""
+def evidence_score(item: dict, caption: dict) -> float | None:
+    """The score of a sentence's evidence, in [0, 1].
+
+    Args:
+        item: a sentence of `caption["evidence"]`.
+        caption: its caption.
+
+    Returns:
+        The lowest confidence of the quoted words, or the highest score of the tags; None for evidence without a score.
+    """
     facts = item["facts"]
     if "words" in facts:
         first, last = facts["words"]
@@ -106,7 +123,15 @@ def sureness(item: dict, caption: dict) -> float | None:
 
 
 def evidence_spans(item: dict, caption: dict) -> list[tuple[float, float]]:
-    """Where in the clip a sentence's evidence lies, seconds; the whole clip where it has no time of its own."""
+    """The times of a sentence's evidence.
+
+    Args:
+        item: a sentence of `caption["evidence"]`.
+        caption: its caption.
+
+    Returns:
+        (start, end) in seconds from the start of the clip; the whole clip when the evidence has no times.
+    """
     facts = item["facts"]
     if "words" in facts:
         first, last = facts["words"]

@@ -1,8 +1,8 @@
-"""Clips to look at and listen to: a film that a browser plays, four frames, a waveform, a spectrogram.
+"""Examples of clips for the report: a video that a browser plays, four frames, a waveform, a spectrogram.
 
-Clips that hold no media in the set (dropped ones; all of an encoded set) are cut from their source again, while it is
-still there. Everything is embedded; a clip that is large or in a codec that browsers do not play is shown as a small
-copy of its first seconds.
+A clip without media in the set (every dropped clip, every clip of an encoded set) is decoded from its source, if the
+source still exists. All files are embedded in the page. A clip that is large, or in a codec that browsers do not play,
+is shown as a small copy of its first seconds.
 """
 
 import base64
@@ -10,7 +10,10 @@ import io
 import math
 import multiprocessing
 import os
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +24,31 @@ from data_prep.media.decode import decode_audio, decode_video
 from data_prep.media.write_mp4 import write_mp4
 from pipelines.report.previews import contact_sheet, spectrogram, waveform
 
-# A clip's own file is embedded up to this size, bytes; a preview lasts this long, seconds, and is this wide, pixels.
+# A clip's file is embedded up to this size; otherwise a copy of at most this duration and width.
 EMBED_BYTES, PREVIEW_S, PREVIEW_WIDTH = 600_000, 5.0, 320
-# The first drawing of a process waits for its imports.
-PATIENCE_S = 40.0
+# Seconds to wait for an example. The first example of a process includes its imports.
+TIMEOUT_S = 40.0
 PLAYABLE_CODECS = {"h264", "vp8", "vp9", "av1"}
 
 
 @dataclass
 class Example:
-    """A clip to look at: data: URIs of its film and pictures, "" where there is none."""
+    """A clip as the report shows it.
+
+    Attributes:
+        title: the file name of the source.
+        uri: the source.
+        span: the clip's start and end, as text.
+        sound_class: the clip's class.
+        error: the error of a failed clip, or why there is no preview.
+        caption: the caption's text.
+        heard: the best sound events with their scores, as text.
+        video: the video as a data: URI, or "".
+        is_copy: whether `video` is a small copy of the clip's first seconds.
+        sheet: four frames as a data: URI, or "".
+        wave: the waveform as a data: URI, or "".
+        spectrogram: the spectrogram as a data: URI, or "".
+    """
 
     title: str
     uri: str
@@ -46,30 +64,52 @@ class Example:
     spectrogram: str = ""
 
     def files(self) -> list[tuple[str, bytes]]:
-        """What is embedded, as files (name, bytes)."""
+        """The embedded video, frames and spectrogram as (file name, bytes)."""
         named = (("clip.mp4", self.video), ("contact_sheet.png", self.sheet), ("spectrogram.png", self.spectrogram))
         return [(name, base64.b64decode(uri.split(",", 1)[1])) for name, uri in named if uri]
 
 
-class Drawing:
-    """A process that draws examples: a codec that crashes or hangs costs its picture, not the report."""
+def round_robin(rows: Iterable[dict], limit: int) -> list[dict]:
+    """Up to `limit` rows of the manifest, one of each sound class in turn, classes in alphabetical order."""
+    by_class: dict[str, list[dict]] = defaultdict(list)
+    for row in rows:
+        by_class[row["sound_class"]].append(row)
+    rounds = zip_longest(*(by_class[name] for name in sorted(by_class)))
+    return [row for rows_of_round in rounds for row in rows_of_round if row is not None][:limit]
+
+
+class ExampleDrawer:
+    """Draws examples in a separate process, so that a codec that crashes or hangs costs one preview, not the report.
+
+    Use it as a context manager.
+
+    Args:
+        root: the set.
+    """
 
     def __init__(self, root: str | Path) -> None:
         self._root = str(root)
         self._pool = None
 
-    def __enter__(self) -> "Drawing":
+    def __enter__(self) -> "ExampleDrawer":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        self._stop()
 
     def example(self, row: dict) -> Example:
-        """A row of the manifest (`scores`, `info` and `caption` as dicts) as something to look at."""
+        """Draw a clip.
+
+        Args:
+            row: a row of the manifest, with `scores`, `info` and `caption` as dicts.
+
+        Returns:
+            The example; without previews, and with `error`, when the clip cannot be decoded.
+        """
         example = Example(
             title=os.path.basename(row["uri"]),
             uri=row["uri"],
-            span=_span(row["start_s"], row["end_s"]),
+            span=_span_text(row["start_s"], row["end_s"]),
             sound_class=row["sound_class"],
             error=row["error"],
             caption=row["caption"].get("text", ""),
@@ -80,28 +120,28 @@ class Drawing:
         if self._pool is None:
             self._pool = multiprocessing.get_context("spawn").Pool(1)
         try:
-            return self._pool.apply_async(_filled, (example, self._root, row)).get(PATIENCE_S)
+            return self._pool.apply_async(_draw, (example, self._root, row)).get(TIMEOUT_S)
         except multiprocessing.TimeoutError:
-            self._end()
-            example.error = example.error or f"no preview: its decoder crashed, or hung for {PATIENCE_S:.0f} s"
+            self._stop()
+            example.error = example.error or f"no preview: its decoder crashed, or hung for {TIMEOUT_S:.0f} s"
             return example
 
-    def _end(self) -> None:
+    def _stop(self) -> None:
         if self._pool is not None:
             self._pool.terminate()
             self._pool = None
 
 
-def _filled(example: Example, root: str, row: dict) -> Example:
+def _draw(example: Example, root: str, row: dict) -> Example:
+    """Add the previews to an example, or the error that prevents them."""
     try:
-        _fill(example, root, row)
-    except Exception as error:  # the page is about the set; a picture that cannot be drawn is said on it
+        _add_previews(example, root, row)
+    except Exception as error:  # a clip that cannot be drawn must not end the report
         example.error = example.error or f"no preview: {describe(error)}"
     return example
 
 
-def _fill(example: Example, root: str, row: dict) -> None:
-    """The example's film and pictures."""
+def _add_previews(example: Example, root: str, row: dict) -> None:
     info = row["info"]
     media: bytes | str
     if row["media_size"]:
@@ -117,41 +157,40 @@ def _fill(example: Example, root: str, row: dict) -> None:
         size = 2 * round(height * scale / 2), 2 * round(width * scale / 2)
     frames, _ = decode_video(media, start_s, end_s, fps=12, size=size)
     sound = decode_audio(media, start_s, end_s, 24000, 2)
-    example.wave = _data("image/png", waveform(sound, 24000))
-    example.spectrogram = _data("image/png", spectrogram(sound, 24000))
+    example.wave = _data_uri("image/png", waveform(sound, 24000))
+    example.spectrogram = _data_uri("image/png", spectrogram(sound, 24000))
     if not len(frames):
         return
-    example.sheet = _data("image/png", contact_sheet(frames, columns=4, rows=1))
-    own = isinstance(media, bytes) and len(media) <= EMBED_BYTES
-    if own and row["media_suffix"] == "mp4" and info.get("video_codec") in PLAYABLE_CODECS:
+    example.sheet = _data_uri("image/png", contact_sheet(frames, columns=4, rows=1))
+    small = isinstance(media, bytes) and len(media) <= EMBED_BYTES
+    if small and row["media_suffix"] == "mp4" and info.get("video_codec") in PLAYABLE_CODECS:
         assert isinstance(media, bytes)
-        film = media
+        video = media
     else:
         copy = io.BytesIO()
-        even = _small(frames)
-        write_mp4(copy, even, 12, sound, 24000, crf=26)
-        film, example.is_copy = copy.getvalue(), True
-    example.video = _data("video/mp4", film)
+        write_mp4(copy, _small(frames), 12, sound, 24000, crf=26)
+        video, example.is_copy = copy.getvalue(), True
+    example.video = _data_uri("video/mp4", video)
 
 
 def _small(frames: np.ndarray) -> np.ndarray:
-    """Frames at most `PREVIEW_WIDTH` wide, by leaving pixels out, with even sides."""
+    """Skip pixels so that the frames are at most `PREVIEW_WIDTH` wide, and crop them to even sides."""
     step = -(-frames.shape[2] // PREVIEW_WIDTH)
     frames = frames[:, ::step, ::step]
     return frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
 
 
 def _best_labels(tags: list[dict]) -> list[str]:
-    """The four best-scored sound events, by name."""
+    """The four sound events with the highest scores, as "LABEL SCORE"."""
     best: dict[str, float] = {}
     for tag in tags:
         best[tag["label"]] = max(best.get(tag["label"], 0.0), tag["score"])
     return [f"{label} {score:.2f}" for label, score in sorted(best.items(), key=lambda item: -item[1])[:4]]
 
 
-def _span(start_s: float, end_s: float) -> str:
+def _span_text(start_s: float, end_s: float) -> str:
     return f"{start_s:.1f} – {end_s:.1f} s" if math.isfinite(end_s) else f"from {start_s:.1f} s"
 
 
-def _data(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+def _data_uri(mime_type: str, data: bytes) -> str:
+    return f"data:{mime_type};base64,{base64.b64encode(data).decode()}"

@@ -1,4 +1,4 @@
-"""HTML pages that open from disk and need no network, from the templates beside this file."""
+"""Render the HTML templates beside this file to pages that open from disk and need no network."""
 
 from typing import Any
 
@@ -6,7 +6,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 
 def render(template: str, **values: Any) -> bytes:
-    """A page; a name that the template has and `values` has not is an error."""
+    """Render a page.
+
+    Args:
+        template: the template's file name.
+        **values: what the template shows; a name that the template uses and that is missing here raises an error.
+
+    Returns:
+        The page, UTF-8.
+    """
     environment = Environment(
         loader=PackageLoader("pipelines.report"),
         autoescape=select_autoescape(),

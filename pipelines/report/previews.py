@@ -1,6 +1,6 @@
-"""Pictures of a clip for people: frames side by side, and its sound as a spectrogram and a waveform. PNG bytes.
+"""Pictures of a clip as PNG bytes: a contact sheet of its frames, and its sound as a spectrogram and a waveform.
 
-Drawn with Pillow and numpy alone, so that a picture takes milliseconds and its bytes depend on the clip alone.
+They are drawn with Pillow and numpy only, so that a picture takes milliseconds and its bytes depend on the clip alone.
 """
 
 import io
@@ -8,24 +8,33 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw
 
-# Quiet to loud: dark blue, violet, orange, pale yellow (samples of matplotlib's "inferno", public domain).
-_HEAT = np.array(
+# From quiet to loud: dark blue, violet, orange, pale yellow (samples of matplotlib's "inferno", public domain).
+_COLOUR_MAP = np.array(
     [[0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10],
      [249, 201, 50], [252, 255, 164]],
     dtype=np.float32,
 )  # fmt: skip
 _INK = (47, 93, 138)
 _PAPER = (250, 250, 248)
-# The spectrogram spans this range below its loudest point, dB; a point is as loud as a tone of −28 dBFS at least, so
-# that a noise floor looks like one.
-_RANGE_DB, _LOUD_DB = 80.0, -10.0
+# The spectrogram spans this range below its loudest point, dB. The top of the range is at least the level of a tone of
+# −28 dBFS, so that a noise floor looks dark.
+_RANGE_DB, _MIN_TOP_DB = 80.0, -10.0
 
 
 def contact_sheet(frames: np.ndarray, columns: int = 4, rows: int = 2, width: int = 640) -> bytes:
-    """`columns × rows` frames, evenly spaced over `frames` uint8 (F, H, W, 3), first and last included; PNG bytes.
+    """Draw `columns × rows` frames, evenly spaced from the first to the last.
+
+    Args:
+        frames: uint8 (F, H, W, 3).
+        columns: frames side by side.
+        rows: frames one below another.
+        width: of the picture, pixels.
+
+    Returns:
+        A PNG.
 
     Raises:
-        ValueError: no frame, or not uint8 (F, H, W, 3).
+        ValueError: there is no frame, or `frames` is not uint8 (F, H, W, 3).
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
         raise ValueError(f"frames must be uint8 (F ≥ 1, H, W, 3), not {frames.dtype} {frames.shape}")
@@ -44,9 +53,18 @@ def contact_sheet(frames: np.ndarray, columns: int = 4, rows: int = 2, width: in
 
 
 def spectrogram(audio: np.ndarray, sample_rate: int, width: int = 640, height: int = 160) -> bytes:
-    """Level over time and frequency (mel-spaced, 40 Hz to half the rate) of float audio (channels, N); PNG bytes.
+    """Draw the level over time and frequency.
 
-    Colours span 80 dB below the loudest point, or below a tone of −28 dBFS where nothing is as loud.
+    Colours span 80 dB below the loudest point, or below the level of a tone of −28 dBFS if nothing is as loud.
+
+    Args:
+        audio: float (channels, N), averaged to mono.
+        sample_rate: samples per second.
+        width: of the picture, pixels; time.
+        height: of the picture, pixels; frequency on the mel scale from 40 Hz to half the sample rate.
+
+    Returns:
+        A PNG.
     """
     mono = _mono(audio)
     window = 1024
@@ -59,18 +77,28 @@ def spectrogram(audio: np.ndarray, sample_rate: int, width: int = 640, height: i
     top = sample_rate / 2
     edges_hz = _from_mel(np.linspace(_to_mel(40.0), _to_mel(top), height + 1))
     edges = np.clip(edges_hz / top * (window // 2), 0, window // 2)
-    # The mean power between two edges, from the running sum, so that narrow low bands and wide high bands both count.
-    running = np.concatenate([np.zeros((width, 1)), np.cumsum(power, axis=1)], axis=1)
-    sums = np.stack([np.interp(edges, np.arange(running.shape[1]), row) for row in running])
+    # Mean power between two edges. The cumulative sum serves low bands narrower than one FFT bin and wide high bands.
+    cumulative = np.concatenate([np.zeros((width, 1)), np.cumsum(power, axis=1)], axis=1)
+    sums = np.stack([np.interp(edges, np.arange(cumulative.shape[1]), row) for row in cumulative])
     bands = np.diff(sums, axis=1) / np.maximum(np.diff(edges), 1e-6)
     level = 10 * np.log10(bands + 1e-12)
-    shade = np.clip((level - max(level.max(), _LOUD_DB)) / _RANGE_DB + 1, 0, 1)
-    image = _heat(shade.T[::-1])
+    shade = np.clip((level - max(level.max(), _MIN_TOP_DB)) / _RANGE_DB + 1, 0, 1)
+    image = _to_colours(shade.T[::-1])
     return _png(Image.fromarray(image))
 
 
 def waveform(audio: np.ndarray, sample_rate: int, width: int = 640, height: int = 80) -> bytes:
-    """Peak and RMS level over time of float audio (channels, N) in [-1, 1]; one band per channel; PNG bytes."""
+    """Draw the peak and RMS level over time, one band per channel.
+
+    Args:
+        audio: float (channels, N) in [-1, 1]; the first two channels are drawn.
+        sample_rate: samples per second.
+        width: of the picture, pixels.
+        height: of the picture, pixels.
+
+    Returns:
+        A PNG.
+    """
     audio = np.atleast_2d(np.asarray(audio, dtype=np.float32))[:2]
     picture = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(picture)
@@ -101,10 +129,10 @@ def _from_mel(mel: np.ndarray) -> np.ndarray:
     return 700 * (10 ** (mel / 2595) - 1)
 
 
-def _heat(shade: np.ndarray) -> np.ndarray:
-    """Shades in [0, 1] as colours, uint8 (…, 3)."""
-    at = shade * (len(_HEAT) - 1)
-    channels = [np.interp(at, np.arange(len(_HEAT)), _HEAT[:, c]) for c in range(3)]
+def _to_colours(shade: np.ndarray) -> np.ndarray:
+    """Map values in [0, 1] to colours, uint8 (…, 3)."""
+    at = shade * (len(_COLOUR_MAP) - 1)
+    channels = [np.interp(at, np.arange(len(_COLOUR_MAP)), _COLOUR_MAP[:, c]) for c in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 

@@ -1,7 +1,8 @@
-"""People's judgement of captions: a table of sentences to fill in, and what the filled table says.
+"""Human review of captions: write a table of sentences to judge, and summarise the filled table.
 
-`report/review.tsv` lies beside the caption page and has a line for each sentence of each clip that the page shows. Who
-has watched the clip writes yes or no into the column `true`; `kinotone calibrate --labels review.tsv` reads it back.
+`report/review.tsv` is written beside the caption page and has a line for each sentence of each clip that the page
+shows. A person who has watched the clip writes yes or no into the column `true`; `kinotone calibrate --labels
+review.tsv` reads it back.
 """
 
 import csv
@@ -17,29 +18,36 @@ from pipelines.report import captions
 
 NAME = "review.tsv"
 COLUMNS = ("clip", "film", "from", "to", "source", "score", "sentence", "true")
-_WANTED = 0.95  # of the sentences about sounds: the share that should be true
+_MIN_TRUE_SHARE = 0.95  # the proposed tag score leaves at least this share of the sentences about sounds true
 
 
 def table(shown: list[dict]) -> bytes:
-    """The sentences of captioned rows of the manifest, the column `true` empty. Times are seconds within the clip."""
+    """Write the table to fill in.
+
+    Args:
+        shown: captioned rows of the manifest, with `caption` as a dict.
+
+    Returns:
+        A TSV file with the columns `COLUMNS`; times are seconds from the start of the clip, `true` is empty.
+    """
     out = io.StringIO()
-    lines = csv.writer(out, delimiter="\t", lineterminator="\n")
-    lines.writerow(COLUMNS)
+    writer = csv.writer(out, delimiter="\t", lineterminator="\n")
+    writer.writerow(COLUMNS)
     for row in shown:
         for item in captions.medium_sentences(row["caption"]):
             spans = captions.evidence_spans(item, row["caption"])
             start, end = min(start for start, _ in spans), max(end for _, end in spans)
             film = row["uri"].rsplit("/", 1)[-1]
-            score = captions.sureness(item, row["caption"])
-            measured = "" if score is None else f"{score:.3f}"
-            lines.writerow(
-                [row["clip_id"], film, f"{start:.2f}", f"{end:.2f}", item["source"], measured, item["sentence"], ""]
+            score = captions.evidence_score(item, row["caption"])
+            score_text = "" if score is None else f"{score:.3f}"
+            writer.writerow(
+                [row["clip_id"], film, f"{start:.2f}", f"{end:.2f}", item["source"], score_text, item["sentence"], ""]
             )
     return out.getvalue().encode()
 
 
 def is_review(path: str | Path) -> bool:
-    """Whether a file of labels is such a table."""
+    """Whether a file of labels is a table that `table` wrote, filled in or not."""
     path = Path(path)
     if path.suffix != ".tsv" or not path.is_file():
         return False
@@ -48,17 +56,21 @@ def is_review(path: str | Path) -> bool:
 
 
 def run_review(labels: str | Path, source: str, output: str | Path) -> dict[str, Any]:
-    """Write `<output>/summary.json` and give it: how many sentences people found true, by their source, those found
-    untrue, and the least tag score that leaves 95 % of the sentences about sounds true.
+    """Summarise a filled table and write the summary to `<output>/summary.json`.
 
     Args:
-        labels: a `review.tsv` with yes or no in the column `true`; lines left empty are not counted.
-        source: the captioned set it was written for.
+        labels: a `review.tsv` with yes or no in the column `true`; empty lines are not counted.
+        source: the captioned set that the table was written for.
+        output: the folder to write to.
+
+    Returns:
+        The summary: how many sentences are true, in all and by source of evidence; the untrue ones; and the lowest tag
+        score that leaves 95 % of the sentences about sounds true.
 
     Raises:
-        ValueError: nothing filled in, something else than yes or no, or no sentence of it stands in the set.
+        ValueError: nothing is filled in, a value is not yes or no, or the set has none of the sentences.
     """
-    judged = _judged(Path(labels))
+    judged = _read_judged(Path(labels))
     sentences = {
         (row["clip_id"], item["sentence"])
         for part in each_manifest(source)
@@ -67,7 +79,7 @@ def run_review(labels: str | Path, source: str, output: str | Path) -> dict[str,
     }
     known = [line for line in judged if (line["clip"], line["sentence"]) in sentences]
     if not known:
-        raise ValueError(f"labels {labels}: no sentence of it stands in {source}; give the set that it was written for")
+        raise ValueError(f"labels {labels}: no sentence of it is in {source}; give the set that it was written for")
     by_source: dict[str, list[bool]] = defaultdict(list)
     for line in known:
         by_source[line["source"]].append(line["true"] == "yes")
@@ -78,14 +90,15 @@ def run_review(labels: str | Path, source: str, output: str | Path) -> dict[str,
         "by_source": {name: {"sentences": len(of), "true": sum(of)} for name, of in sorted(by_source.items())},
         "untrue": [f"{line['film']}: {line['sentence']}" for line in known if line["true"] == "no"],
         "labels_without_a_sentence": len(judged) - len(known),
-        "proposed": {"caption.min_tag_score": _least_score(known)},
+        "proposed": {"caption.min_tag_score": _lowest_score(known)},
     }
     data = json.dumps(summary, indent=1, ensure_ascii=False).encode() + b"\n"
     storage.put(storage.at(output, layout.SUMMARY), data)
     return summary
 
 
-def _judged(path: Path) -> list[dict[str, str]]:
+def _read_judged(path: Path) -> list[dict[str, str]]:
+    """Read the lines of a table in which `true` is yes or no."""
     with path.open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file, delimiter="\t"))
     for number, line in enumerate(lines, 1):
@@ -98,11 +111,11 @@ def _judged(path: Path) -> list[dict[str, str]]:
     return judged
 
 
-def _least_score(known: list[dict[str, str]]) -> float | None:
-    """The least score above which the wanted share of the sentences about sounds is true; None: no score does it."""
+def _lowest_score(known: list[dict[str, str]]) -> float | None:
+    """The lowest tag score from which on `_MIN_TRUE_SHARE` of the sentences about sounds are true, or None."""
     scored = [(float(line["score"]), line["true"] == "yes") for line in known if line["source"] == "tags"]
-    for least in sorted({score for score, _ in scored}):
-        right = [true for score, true in scored if score >= least]
-        if sum(right) >= _WANTED * len(right):
-            return least
+    for lowest in sorted({score for score, _ in scored}):
+        right = [true for score, true in scored if score >= lowest]
+        if sum(right) >= _MIN_TRUE_SHARE * len(right):
+            return lowest
     return None

@@ -1,7 +1,7 @@
-"""What a set amounts to, counted while its manifest streams by: 100 million clips take no more memory than a thousand.
+"""Statistics of a set for its report, counted while the manifest is streamed, in memory that does not grow with it.
 
-A score's histogram has the same axis in every set, so that two reports can be laid side by side; what lies outside the
-axis is counted in its outermost bins.
+The histogram of a score has the same axis in every set, so that two reports can be compared. Values outside the axis
+are counted in its outermost bins.
 """
 
 import json
@@ -17,14 +17,14 @@ import pyarrow.compute as pc
 from pipelines.report import captions
 
 BINS = 24
-# Rows that are remembered of a verdict, a reason and a class: candidates for examples.
+# Rows to keep per verdict, reason and class, as candidates for examples.
 EXAMPLES = 12
 _ORDER = ("segment_id", "start_s", "end_s", "clip_id")
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A score as it is drawn: what it is, its unit, the policy's thresholds on it, and its range."""
+    """The axis of a score's histogram: meaning, unit, names of the policy's thresholds on it, and range."""
 
     meaning: str
     unit: str = ""
@@ -37,10 +37,10 @@ SCORES = {
     "silence_ratio": Axis("silent share of the clip", thresholds=("silence_max",)),
     "active_s": Axis("time with sound", "s", ("active_min_s",), high=12.0),
     "loudness_lufs": Axis("integrated loudness of kept clips", "LUFS", low=-72.0, high=0.0),
-    "stationarity": Axis("share of energy that is always there", thresholds=("stationary_min",)),
-    "tone_ratio": Axis("share of energy in unceasing lines", thresholds=("tone_min",)),
-    "salient_ratio": Axis("share of time in which something rises from it", thresholds=("salient_min",)),
-    "prominent_s": Axis("time in which something rises by 10 dB", "s", ("prominent_min_s",), high=12.0),
+    "stationarity": Axis("share of energy that is constant", thresholds=("stationary_min",)),
+    "tone_ratio": Axis("share of energy in steady tones", thresholds=("tone_min",)),
+    "salient_ratio": Axis("share of time with sound above the background", thresholds=("salient_min",)),
+    "prominent_s": Axis("time with sound 10 dB above the background", "s", ("prominent_min_s",), high=12.0),
     "uneven_db": Axis("distance of the spectrum from a power law", "dB", ("uneven_min_db",), high=12.0),
     "wander": Axis("unsteadiness, 1 = Gaussian noise", thresholds=("wander_min",), high=6.0),
     "bandwidth_hz": Axis("bandwidth", "Hz", ("bandwidth_min_hz",), high=16_000.0),
@@ -55,11 +55,11 @@ SCORES = {
 
 @dataclass
 class Kind:
-    """Clips of one class or language."""
+    """Counts of one class or language; the hours are those of kept clips."""
 
     clips: int = 0
     kept: int = 0
-    hours: float = 0.0  # of what is kept
+    hours: float = 0.0
 
 
 @dataclass
@@ -67,12 +67,15 @@ class SetStatistics:
     """Counts of a set.
 
     Attributes:
-        clips, hours: by (verdict, reason). Hours are of clips whose end is known.
-        classes, languages: by name; "" where nothing was judged. Only clips in which a language was heard have one.
-        histograms: by score, clips per bin of its axis: (2, `BINS`), not kept and kept.
-        removed: what was kept out of the captions, times by kind (see `captions.removed_kinds`).
-        captioned: clips with a caption and its evidence.
-        wanted: clip ids of which the rows are remembered, in `chosen`.
+        clips: clips by (verdict, reason).
+        hours: hours by (verdict, reason), of clips whose end is known.
+        classes: counts by sound class; "" for clips that were not classified.
+        languages: counts by language, of clips in which a language was recognised.
+        histograms: clips per bin by score, (2, `BINS`): row 0 not kept, row 1 kept.
+        removed: how often something was removed from the captions, by kind (see `captions.removed_kinds`).
+        captioned: clips whose caption has evidence.
+        wanted: ids of clips whose rows are kept in `chosen`.
+        chosen: rows of the manifest by clip id, with `scores`, `info` and `caption` as dicts.
     """
 
     clips: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -84,24 +87,28 @@ class SetStatistics:
     captioned: int = 0
     wanted: Sequence[str] = ()
     chosen: dict[str, dict] = field(default_factory=dict)
-    _rows: dict[tuple[str, str, str], list[dict]] = field(default_factory=dict)
+    _candidates: dict[tuple[str, str, str], list[dict]] = field(default_factory=dict)
 
     def add(self, manifest: pa.Table) -> None:
-        """Count a part of the manifest (`data_prep.dataset.shards.MANIFEST_SCHEMA`)."""
+        """Count a part of the manifest, a table of `data_prep.dataset.shards.MANIFEST_SCHEMA`."""
         length = np.asarray(manifest["end_s"]) - np.asarray(manifest["start_s"])
         table = manifest.append_column("hours", pa.array(np.where(np.isfinite(length), length / 3600, 0.0)))
         self._count(table)
         self._bin(table)
         self._read_captions(table)
-        self._remember(table)
+        self._keep_candidates(table)
         if self.wanted:
-            mine = manifest.filter(pc.field("clip_id").isin(self.wanted)).to_pylist()
-            self.chosen |= {row["clip_id"]: _opened(row) for row in mine}
+            wanted_rows = manifest.filter(pc.field("clip_id").isin(self.wanted)).to_pylist()
+            self.chosen |= {row["clip_id"]: _parsed(row) for row in wanted_rows}
 
     def rows(self, verdict: str, reason: str) -> list[dict]:
-        """The first clips of each class, in the manifest's order, with `scores`, `info` and `caption` as dicts."""
-        found = [self._rows[key] for key in sorted(self._rows) if key[:2] == (verdict, reason)]
-        return [_opened(row) for rows in found for row in rows]
+        """The first `EXAMPLES` clips of each class with this verdict, in a fixed order.
+
+        Returns:
+            Rows of the manifest with `scores`, `info` and `caption` as dicts.
+        """
+        by_class = [self._candidates[key] for key in sorted(self._candidates) if key[:2] == (verdict, reason)]
+        return [_parsed(row) for rows in by_class for row in rows]
 
     def _count(self, table: pa.Table) -> None:
         keys = ["verdict", "reason", "sound_class"]
@@ -109,7 +116,7 @@ class SetStatistics:
             verdict, count, hours = group["verdict"], group["count_all"], group["hours_sum"]
             self.clips[verdict, group["reason"]] += count
             self.hours[verdict, group["reason"]] += hours
-            _into(self.classes[group["sound_class"]], verdict, count, hours)
+            _add(self.classes[group["sound_class"]], verdict, count, hours)
 
     def _bin(self, table: pa.Table) -> None:
         scores = table["scores"].combine_chunks()
@@ -118,10 +125,10 @@ class SetStatistics:
         inside = slice(offsets[0], offsets[-1])
         names, values = np.asarray(scores.keys[inside]), np.asarray(scores.items[inside])
         for name, axis in SCORES.items():
-            of = (names == name) & np.isfinite(values)
-            if of.any():
-                at = (BINS * (values[of] - axis.low) / (axis.high - axis.low)).astype(int).clip(0, BINS - 1)
-                counts = np.bincount(at + BINS * kept[of], minlength=2 * BINS).reshape(2, BINS)
+            selected = (names == name) & np.isfinite(values)
+            if selected.any():
+                bins = (BINS * (values[selected] - axis.low) / (axis.high - axis.low)).astype(int).clip(0, BINS - 1)
+                counts = np.bincount(bins + BINS * kept[selected], minlength=2 * BINS).reshape(2, BINS)
                 self.histograms[name] = self.histograms.get(name, 0) + counts
 
     def _read_captions(self, table: pa.Table) -> None:
@@ -130,37 +137,44 @@ class SetStatistics:
             caption = json.loads(row["caption"])
             language = caption.get("transcript", {}).get("language", "")
             if language:
-                _into(self.languages[language], row["verdict"], 1, row["hours"])
+                _add(self.languages[language], row["verdict"], 1, row["hours"])
             if captions.captioned(caption):
                 self.captioned += 1
                 self.removed.update(captions.removed_kinds(caption))
 
-    def _remember(self, table: pa.Table) -> None:
+    def _keep_candidates(self, table: pa.Table) -> None:
+        """Keep the first `EXAMPLES` rows per verdict, reason and class, in the order of `_ORDER`."""
         keys = ["verdict", "reason", "sound_class"]
         ordered = table.drop_columns(["hours"]).sort_by([(name, "ascending") for name in _ORDER])
         for group in ordered.select(keys).group_by(keys).aggregate([]).to_pylist():
             key = verdict, reason, sound_class = tuple(group[name] for name in keys)
-            mine = (pc.field("verdict") == verdict) & (pc.field("reason") == reason)
-            first = ordered.filter(mine & (pc.field("sound_class") == sound_class)).slice(0, EXAMPLES).to_pylist()
-            rows = sorted(self._rows.get(key, []) + first, key=lambda row: tuple(row[name] for name in _ORDER))
-            self._rows[key] = rows[:EXAMPLES]
+            same_verdict = (pc.field("verdict") == verdict) & (pc.field("reason") == reason)
+            same_key = same_verdict & (pc.field("sound_class") == sound_class)
+            first = ordered.filter(same_key).slice(0, EXAMPLES).to_pylist()
+            rows = sorted(self._candidates.get(key, []) + first, key=lambda row: tuple(row[name] for name in _ORDER))
+            self._candidates[key] = rows[:EXAMPLES]
 
 
 def collect_statistics(manifest: Iterable[pa.Table], wanted: Sequence[str] = ()) -> SetStatistics:
-    """Count a manifest, part by part."""
+    """Count a manifest.
+
+    Args:
+        manifest: its parts.
+        wanted: ids of clips whose rows are kept in `SetStatistics.chosen`.
+    """
     counted = SetStatistics(wanted=wanted)
     for part in manifest:
         counted.add(part)
     return counted
 
 
-def _into(kind: Kind, verdict: str, clips: int, hours: Any) -> None:
+def _add(kind: Kind, verdict: str, clips: int, hours: Any) -> None:
     kind.clips += clips
     if verdict == "kept":
         kind.kept += clips
         kind.hours += hours
 
 
-def _opened(row: dict) -> dict:
-    """A row of the manifest with its JSON read and its scores as a dict."""
+def _parsed(row: dict) -> dict:
+    """A row of the manifest with its JSON parsed and its scores as a dict."""
     return {**row, **{name: json.loads(row[name]) for name in ("info", "caption")}, "scores": dict(row["scores"])}

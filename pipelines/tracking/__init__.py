@@ -1,0 +1,1 @@
+"""Runs, metrics and artifacts for MLflow, and metrics for Prometheus."""

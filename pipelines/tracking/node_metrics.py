@@ -1,8 +1,8 @@
-"""What every node of the cluster is doing while a run is on: processor, memory, disk and network, for the run's page.
+"""System metrics of each node of the cluster, logged to the MLflow run while it is on: CPU, memory, disk and network.
 
-MLflow has a monitor of its own, which sends from each node and ends for good when the server does not answer once. Here
-the driver asks the nodes and its records wait for the server. The names are MLflow's, so that its page draws them under
-"System metrics"; a node's name stands in each. GPUs are not among them.
+MLflow's built-in monitor sends from each node and stops for good when the server does not answer once. Here the driver
+asks the nodes, and its records wait for the server. The metric names are MLflow's with the node's name in front
+(`system/NODE/cpu_utilization_percentage`), so that MLflow shows them under "System metrics". GPUs are not measured.
 """
 
 import threading
@@ -11,71 +11,71 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pipelines.background import background_thread
 from pipelines.tracking.run import Run
 
 EVERY_S = 10.0
-_ANSWER_S = 5.0
+_ANSWER_TIMEOUT_S = 5.0
 
 
-class Node:
-    """On one node: what it has done since it was last asked."""
+class NodeSampler:
+    """A Ray actor that measures the node it runs on."""
 
     def __init__(self) -> None:
         import psutil
 
         self._psutil = psutil
         psutil.cpu_percent()
-        self._began = psutil.net_io_counters()
+        self._network_at_start = psutil.net_io_counters()
 
     def sample(self) -> dict[str, float]:
-        """In percent, and in MB (10⁶ bytes); of the network, since the beginning."""
+        """Measure the node.
+
+        Returns:
+            Values by name, in percent or MB (10⁶ bytes). CPU is the mean since the last call; network traffic is the
+            total since the actor was created.
+        """
         memory, disk = self._psutil.virtual_memory(), self._psutil.disk_usage("/")
-        now = self._psutil.net_io_counters()
+        network = self._psutil.net_io_counters()
         return {
             "cpu_utilization_percentage": self._psutil.cpu_percent(),
             "system_memory_usage_megabytes": memory.used / 1e6,
             "system_memory_usage_percentage": 100 * memory.used / memory.total,
             "disk_usage_percentage": disk.percent,
             "disk_usage_megabytes": disk.used / 1e6,
-            "network_receive_megabytes": (now.bytes_recv - self._began.bytes_recv) / 1e6,
-            "network_transmit_megabytes": (now.bytes_sent - self._began.bytes_sent) / 1e6,
+            "network_receive_megabytes": (network.bytes_recv - self._network_at_start.bytes_recv) / 1e6,
+            "network_transmit_megabytes": (network.bytes_sent - self._network_at_start.bytes_sent) / 1e6,
         }
 
 
 @contextmanager
-def watched(run: Run) -> Iterator[None]:
-    """Ask each node every ten seconds for the length of the block, in which Ray stands; from a thread."""
-    over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(run, over), name="system-metrics", daemon=True)
-    thread.start()
-    try:
+def node_metrics_logged(run: Run) -> Iterator[None]:
+    """Log every node's metrics to `run` each `EVERY_S` seconds while the block runs. Needs a running Ray."""
+    with background_thread(lambda ended: _log_until(ended, run), "system-metrics"):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
-def _watch(run: Run, over: threading.Event) -> None:
+def _log_until(ended: threading.Event, run: Run) -> None:
     import ray
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    actors: dict[str, Any] = {}
-    began = time.monotonic()
-    while not over.wait(EVERY_S):
+    samplers: dict[str, Any] = {}
+    start = time.monotonic()
+    while not ended.wait(EVERY_S):
         try:
             nodes = {node["NodeID"]: node["NodeName"] for node in ray.nodes() if node["Alive"]}
-            for node in nodes.keys() - actors.keys():
-                there = NodeAffinitySchedulingStrategy(node, soft=False)
-                actors[node] = ray.remote(Node).options(num_cpus=0, scheduling_strategy=there).remote()
-            asked = {actors[node].sample.remote(): nodes[node] for node in nodes}
-            answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
-            for answer in answered:
-                found = ray.get(answer)
-                second = round(time.monotonic() - began)
-                run.metrics({f"system/{asked[answer]}/{name}": value for name, value in found.items()}, second)
+            for node in nodes.keys() - samplers.keys():
+                on_node = NodeAffinitySchedulingStrategy(node, soft=False)
+                samplers[node] = ray.remote(NodeSampler).options(num_cpus=0, scheduling_strategy=on_node).remote()
+            requests = {samplers[node].sample.remote(): nodes[node] for node in nodes}
+            answered, _ = ray.wait(list(requests), num_returns=len(requests), timeout=_ANSWER_TIMEOUT_S)
+            for request in answered:
+                values = ray.get(request)
+                second = round(time.monotonic() - start)
+                run.metrics({f"system/{requests[request]}/{name}": value for name, value in values.items()}, second)
         except RayError:
-            # A node that dies takes its actor along; the run itself decides what that means.
-            actors.clear()
-    for actor in actors.values():
-        ray.kill(actor)
+            # The samplers of a dead node are gone. Create all of them again; the run itself handles the dead node.
+            samplers.clear()
+    for sampler in samplers.values():
+        ray.kill(sampler)

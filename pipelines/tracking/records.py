@@ -1,4 +1,7 @@
-"""What a run has to say to the tracking server, as records that can wait on disk until it is there to take them."""
+"""The records that a run sends to the tracking server, and the file in which they wait while it does not answer.
+
+The names of the record classes and of their fields are written to that file: do not rename them.
+"""
 
 import base64
 import io
@@ -10,20 +13,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-# One log_batch request takes at most this many metrics, and this many parameters (MLflow's own limits).
+# MLflow's limits for one log_batch request.
 MAX_METRICS, MAX_PARAMS = 1000, 100
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number at a step, and when it was measured (milliseconds since 1970)."""
+    """A number at a step, and when it was measured (milliseconds since 1970). Sent in batches, so it has no `send`."""
 
     key: str
     value: float
     time_ms: int
     step: int
 
-    def entity(self, **more: str) -> Any:
+    def to_mlflow(self, **more: str) -> Any:
+        """The metric as an MLflow entity, with further fields."""
         from mlflow.entities import Metric as Entity
 
         return Entity(self.key, self.value, self.time_ms, self.step, **more)
@@ -31,9 +35,12 @@ class Metric:
 
 @dataclass(frozen=True)
 class Params:
+    """Parameters of the run, by dotted name."""
+
     values: dict[str, str]
 
     def send(self, client: Any, run_id: str) -> None:
+        """Log the parameters to the run."""
         from mlflow.entities import Param
 
         entries = [Param(key, value) for key, value in sorted(self.values.items())]
@@ -43,63 +50,71 @@ class Params:
 
 @dataclass(frozen=True)
 class Tags:
+    """Tags of the run."""
+
     values: dict[str, str]
 
     def send(self, client: Any, run_id: str) -> None:
+        """Set the tags on the run."""
         for key, value in self.values.items():
             client.set_tag(run_id, key, value)
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file, or a folder with all it holds, and the folder of the artifacts that it goes to."""
+    """A file or folder to upload, and the folder of the run's artifacts that it goes to."""
 
     path: str
     folder: str
 
     def send(self, client: Any, run_id: str) -> None:
+        """Upload the file, or the folder with its contents."""
         log = client.log_artifacts if os.path.isdir(self.path) else client.log_artifact
         log(run_id, self.path, self.folder or None)
 
 
 @dataclass(frozen=True)
 class Image:
-    """A picture of a step: the path of one, its PNG's bytes, or a uint8 array (H, W, 3)."""
+    """A picture of a step: the path of a PNG, its bytes, or a uint8 array (H, W, 3)."""
 
     key: str
     image: Any
     step: int
     time_ms: int
 
-    def picture(self) -> Any:
+    def _pil_image(self) -> Any:
         from PIL import Image as Picture
 
         if isinstance(self.image, str | Path):
-            return Picture.open(self.image)
-        if isinstance(self.image, bytes):
-            return Picture.open(io.BytesIO(self.image))
-        return Picture.fromarray(self.image)
+            picture = Picture.open(self.image)
+        elif isinstance(self.image, bytes):
+            picture = Picture.open(io.BytesIO(self.image))
+        else:
+            picture = Picture.fromarray(self.image)
+        return picture.convert("RGB")
 
     def send(self, client: Any, run_id: str) -> None:
-        picture = self.picture().convert("RGB")
+        """Log the picture to the run."""
+        picture = self._pil_image()
         client.log_image(run_id, picture, key=self.key, step=self.step, timestamp=self.time_ms, synchronous=True)
 
-    def as_text(self) -> "Image":
-        """With its bytes, in text."""
+    def as_base64(self) -> "Image":
+        """The same record with the PNG's bytes in base64, for a JSON file."""
         png = io.BytesIO()
-        self.picture().convert("RGB").save(png, "PNG")
+        self._pil_image().save(png, "PNG")
         return Image(self.key, base64.b64encode(png.getvalue()).decode(), self.step, self.time_ms)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The data set that a run reads: its lineage on the run's page."""
+    """The data set that a run reads; MLflow shows it as the run's lineage."""
 
     name: str
     digest: str
     uri: str
 
     def send(self, client: Any, run_id: str) -> None:
+        """Log the data set as an input of the run."""
         from mlflow.entities import Dataset as Entity
         from mlflow.entities import DatasetInput, InputTag
 
@@ -110,7 +125,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint as a LoggedModel of the run: where it lies and the metrics of its step; nothing is uploaded."""
+    """A checkpoint as a LoggedModel of the run: its path and the metrics of its step. Nothing is uploaded."""
 
     name: str
     step: int
@@ -120,12 +135,13 @@ class Model:
     dataset: Dataset | None
 
     def send(self, client: Any, run_id: str) -> None:
+        """Create the LoggedModel, unless it exists, and log its metrics."""
         from mlflow.entities import LoggedModelOutput
 
         experiment = client.get_run(run_id).info.experiment_id
-        wanted = f"name = '{self.name}' AND source_run_id = '{run_id}'"
-        # A request whose answer was lost has made it already.
-        found = client.search_logged_models([experiment], filter_string=wanted)
+        this_model = f"name = '{self.name}' AND source_run_id = '{run_id}'"
+        # It exists when an earlier request succeeded but its answer was lost.
+        found = client.search_logged_models([experiment], filter_string=this_model)
         if found:
             model = found[0]
         else:
@@ -133,7 +149,7 @@ class Model:
             model = client.create_logged_model(experiment, self.name, run_id, tags, model_type="checkpoint")
         data = {"dataset_name": self.dataset.name, "dataset_digest": self.dataset.digest} if self.dataset else {}
         metrics = [
-            Metric(key, value, self.time_ms, self.step).entity(model_id=model.model_id, **data)
+            Metric(key, value, self.time_ms, self.step).to_mlflow(model_id=model.model_id, **data)
             for key, value in self.values.items()
         ]
         client.log_batch(run_id, metrics=metrics)
@@ -144,8 +160,12 @@ class Model:
 Record = Metric | Params | Tags | Artifact | Image | Dataset | Model
 
 
-class Unsent:
-    """Records on disk, a JSON line each, appended from any thread; a line that was cut off is left out."""
+class UnsentRecords:
+    """A file of records, one JSON line each. Any thread may append; reading ignores a line that was cut off.
+
+    `read` moves the lines to a second file, which `drop_read` removes. So records that are appended while the read ones
+    are being sent are not lost, and a process that dies in between sends them again.
+    """
 
     _KINDS: ClassVar = {kind.__name__: kind for kind in (Metric, Params, Tags, Artifact, Image, Dataset, Model)}
 
@@ -153,44 +173,47 @@ class Unsent:
         self.path = path
         self._lock = threading.Lock()
 
-    def keep(self, records: Iterable[Record]) -> int:
-        """Append them; gives their number. Raises OSError."""
+    def append(self, records: Iterable[Record]) -> None:
+        """Append records.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written.
+        """
         lines = []
         for record in records:
             kind = type(record).__name__
-            lines.append(json.dumps([kind, asdict(record.as_text() if isinstance(record, Image) else record)]) + "\n")
+            lines.append(json.dumps([kind, asdict(record.as_base64() if isinstance(record, Image) else record)]) + "\n")
         if lines:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._lock, self.path.open("a") as file:
                 file.writelines(lines)
-        return len(lines)
 
-    def take(self) -> list[Record]:
-        """What was kept. It stays on disk, out of the way, until `taken` is called."""
+    def read(self) -> list[Record]:
+        """Read all records. They stay on disk until `drop_read` is called."""
         with self._lock:
-            aside = self._aside
+            read_path = self._read_path
             if self.path.exists():
-                with aside.open("a") as file:
+                with read_path.open("a") as file:
                     file.write(self.path.read_text())
                 self.path.unlink()
-            if not aside.exists():
+            if not read_path.exists():
                 return []
-            lines = [line for line in aside.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        return [self._record(*json.loads(line)) for line in lines]
+            lines = [line for line in read_path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return [self._to_record(*json.loads(line)) for line in lines]
 
-    def taken(self) -> None:
-        """What `take` gave was sent."""
-        self._aside.unlink(missing_ok=True)
+    def drop_read(self) -> None:
+        """Remove the records that `read` returned: they were sent, or appended again."""
+        self._read_path.unlink(missing_ok=True)
 
     def count(self) -> int:
-        """How many lie there."""
+        """The number of records that were not read yet."""
         return len(self.path.read_text().splitlines()) if self.path.exists() else 0
 
     @property
-    def _aside(self) -> Path:
+    def _read_path(self) -> Path:
         return self.path.with_name(f".{self.path.name}")
 
-    def _record(self, kind: str, fields: dict[str, Any]) -> Record:
+    def _to_record(self, kind: str, fields: dict[str, Any]) -> Record:
         if kind == "Image":
             fields["image"] = base64.b64decode(fields["image"])
         if kind == "Model" and fields["dataset"]:

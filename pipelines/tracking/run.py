@@ -1,12 +1,15 @@
-"""One MLflow run per stage, logged from a background thread: nothing in a run waits on the tracking server.
+"""One MLflow run per stage, logged from a background thread, so that no stage waits for the tracking server.
 
-Facts: `import mlflow` costs about 3 s and the migrations of a fresh SQLite store 2.5 s (MLflow 3.17, one core), so
-both happen in the thread, and a migrated empty store is kept in the user's cache and copied from then on. A copy is
-linked into place whole, so several processes may create the same store at once.
+    run.metrics(…)  →  queue in memory  →  background thread  →  MLflow server or SQLite store
+                             ↓ server down, or queue full
+                       mlflow_unsent.jsonl in the output folder, sent when the server answers or by the next run
 
-A server that is down is asked again with growing pauses while the run goes on; each record keeps the time at which it
-was made. What waits longer than `SPILL_S` lies in a file beside the output, and so does what the server has not taken
-when the run ends: one warning says so, and the next run into that output sends it.
+While a server is down, the thread retries with growing pauses and the stage continues. Each record keeps the time at
+which it was made. When the queue has waited longer than `SPILL_S`, it moves to the file. Records that are not sent when
+the run ends stay in the file; one warning says so, and the next run into the same output sends them.
+
+`import mlflow` costs about 3 s, and the migrations of a new SQLite store 2.5 s (MLflow 3.17, one core). So both happen
+in the thread, and an empty migrated store is kept in the user's cache and copied (`create_sqlite`).
 """
 
 import json
@@ -17,7 +20,6 @@ import shutil
 import subprocess
 import threading
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -25,7 +27,8 @@ from types import TracebackType
 from typing import Any
 
 from data_prep.packaged_weights import CACHE
-from pipelines.settings import TrackingSettings
+from data_prep.settings import Settings
+from pipelines.quiet import quiet_mlflow
 from pipelines.tracking.records import (
     MAX_METRICS,
     Artifact,
@@ -36,22 +39,36 @@ from pipelines.tracking.records import (
     Params,
     Record,
     Tags,
-    Unsent,
+    UnsentRecords,
 )
 
 log = logging.getLogger("kinotone.tracking")
 
-# Records in memory at most; further ones wait in the file.
+# The queue holds at most this many records; further ones go to the file.
 MAX_WAITING = 100_000
-# A server that has not answered for so long (seconds) is away: what waits goes to the file.
+# When the server has not answered for this long (seconds), the queue moves to the file.
 SPILL_S = 20.0
 UNSENT = "mlflow_unsent.jsonl"
 # A parameter's value is cut at this length (MLflow's own limit is 6,000).
 MAX_PARAM = 6000
 
 
-def store_of(output: Path) -> tuple[str, str]:
-    """The embedded store of a run that writes to `output`: (tracking URI, artifact folder), both beside it."""
+class TrackingSettings(Settings):
+    """Where runs are tracked."""
+
+    uri: str = Field(
+        default="",
+        description="MLflow tracking server, e.g. http://mlflow:5000; empty: an SQLite store beside the output",
+    )
+    patience_s: float = Field(
+        default=20.0,
+        ge=0,
+        description="how long the end of a run waits for a tracking server that does not answer, seconds",
+    )
+
+
+def embedded_store(output: Path) -> tuple[str, str]:
+    """The SQLite store of a run that writes to `output`: (tracking URI, artifact folder), both beside `output`."""
     beside = output.resolve().parent
     return f"sqlite:///{beside / 'mlflow.db'}", str(beside / "mlartifacts")
 
@@ -64,23 +81,30 @@ def start_run(
     params: Mapping[str, object],
     output: str | Path,
 ) -> "Run":
-    """A run under `experiment`, to be used as a context manager; returns at once and never raises for a server.
+    """Start a tracked run. Returns at once, and never raises because of the server. Use it as a context manager.
 
-    A stage that is resumed into the same output goes on with its run (`<output>/mlflow_run.json` names it), so its
-    curves have no gap. `params` may be nested (resolved settings); they are flattened with dots. The code version is
-    tagged by itself; pass the rest, e.g. `{"dataset": dataset_id}`.
+    A stage that is resumed into the same output continues its run (`<output>/mlflow_run.json` names it), so its curves
+    have no gap.
+
+    Args:
+        settings: the tracking server, and how long to wait for it.
+        experiment: the MLflow experiment.
+        name: the run's name.
+        tags: tags of the run, e.g. `{"dataset": dataset_id}`; the code version is added.
+        params: the resolved settings; may be nested.
+        output: the folder that the stage writes to.
     """
     return Run(settings, experiment, name, dict(tags), flatten(params), Path(output))
 
 
-def send_rest(settings: TrackingSettings, experiment: str, name: str, output: str | Path) -> None:
-    """Send what an earlier run into `output` could not."""
+def send_unsent(settings: TrackingSettings, experiment: str, name: str, output: str | Path) -> None:
+    """Send the records that an earlier run into `output` could not send, if there are any."""
     if (Path(output) / UNSENT).exists():
         start_run(settings, experiment, name, {}, {}, output).close()
 
 
 def flatten(params: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted names and texts: {"a": {"b": 1}} → {"a.b": "1"}."""
+    """Flatten nested settings to dotted names and text values: {"a": {"b": 1}} → {"a.b": "1"}."""
     flat: dict[str, str] = {}
     for key, value in params.items():
         if isinstance(value, Mapping):
@@ -91,7 +115,7 @@ def flatten(params: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 
 
 def code_version() -> str:
-    """The git commit of this code, with "+changes" when files differ from it; "" outside a git checkout."""
+    """The git commit of this code, followed by "+changes" when files differ from it; "" outside a git checkout."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -104,7 +128,13 @@ def code_version() -> str:
 
 
 class Run:
-    """A tracked run. Every method returns at once; files given to it must stay until the run is closed."""
+    """A tracked run; made by `start_run`.
+
+    Every method but `run_id` and `close` returns at once. Files that are passed must exist until the run is closed.
+
+    Attributes:
+        uri: the MLflow tracking URI.
+    """
 
     def __init__(
         self,
@@ -117,92 +147,108 @@ class Run:
     ) -> None:
         self._settings, self._experiment, self._name, self._output = settings, experiment, name, output
         self._tags, self._params = tags, params
-        embedded, artifacts = store_of(output)
+        embedded, artifacts = embedded_store(output)
         self.uri = settings.uri or embedded
         self._artifact_root = None if settings.uri else artifacts
         self._queue: queue.Queue[Record] = queue.Queue(MAX_WAITING)
-        self._unsent = Unsent(output / UNSENT)
+        self._unsent = UnsentRecords(output / UNSENT)
         self._dataset: Dataset | None = None
         self._id = ""
         self._started = threading.Event()
         self._closing = threading.Event()
         self._deadline = float("inf")
-        self._refused = self._kept = 0
+        self._refused_count = self._unsent_count = 0
         self._warned = False
         self._gave_up = False
         self._status = "FINISHED"
         self._thread = threading.Thread(target=self._work, name=f"tracking-{name}", daemon=True)
         self._thread.start()
 
-    # ---- what a run's code calls ----
+    # ---- called by the stage ----
 
     @property
     def run_id(self) -> str:
-        """The run's id; waits for the server up to `patience_s`, then "" (the run is not tracked yet)."""
+        """The run's id. Blocks up to `patience_s` until the server has created the run; "" after that."""
         self._started.wait(self._settings.patience_s)
         return self._id
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> int:
-        """Numbers at a step, e.g. {"loss/video": 0.9}. Gives the time that they are noted with, ms since 1970."""
+        """Log metrics of a step, e.g. {"loss/video": 0.9}.
+
+        Returns:
+            The time at which they are recorded, milliseconds since 1970.
+        """
         now = int(time.time() * 1000)
         for key, value in values.items():
-            self._put(Metric(key, float(value), now, step))
+            self._enqueue(Metric(key, float(value), now, step))
         return now
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Further parameters, nested or flat."""
-        self._put(Params(flatten(values)))
+        """Log more parameters, nested or flat."""
+        self._enqueue(Params(flatten(values)))
 
     def tags(self, values: Mapping[str, object]) -> None:
-        """Further tags."""
-        self._put(Tags({key: str(value) for key, value in values.items()}))
+        """Log more tags."""
+        self._enqueue(Tags({key: str(value) for key, value in values.items()}))
 
     def dataset(self, name: str, digest: str, uri: str) -> None:
-        """The data set that the run reads, for its lineage.
+        """Log the data set that the run reads, for its lineage.
 
         Args:
-            digest: of its content, at most 36 characters.
+            name: the set's name.
+            digest: a hash of its content, at most 36 characters.
+            uri: where it is.
         """
         self._dataset = Dataset(name, digest, uri)
-        self._put(self._dataset)
+        self._enqueue(self._dataset)
 
     def model(self, name: str, step: int, path: str | Path, values: Mapping[str, float], time_ms: int) -> None:
-        """A checkpoint as a LoggedModel, of which nothing is uploaded.
+        """Log a checkpoint as a LoggedModel. Only its path is recorded; nothing is uploaded.
 
         Args:
-            values: metrics of its step on the run's data set.
-            time_ms: what `metrics` gave for them; with another they would stand twice in the run's curves.
+            name: the model's name.
+            step: the training step of the checkpoint.
+            path: where the checkpoint is.
+            values: metrics of that step on the run's data set.
+            time_ms: the time that `metrics` returned for them; any other time would repeat them in the run's curves.
         """
-        self._put(Model(name, step, str(path), dict(values), time_ms, self._dataset))
+        self._enqueue(Model(name, step, str(path), dict(values), time_ms, self._dataset))
 
     def artifact(self, path: str | Path, folder: str = "") -> None:
-        """A file, or a folder with all it holds, under `folder` of the run's artifacts."""
-        self._put(Artifact(str(path), folder))
+        """Upload a file, or a folder with its contents, to `folder` of the run's artifacts."""
+        self._enqueue(Artifact(str(path), folder))
 
     def image(self, key: str, image: Any, step: int = 0) -> None:
-        """A picture with a step slider: the path of a PNG, its bytes, or a uint8 array (H, W, 3)."""
-        self._put(Image(key, image, step, int(time.time() * 1000)))
+        """Log a picture of a step.
+
+        Args:
+            key: the picture's name; MLflow shows the steps of one key with a slider.
+            image: the path of a PNG, its bytes, or a uint8 array (H, W, 3).
+            step: the step it belongs to.
+        """
+        self._enqueue(Image(key, image, step, int(time.time() * 1000)))
 
     def close(self, status: str = "FINISHED") -> None:
-        """Deliver what waits, end the run with `status`.
+        """Send the waiting records and end the run with `status`.
 
-        A server that is down holds this up `patience_s` at most, one that takes requests and never answers them by
-        the timeout of the requests under way (20 s each) beyond that.
+        Blocks at most `patience_s` for a server that is down, plus the timeout of the requests in progress (20 s each)
+        for one that accepts requests and never answers.
         """
         if self._closing.is_set():
             return
         self._status = status
         self._deadline = time.monotonic() + self._settings.patience_s
         self._closing.set()
-        # A server that answers may take longer than the patience for a large artifact; one that does not, may not.
+        # The upload of a large artifact to a server that answers may take longer than `patience_s`.
         self._thread.join()
-        if self._refused:
-            log.warning("tracking: %s refused %d records of run %r", self.uri, self._refused, self._name)
-        if self._kept:
+        if self._refused_count:
+            log.warning("tracking: %s refused %d records of run %r", self.uri, self._refused_count, self._name)
+        if self._unsent_count:
             log.warning(
-                "tracking: %s did not take %d records of run %r; they lie in %s, and the same command again sends them",
+                "tracking: %s did not take %d records of run %r; they are in %s; run the same command again to send "
+                "them",
                 self.uri,
-                self._kept,
+                self._unsent_count,
                 self._name,
                 self._unsent.path,
             )
@@ -218,105 +264,116 @@ class Run:
         else:
             self.close("FAILED" if issubclass(kind, Exception) else "KILLED")
 
-    # ---- the thread ----
-
-    def _put(self, record: Record) -> None:
+    def _enqueue(self, record: Record) -> None:
         try:
             self._queue.put_nowait(record)
         except queue.Full:
-            self._keep([record])
+            self._save([record])
 
-    def _keep(self, records: Sequence[Record]) -> None:
-        """Put records on disk; a disk that is full must not end the run either."""
+    def _save(self, records: Sequence[Record]) -> None:
+        """Append records to the file of unsent records. A full disk loses the records but does not end the run."""
         try:
-            self._unsent.keep(records)
+            self._unsent.append(records)
         except OSError as error:
-            self._refused += len(records)
+            self._refused_count += len(records)
             log.warning("tracking: %d records are lost: %s", len(records), _one_line(error))
 
+    # ---- the background thread ----
+
     def _work(self) -> None:
+        """Connect, then send records until the run is closed and nothing waits, or until the patience is over."""
         try:
-            client = self._until_taken(self._open, None, [])
+            client = self._retry(self._connect, None, [])
             while not self._gave_up:
-                batch = self._next()
+                batch = self._next_batch()
                 if batch:
-                    self._deliver(client, batch)
-                elif not self._send_kept(client) and self._closing.is_set() and self._queue.empty():
+                    self._send(client, batch)
+                elif not self._send_saved(client) and self._closing.is_set() and self._queue.empty():
                     break
             if not self._gave_up:
-                self._until_taken(lambda: client.set_terminated(self._id, self._status), client, [])
+                self._retry(lambda: client.set_terminated(self._id, self._status), client, [])
         except Exception:
-            # Whatever goes wrong here must not end the run it watches; it is said, with its traceback.
+            # An error of the tracking must not end the stage, so log it with its traceback.
             log.warning("tracking of run %r ended early", self._name, exc_info=True)
         finally:
             self._started.set()
             self._closing.wait()
             self._spill()
-            self._kept = self._unsent.count()
+            self._unsent_count = self._unsent.count()
 
-    def _next(self) -> list[Record]:
-        """What waits: up to 1,000 metrics as one batch, or one other record."""
+    def _next_batch(self) -> list[Record]:
+        """The next records of the queue: up to 1,000 metrics, or one record of another kind; empty after 0.2 s."""
         try:
             batch = [self._queue.get(timeout=0.2)]
         except queue.Empty:
             return []
         while isinstance(batch[-1], Metric) and len(batch) < MAX_METRICS and self._queue.qsize():
-            # This thread alone takes from the queue, so its head can be looked at before it is taken.
+            # Only this thread takes from the queue, so the head cannot change between this check and `get_nowait`.
             if not isinstance(self._queue.queue[0], Metric):
                 break
             batch.append(self._queue.get_nowait())
         return batch
 
     def _spill(self) -> None:
-        """What waits in memory goes to the file."""
+        """Move the queue to the file of unsent records."""
         waiting = []
         while self._queue.qsize():
             waiting.append(self._queue.get_nowait())
-        self._keep(waiting)
+        self._save(waiting)
 
-    def _send_kept(self, client: Any) -> bool:
-        """Send what lies in the file; False where there is nothing."""
-        records = self._unsent.take()
+    def _send_saved(self, client: Any) -> bool:
+        """Send the records in the file; False when there are none."""
+        records = self._unsent.read()
         if not records:
             return False
         while records and not self._gave_up:
             metrics = list(takewhile(lambda record: isinstance(record, Metric), records[:MAX_METRICS]))
             batch = metrics or records[:1]
             del records[: len(batch)]
-            self._deliver(client, batch)
-        self._keep(records)  # what comes after one that the server did not take
-        self._unsent.taken()
+            self._send(client, batch)
+        self._save(records)  # not tried: the thread gave up before them
+        self._unsent.drop_read()
         return True
 
-    def _deliver(self, client: Any, batch: Sequence[Record]) -> None:
+    def _send(self, client: Any, batch: Sequence[Record]) -> None:
         def send() -> None:
             if isinstance(batch[0], Metric):
-                client.log_batch(self._id, metrics=[m.entity() for m in batch if isinstance(m, Metric)])
+                client.log_batch(self._id, metrics=[m.to_mlflow() for m in batch if isinstance(m, Metric)])
             else:
                 batch[0].send(client, self._id)
 
-        self._until_taken(send, client, batch)
+        self._retry(send, client, batch)
 
-    def _until_taken(self, operation: Callable[[], Any], client: Any, records: Sequence[Record]) -> Any:
-        """Do it; while the server does not answer, again with growing pauses. None once it is given up."""
-        pause, own_faults, since = 0.5, 0, time.monotonic()
+    def _retry(self, operation: Callable[[], Any], client: Any, records: Sequence[Record]) -> Any:
+        """Call `operation`; while the server does not answer, retry with growing pauses.
+
+        Args:
+            operation: the request.
+            client: the MLflow client; None while there is none.
+            records: what the request sends; saved to the file when it is given up.
+
+        Returns:
+            What `operation` returns. None when the server refused it three times, or when the run was closed and its
+            patience is over (`_gave_up` is then set).
+        """
+        pause, refusals, since = 0.5, 0, time.monotonic()
         while True:
             try:
                 return operation()
             except Exception as error:
-                if client is not None and self._answers(client):
-                    # The server is well, so the operation itself is at fault (a busy SQLite file may need a moment).
-                    own_faults += 1
-                    if own_faults == 3:
+                if client is not None and self._server_answers(client):
+                    # The server works, so the request is at fault. Retry it: a busy SQLite file may need a moment.
+                    refusals += 1
+                    if refusals == 3:
                         log.warning("tracking: %s", _one_line(error))
-                        self._refused += len(records)
+                        self._refused_count += len(records)
                         return None
                 elif not self._warned:
                     self._warned = True
-                    log.warning("tracking: %s does not answer, the run goes on: %s", self.uri, _one_line(error))
+                    log.warning("tracking: %s does not answer, the run continues: %s", self.uri, _one_line(error))
                 if time.monotonic() + pause > self._deadline:
                     self._gave_up = True
-                    self._keep(records)
+                    self._save(records)
                     return None
                 if time.monotonic() - since > SPILL_S:
                     self._spill()
@@ -327,47 +384,48 @@ class Run:
                     self._closing.wait(pause)
                     pause = min(pause * 2, 15.0)
 
-    def _answers(self, client: Any) -> bool:
+    def _server_answers(self, client: Any) -> bool:
         try:
             client.get_run(self._id)
         except Exception:
             return False
         return True
 
-    def _open(self) -> Any:
-        """The client, with the run created or taken up again."""
-        quiet()
+    def _connect(self) -> Any:
+        """Create the client and the run, or reopen the run that an earlier call into this output created."""
+        quiet_mlflow()
         if self.uri.startswith("sqlite:///"):
             create_sqlite(Path(self.uri.removeprefix("sqlite:///")))
         from mlflow.tracking import MlflowClient
 
         client = MlflowClient(tracking_uri=self.uri)
-        remembered = self._output / "mlflow_run.json"
-        self._id = _remembered_run(client, remembered, self.uri)
+        run_file = self._output / "mlflow_run.json"
+        self._id = _earlier_run(client, run_file, self.uri)
         if not self._id:
-            experiment = _experiment(client, self._experiment, self._artifact_root)
+            experiment = _experiment_id(client, self._experiment, self._artifact_root)
             tags = {"mlflow.source.git.commit": code_version(), "mlflow.source.name": "kinotone", "stage": self._name}
             tags |= {key: str(value) for key, value in self._tags.items()}
             self._id = client.create_run(experiment, tags=tags, run_name=self._name).info.run_id
             Params(self._params).send(client, self._id)
             if self._output.is_dir():
-                remembered.write_text(json.dumps({"uri": self.uri, "run_id": self._id}))
+                run_file.write_text(json.dumps({"uri": self.uri, "run_id": self._id}))
         else:
             client.update_run(self._id, status="RUNNING")
         self._started.set()
         return client
 
 
-def _remembered_run(client: Any, file: Path, uri: str) -> str:
+def _earlier_run(client: Any, run_file: Path, uri: str) -> str:
+    """The id of the run that `run_file` names, if it exists on this server and is not deleted; else ""."""
     from mlflow.exceptions import MlflowException
 
-    if not file.exists():
+    if not run_file.exists():
         return ""
-    known = json.loads(file.read_text())
-    if known["uri"] != uri:
+    saved = json.loads(run_file.read_text())
+    if saved["uri"] != uri:
         return ""
     try:
-        info = client.get_run(known["run_id"]).info
+        info = client.get_run(saved["run_id"]).info
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
@@ -375,8 +433,8 @@ def _remembered_run(client: Any, file: Path, uri: str) -> str:
     return info.run_id if info.lifecycle_stage == "active" else ""
 
 
-def _experiment(client: Any, name: str, artifact_root: str | None) -> str:
-    """The experiment's id; created unless it stands, also when several processes do it at once."""
+def _experiment_id(client: Any, name: str, artifact_root: str | None) -> str:
+    """The experiment's id; create it unless it exists, or unless another process creates it at the same time."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -395,26 +453,11 @@ def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def quiet() -> None:
-    """Keep MLflow, its migrations and its HTTP retries off the terminal; no telemetry leaves the machine."""
-    for key, value in {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_LOGGING_LEVEL": "ERROR",
-        "GIT_PYTHON_REFRESH": "quiet",
-    }.items():
-        os.environ.setdefault(key, value)
-    for name in ("mlflow", "alembic", "sqlalchemy", "urllib3.connectionpool", "git"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="The ``noload`` loader strategy")  # from a migration of MLflow 3.17
-
-
 def create_sqlite(path: Path) -> None:
-    """An empty, migrated MLflow store at `path`, unless one stands; whole or not at all, from any number of processes.
+    """Create an empty, migrated MLflow store at `path`, unless it exists. Several processes may do it at once.
 
-    The migrated file is made once per MLflow version in the user's cache (`KINOTONE_CACHE`), under a file lock.
+    The migrated file is made once per MLflow version in the user's cache (`KINOTONE_CACHE`), under a file lock. It is
+    copied beside `path` and linked into place, so that `path` never exists half-written.
     """
     if path.exists():
         return
@@ -428,27 +471,27 @@ def create_sqlite(path: Path) -> None:
         if not template.exists():
             _migrate(template)
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    copy = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        shutil.copyfile(template, own)
-        os.link(own, path)
+        shutil.copyfile(template, copy)
+        os.link(copy, path)
     except FileExistsError:
-        pass  # another process was first; its store is as good
+        pass  # another process was first; its store is equal
     finally:
-        own.unlink(missing_ok=True)
+        copy.unlink(missing_ok=True)
 
 
 def _migrate(target: Path) -> None:
     """Let MLflow create and migrate a store, then move it into place."""
-    quiet()
+    quiet_mlflow()
     import sqlalchemy
     from mlflow.store.db.utils import _initialize_tables
 
-    half = target.with_name(f".{target.name}.half")
-    half.unlink(missing_ok=True)
-    engine = sqlalchemy.create_engine(f"sqlite:///{half}")
+    unfinished = target.with_name(f".{target.name}.half")
+    unfinished.unlink(missing_ok=True)
+    engine = sqlalchemy.create_engine(f"sqlite:///{unfinished}")
     try:
         _initialize_tables(engine)
     finally:
         engine.dispose()
-    half.replace(target)
+    unfinished.replace(target)

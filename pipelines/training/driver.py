@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ from data_prep.settings import differences
 from model import COMPONENTS
 from model.layouts import open_components
 from model.lora import adapter_path
+from pipelines.background import background_thread
 from pipelines.cluster import ray_running
 from pipelines.model_folder import model_folder
-from pipelines.settings import TrackingSettings
-from pipelines.tracking.node_metrics import watched
-from pipelines.tracking.run import Run, send_rest, start_run
+from pipelines.settings import TrainSettings
+from pipelines.tracking.node_metrics import node_metrics_logged
+from pipelines.tracking.run import Run, TrackingSettings, send_unsent, start_run
 from pipelines.training import checkpoint, reshard
 from pipelines.training.settings import TrainSettings
 from pipelines.training.tasks.base import Dataset, Task
@@ -108,7 +110,7 @@ def train(
         if summary["steps"] == settings.steps:
             if progress is not None:
                 progress(task, settings.steps, settings.steps)
-            send_rest(tracking, "kinotone", f"train-{task}", output)
+            send_unsent(tracking, "kinotone", f"train-{task}", output)
             return summary
 
     output.mkdir(parents=True, exist_ok=True)
@@ -213,7 +215,7 @@ def _fit(job: Job, task: str, output: Path, run: Run) -> None:
                 ),
             )
             logging.getLogger("ray.train").setLevel(logging.WARNING)
-            with watched(run):
+            with node_metrics_logged(run):
                 trainer.fit()
     except SystemExit:
         interrupted = True  # Ray's own answer to Ctrl-C
@@ -274,15 +276,14 @@ def _reason(error: Exception) -> str:
 @contextmanager
 def _following(path: Path, run: Run, task: str, steps: int, progress: Progress | None) -> Iterator[None]:
     """Pass on what is appended to `path`, and each checkpoint that is made, from a thread, until the block ends."""
-    over = threading.Event()
     root = path.parent / "checkpoints"
     last = max((int(record["step"]) for record in read_metrics(path)), default=0)
     modelled = max(_whole(root), default=0)
 
-    def follow(last: int, modelled: int) -> None:
+    def follow(last: int, modelled: int, ended: threading.Event) -> None:
         logged: dict[int, tuple[dict[str, float], int]] = {}  # the metrics of the last steps, and when they came
         while True:
-            ending = over.wait(0.5)
+            ending = ended.wait(0.5)
             for record in read_metrics(path):
                 step = int(record["step"])
                 # After a resume the file is cut back, and the same steps come again with the same values.
@@ -303,13 +304,8 @@ def _following(path: Path, run: Run, task: str, steps: int, progress: Progress |
 
     if progress is not None:
         progress(task, last, steps)
-    thread = threading.Thread(target=follow, args=(last, modelled), name="follow-metrics", daemon=True)
-    thread.start()
-    try:
+    with background_thread(partial(follow, last, modelled), "follow-metrics"):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _whole(root: Path) -> list[int]:

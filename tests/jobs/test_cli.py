@@ -1,4 +1,4 @@
-"""The surface: verbs, flags, exit codes. What is frozen here is what users' scripts rely on."""
+"""The command's verbs, flags and exit codes, on which users' scripts rely."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 from jobs.cli import main
 from jobs.verbs import VERBS
 
-# DESIGN §2. A verb is added when it exists, and none is taken away or renamed.
+# Add a verb when it exists; never remove or rename one.
 SURFACE = {
     "demo": {"--recipe", "--output", "--input"},
     "synth": {"--recipe", "--output", "--synth.clips", "--synth.seed"},

@@ -1,16 +1,18 @@
+"""The doctor: each check passes on this machine, and a failed one names its fix."""
+
 import pytest
 from rich.console import Console
 
 from jobs import doctor
 
 
-def test_this_machine_is_well(capsys):
+def test_this_machine_has_what_a_run_needs(capsys):
     doctor.report(Console(width=200))
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("Python", "packages", "g++", "demo weights", "GPU", "memory", "disk"))
 
 
-def test_what_is_missing_is_reported_with_its_fix(monkeypatch, capsys):
+def test_what_is_missing_is_named_with_its_fix(monkeypatch, capsys):
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match=r"g\+\+.*apt-get install"):
         doctor.report(Console(width=200))

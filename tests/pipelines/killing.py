@@ -1,4 +1,4 @@
-"""Curation and training runs as real processes, and their processes killed at chosen moments."""
+"""Run curation and training as real processes, and kill their processes at chosen moments."""
 
 import hashlib
 import os
@@ -40,7 +40,7 @@ train(sys.argv[1], TrainSettings.model_validate_json(pathlib.Path(sys.argv[2]).r
 
 
 def start_training(task: str, settings: TrainSettings, output: Path) -> subprocess.Popen:
-    """A training run in a session of its own."""
+    """Start a training run in a new session."""
     chosen = output.with_name(f"{output.name}-settings.json")
     chosen.write_text(settings.model_dump_json())
     return subprocess.Popen(
@@ -53,7 +53,7 @@ def start_training(task: str, settings: TrainSettings, output: Path) -> subproce
 
 
 def train_until_killed(task: str, settings: TrainSettings, output: Path, steps: int) -> None:
-    """A training run that logs each step; SIGKILL of driver and workers when `steps` are logged."""
+    """Run a training that logs each step; SIGKILL driver and workers when `steps` are logged."""
     driver = start_training(task, settings, output)
     try:
         deadline = time.monotonic() + 500
@@ -100,7 +100,7 @@ def _trains(process: psutil.Process) -> bool:
 
 
 def _wait_until_still(output: Path) -> None:
-    """Workers outlive their driver by moments: until nothing has been written for 5 s."""
+    """Block until nothing has been written for 5 s: workers outlive their driver for a moment."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         newest = max(path.stat().st_mtime for path in output.rglob("*") if path.is_file())
@@ -110,7 +110,7 @@ def _wait_until_still(output: Path) -> None:
 
 
 def films(folder: Path, count: int) -> Path:
-    """Clips of 2 s: bursts of sound, every third one silent, the last one no film at all."""
+    """Write clips of 2 s with bursts of sound: every third is silent, and the last file is not a video."""
     folder.mkdir()
     for n in range(count):
         rng = np.random.default_rng(n)
@@ -142,7 +142,7 @@ def _names(root: str | Path, part: str) -> list[str]:
 
 
 def start(source: Path, output: str | Path, environment: dict[str, str] | None = None) -> subprocess.Popen:
-    """A run in a process group of its own, so that nothing of it outlives the test."""
+    """Start a run in a new process group, so that no process outlives the test."""
     return subprocess.Popen(
         [sys.executable, "-c", _RUN, str(source), str(output)],
         cwd=ROOT,
@@ -155,7 +155,7 @@ def start(source: Path, output: str | Path, environment: dict[str, str] | None =
 
 
 def finished(process: subprocess.Popen, timeout: float = 400) -> int:
-    """Wait for a run and clear away what it left; its exit code."""
+    """Wait for a run and kill the processes that it left; returns its exit code."""
     try:
         return process.wait(timeout)
     finally:
@@ -166,7 +166,7 @@ def finished(process: subprocess.Popen, timeout: float = 400) -> int:
 
 
 def end_family(leader: int) -> None:
-    """Kill what is left of a process's session: Ray's own clearing away takes seconds after a SIGKILL."""
+    """Kill the remaining processes of a session: Ray's clean-up takes seconds after a SIGKILL."""
     for process in psutil.process_iter():
         try:
             if os.getsid(process.pid) == leader:
@@ -176,7 +176,7 @@ def end_family(leader: int) -> None:
 
 
 def victims(process: subprocess.Popen, kind: str) -> list[psutil.Process]:
-    """The living processes of a run that are of a kind; "worker" is an actor's decoding child or any of Ray's."""
+    """The living processes of one kind in a run; "worker" is an actor's decoding child or any process of Ray."""
     if kind == "driver":
         return [psutil.Process(process.pid)]
     found = []
@@ -221,7 +221,7 @@ def strike(process: subprocess.Popen, kind: str, seed: int, committed: Callable[
 
 
 def completed(source: Path, output: str | Path, environment: dict[str, str] | None = None) -> None:
-    """The same command until it succeeds; it has to at the second time."""
+    """Repeat the command until it succeeds; it must succeed at the second time."""
     for _ in range(2):
         process = start(source, output, environment)
         printed = process.communicate(timeout=400)
@@ -232,7 +232,7 @@ def completed(source: Path, output: str | Path, environment: dict[str, str] | No
 
 
 def counts(root: str | Path) -> dict:
-    """What a set says of itself, without what it cost."""
+    """The summary of a set without times."""
     from pipelines.dataflow.commit import read_summary
 
     summary = read_summary(root)

@@ -1,4 +1,4 @@
-"""A curated set of clips of one colour each, to be captioned."""
+"""A curated set for caption tests: each clip has one colour."""
 
 from pathlib import Path
 
@@ -10,7 +10,10 @@ from tests.chat_server import NAMES
 
 
 def write_caption_set(root: Path, segments: int) -> str:
-    """Two kept clips and one dropped to a segment, with music in them; colours by turns. Gives the set's place."""
+    """Write segments with two kept clips and one dropped clip each, with music and alternating colours.
+
+    Returns the set's folder.
+    """
     colours, made = list(NAMES), {}
     for number in range(segments):
         clips = []

@@ -1,4 +1,4 @@
-"""What flows through the graph is bounded, and counted where an operator looks."""
+"""The memory of the graph is bounded, and its metrics reach Prometheus."""
 
 import sys
 import time
@@ -12,14 +12,14 @@ from ray import cloudpickle
 from data_prep.clip import Clip, Segment
 from pipelines.dataflow.graph import Stage, run_graph
 
-# Workers of a session that stands already cannot import this file.
+# Workers of a Ray session that is already running cannot import this file.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 MIB = 1 << 20
 
 
 class Maker:
-    """Makes large clips at once."""
+    """Makes large clips without delay."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -31,7 +31,7 @@ class Maker:
 
 
 class Taker:
-    """Takes its time with each, and lets go of it."""
+    """Takes a while for each clip, then drops its media."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -94,7 +94,7 @@ def test_throughput_of_each_stage_is_among_rays_metrics(tmp_path: Path) -> None:
 
 
 def _metrics(node: dict) -> dict[str, float]:
-    """Kinotone's metrics on a node's Prometheus port, by name and own labels, summed over workers."""
+    """Kinotone's metrics on a node's Prometheus port, by name and labels, summed over workers."""
     with urllib.request.urlopen(
         f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}", timeout=20
     ) as reply:

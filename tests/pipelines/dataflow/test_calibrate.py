@@ -1,4 +1,4 @@
-"""The page of a calibration, and `curate --rejudge` as a user runs it."""
+"""The calibration page, and `curate --rejudge` as a user runs it."""
 
 import json
 import re
@@ -62,7 +62,7 @@ def test_the_page_opens_offline_and_the_proposal_is_a_recipe(curated, tmp_path):
     assert "fan.mp4" in page
     assert (tmp_path / "out" / "calibration.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == found
-    # Pasted into a recipe, it says of these sources what the labels say.
+    # In a recipe, the proposed policy gives these sources the labelled verdicts.
     policy = load_recipe(tmp_path / "out" / "policy.yaml").curate.policy
     assert found["proposed"]["changed"]
     assert (found["proposed"]["precision"], found["proposed"]["recall"]) == (1.0, 1.0)
@@ -88,7 +88,7 @@ def test_rejudge_makes_a_set_of_its_own_and_drops_doubles(curated, tmp_path):
     assert finish(curated, "curate", {}, 0.0)["near_duplicates"] == 1
     assert near_duplicates.read(curated) == {"f" * 20: "0" * 20}
     before = read_manifest(curated)
-    # Yard is now too narrow; the fan is no longer steady, and narrow too; hiss is hiss; the copy is a copy.
+    # "yard" is now too narrow; "fan" is no longer steady noise, but too narrow; the others keep their verdicts.
     settings = {REJUDGE: CurateSettings(policy=PolicySettings(bandwidth_min_hz=8500.0, stationary_min=0.7))}
     summary = run_prepare((REJUDGE,), [str(curated)], tmp_path / "new", settings)
     dropped = {"narrow_band": 2, "near_duplicate": 1, "steady_noise": 1}

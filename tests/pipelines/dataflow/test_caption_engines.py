@@ -1,4 +1,4 @@
-"""The three engines through `kinotone caption`'s own graph: every clip ends in a caption or one verdict."""
+"""The three engines in the graph of `kinotone caption`: every clip ends with a caption or exactly one verdict."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from tests.pipelines.dataflow.caption_set import write_caption_set
 from tests.pipelines.killing import ROOT, counts, digests, end_family
 from tests.tiny_vision import write_gemma_vision, write_qwen_omni
 
-# Every kind of fault that passes, and none: by request.
+# Requests fail with each kind of temporary fault in turn, or succeed.
 PASSING = ["", "429", "slow", "", "500", "dropped", "", "503"]
 
 
@@ -101,7 +101,7 @@ def test_random_weights_go_through_the_graph_and_are_never_told(ray_session: Non
 def test_the_llm_processor_stands_between_two_stages(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """vLLM's config is checked as it is; the processor is Ray Data's own, with its HTTP stage in place of vLLM's."""
+    """Check vLLM's configuration, and run Ray Data's processor with its HTTP stage in place of vLLM."""
     source = write_caption_set(tmp_path / "set", 4)
     model = str(write_gemma_vision(tmp_path / "gemma", untrained=False))
 
@@ -109,7 +109,7 @@ def test_the_llm_processor_stands_between_two_stages(
         from ray.data.llm import HttpRequestProcessorConfig, build_processor
 
         def preprocess(row: dict[str, Any]) -> dict[str, Any]:
-            asked = vllm_stage._asked(row, seen)
+            asked = vllm_stage._to_vllm(row, seen)
             sampling = asked.pop("sampling_params")
             assert json.loads(sampling["structured_outputs"]["json"])["type"] == "object"
             closed = {"type": "json_schema", "json_schema": {"schema": {"additionalProperties": False}}}
@@ -117,7 +117,7 @@ def test_the_llm_processor_stands_between_two_stages(
 
         def postprocess(row: dict[str, Any]) -> dict[str, Any]:
             answer = row["http_response"]["choices"][0]["message"]["content"]
-            return vllm_stage._replied({**row, "generated_text": answer})
+            return vllm_stage._from_vllm({**row, "generated_text": answer})
 
         config = HttpRequestProcessorConfig(
             url=f"{chat.endpoint}/chat/completions", batch_size=4, qps=50, max_retries=4, base_retry_wait_time_in_s=0.1
@@ -125,7 +125,7 @@ def test_the_llm_processor_stands_between_two_stages(
         return build_processor(config, preprocess=preprocess, postprocess=postprocess)
 
     monkeypatch.setattr(vllm_stage, "processor", over_http)
-    monkeypatch.setattr(prepare, "_check", lambda chosen: None)  # vLLM is not installed where the tests run
+    monkeypatch.setattr(prepare, "_check_available", lambda chosen: None)  # vLLM is not installed where the tests run
     with chat_server(colours={"red": "malformed"}) as chat:
         settings = {"caption": CaptionSettings(seen=SeenSettings(engine="vllm", model=model, compose="engine"))}
         summary = run_prepare(("caption",), [source], tmp_path / "out", settings)
@@ -157,7 +157,7 @@ def test_the_configuration_of_vllm() -> None:
 
 
 def test_a_prompt_of_vllm_begins_once(tmp_path: Path) -> None:
-    """vLLM gives a template's text the special tokens of any text."""
+    """vLLM adds special tokens to the text of a template."""
     gemma = str(write_gemma_vision(tmp_path / "gemma"))
     processor = AutoProcessor.from_pretrained(gemma)
     chat = [{"role": "user", "content": [{"type": "text", "text": "What is this?"}]}]
@@ -200,7 +200,7 @@ def _completed(source: str, output: Path, settings: dict[str, CaptionSettings]) 
 
 @pytest.mark.slow
 def test_a_killed_run_is_completed_to_the_same_bytes(tmp_path: Path) -> None:
-    """The driver is killed amid answers, some of which fail; the resumed run asks only for what is not committed."""
+    """Kill the driver while answers arrive and some fail; the resumed run asks only about uncommitted segments."""
     segments = 12
     source = write_caption_set(tmp_path / "set", segments)
     with chat_server(faults=PASSING, colours={"blue": "language"}) as chat:

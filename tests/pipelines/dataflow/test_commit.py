@@ -1,4 +1,4 @@
-"""A set belongs to its settings, and its summary to its ledger."""
+"""A set keeps the settings it was made with, and its summary is valid only for its current ledger."""
 
 from pathlib import Path
 

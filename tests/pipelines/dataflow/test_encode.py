@@ -1,4 +1,4 @@
-"""Encode: a clip becomes latents of its bucket, from its start, and a segment's bytes do not depend on neighbours."""
+"""Encode makes latents of the bucket's shape from the start of a clip; other segments do not change the bytes."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ BUCKET = Bucket(frames=9, height=64, width=96, fps=24)
 
 
 def _metadata(file: bytes) -> dict[str, str]:
-    """What a safetensors file says of itself."""
+    """The metadata of a safetensors file."""
     return json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])["__metadata__"]
 
 
@@ -77,7 +77,7 @@ def test_a_clip_becomes_latents_of_its_bucket_and_features_without_pads(encoder:
     assert first.info["bucket"] == BUCKET.key == "f9_h64_w96_a9"
     assert (first.info["text_tokens"], second.info["text_tokens"]) == (4, 7)
     assert tensors["video_features"].shape[0] == 4
-    # What is stored is what the models say of this clip alone.
+    # The stored tensors equal those that the models compute for this clip alone.
     states, mask = encoder.text_encoder.encode(["a ball bounces"])
     alone, _ = encoder.conditioner.project(states, mask)
     torch.testing.assert_close(tensors["video_features"].float(), alone[0], rtol=2e-2, atol=2e-2)

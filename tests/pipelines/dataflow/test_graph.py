@@ -1,4 +1,4 @@
-"""The graph on small real callables: every segment gets its verdicts, whatever its stages do."""
+"""The graph with small callables: every segment gets its verdicts, whatever its stages do."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from data_prep.dataset.ledger import Ledger, totals
 from data_prep.dataset.shards import read_segment
 from pipelines.dataflow.graph import Stage, apply, run_graph, size_pools
 
-# Workers of a session that stands already cannot import this file.
+# Workers of a Ray session that is already running cannot import this file.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
@@ -34,7 +34,7 @@ class Cutter:
 
 
 class Namer:
-    """Captions a clip; trips over one."""
+    """Captions clips; raises for one of them."""
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
         for segment in segments:
@@ -55,7 +55,7 @@ def _broken_code() -> Cutter:
     raise KeyError("a bug")
 
 
-# Batches as large as the work, so that few worker processes start: each costs seconds.
+# Large batches start few worker processes, each of which costs seconds.
 CUT = Stage("curate", Cutter, batch=11)
 NAME = Stage("caption", Namer, batch=22)
 
@@ -132,7 +132,7 @@ def test_a_mistake_met_in_a_worker_reaches_the_user_as_one_line(ray_session: Non
 
 
 class Deadly(Cutter):
-    """Sources named "killer" take their worker with them, as the out-of-memory killer does; tries are counted."""
+    """Sources named "killer" kill their worker, as the out-of-memory killer does; attempts are counted."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -156,5 +156,5 @@ def test_a_segment_that_kills_its_worker_twice_is_quarantined(ray_session: None,
     assert clip.error == "its worker died 2 times in curate"
     tries = log.read_text().split()
     assert tries.count("killer") == 2
-    # Once in its company, once alone; what was committed before the worker died again is not done a third time.
+    # Tried once with its batch and once alone; what was committed before the second death is not repeated.
     assert max(tries.count(name) for name in "abc") <= 2

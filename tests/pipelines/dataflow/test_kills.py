@@ -1,4 +1,4 @@
-"""A worker, an actor, the raylet or the driver is killed at any moment: the resumed run ends in the same bytes."""
+"""Kill a worker, an actor, the raylet or the driver at any moment: the resumed run writes the same bytes."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_each_kind_of_process_is_killed_once(tmp_path: Path) -> None:
     source, whole, output = films(tmp_path / "films", count), tmp_path / "whole", tmp_path / "killed" / "out"
     completed(source, whole)
     process = start(source, output)
-    # A worker or an actor that dies is replaced, and the run goes on.
+    # A worker or an actor that dies is replaced, and the run continues.
     for kind, share in (("worker", 3), ("actor", 3), ("raylet", 2)):
         strike(process, kind, 0, committed(output), count // share)
     finished(process)
@@ -68,7 +68,7 @@ def test_a_kill_at_any_moment(kind: str, seed: int, source: Path, whole: Path, t
 def test_a_kill_while_the_store_fails(
     kind: str, seed: int, source: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As above, with the set on an S3 server that answers with 500s, breaks off, is slow or does not answer."""
+    """As above, with the set on an S3 server that answers with 500, breaks connections, is slow, or does not answer."""
     faults, output = Faults(FAULTS, seed), f"s3://sets/{kind}{seed}"
     with s3_server(faults) as server:
         for name, value in server.environment.items():

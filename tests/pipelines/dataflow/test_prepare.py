@@ -1,4 +1,4 @@
-"""The verbs on real files: what is committed is not done again, and a killed run is completed to the same bytes."""
+"""The verbs on real files: committed segments are not repeated, and a killed run resumes to the same bytes."""
 
 import os
 import re
@@ -21,7 +21,7 @@ CURATE = {"curate": CurateSettings(clip_min_s=1.0)}
     ("stages", "inputs", "message"),
     [
         (("curate",), ["nowhere"], "'nowhere' does not exist"),
-        (("caption",), ["nowhere"], "no set that `kinotone curate` made"),
+        (("caption",), ["nowhere"], "not a set made by `kinotone curate`"),
         (("encode",), ["a", "b"], "reads one set"),
         (("curate", "encode"), ["a"], "give neighbours"),
         (("publish",), ["a"], "give neighbours"),
@@ -80,14 +80,14 @@ def test_a_killed_run_is_completed_to_the_same_bytes(tmp_path: Path) -> None:
     process = start(source, whole)
     printed = process.communicate(timeout=400)
     assert process.returncode == 0, printed
-    assert printed == ("", "")  # nothing of Ray or MLflow on the terminal
+    assert printed == ("", "")  # Ray and MLflow print nothing to the terminal
 
     for kill, committed in ((signal.SIGINT, 1), (signal.SIGKILL, 15)):
         process = start(source, output)
         deadline = time.monotonic() + 300
         while len(Ledger(output).done()) < committed and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
-        # Ctrl-C reaches the whole foreground group; SIGKILL is the machine's, and takes the driver alone.
+        # Ctrl-C reaches the whole foreground process group; SIGKILL reaches only the driver.
         (os.killpg if kill == signal.SIGINT else os.kill)(process.pid, kill)
         process.wait(timeout=60)
         assert process.returncode != 0

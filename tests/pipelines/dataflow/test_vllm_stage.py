@@ -1,4 +1,4 @@
-"""Engine `vllm` with vLLM itself, on CPU or GPU: random weights of a real class, answers held to the schema."""
+"""Engine `vllm` with vLLM, on CPU or GPU: a model class with random weights, whose answers follow the schema."""
 
 import importlib.util
 import json
@@ -45,7 +45,7 @@ def test_random_weights_are_held_to_the_schema_and_never_told(ray_session: None,
 
 
 def test_what_vllm_refuses_is_the_clips_verdict(ray_session: None, tmp_path: Path) -> None:
-    """A question that is longer than the model's context, asked twice; no row of it is lost on the way back."""
+    """A question that is longer than the model's context is asked twice, and none of its rows is lost."""
     summary, rows = _captioned(tmp_path, untrained=False, max_model_len=256)
     assert (summary["kept"], summary["failed"]) == (0, {"caption": 4})
     assert all("look: no answer: " in row["error"] for row in rows)

@@ -1,4 +1,4 @@
-"""The caption page: every sentence beside its evidence, escaped, with what was taken out counted by kind."""
+"""The caption page shows every sentence beside its evidence, escapes text, and counts by kind what was removed."""
 
 import re
 from collections import Counter
@@ -77,7 +77,7 @@ def test_what_was_taken_out_is_counted_by_kind() -> None:
     assert "<s>A sad cat.</s>" in page
 
 
-def test_a_clip_is_as_sure_as_the_least_sure_of_its_evidence() -> None:
+def test_the_score_of_a_clip_is_the_lowest_of_its_evidence() -> None:
     assert 'data-score="0.900"' in _page()
     pictures = {**CAPTION, "evidence": CAPTION["evidence"][:1]}
-    assert captions.sureness(pictures["evidence"][0], pictures) is None
+    assert captions.evidence_score(pictures["evidence"][0], pictures) is None

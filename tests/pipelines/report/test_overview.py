@@ -1,4 +1,4 @@
-"""The report counts every clip once, embeds what it shows, and says what it cannot show."""
+"""The report counts every clip once, embeds its files, and names the error of a clip that it cannot show."""
 
 import io
 import json
@@ -122,14 +122,14 @@ def test_a_source_that_hangs_its_decoder_costs_its_preview_only(
     film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.mkfifo(tmp_path / "hangs.mp4")  # opening it waits for a writer that never comes
-    monkeypatch.setattr(examples, "PATIENCE_S", 8.0)
+    monkeypatch.setattr(examples, "TIMEOUT_S", 8.0)
     rows = [{"verdict": "dropped", "uri": str(uri), "start_s": 0.0, "end_s": 1.0, "sound_class": "silence", "error": "",
              "caption": {}, "tags": [], "media_size": 0, "info": {}, "shard": "", "media_offset": 0}
             for uri in (tmp_path / "hangs.mp4", film)]  # fmt: skip
-    with examples.Drawing(tmp_path) as drawing:
-        hung, drawn = [drawing.example(row) for row in rows]
+    with examples.ExampleDrawer(tmp_path) as drawer:
+        hung, drawn = [drawer.example(row) for row in rows]
     assert "hung for 8 s" in hung.error
-    assert drawn.video
+    assert drawn.video, drawn.error
     assert not drawn.error
 
 

@@ -1,4 +1,4 @@
-"""Pictures show what is in the clip: a tone at its height, silence as black, frames in their order."""
+"""Previews match the clip: a tone at its frequency, silence as black, frames in order."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""The table that people fill in: written beside the caption page, read back as figures."""
+"""The review table has a line per sentence, and a filled table is summarised."""
 
 import csv
 import json
@@ -64,7 +64,7 @@ def test_what_people_found_is_read_back(captioned, tmp_path) -> None:
     assert read["proposed"] == {"caption.min_tag_score": 0.9}
 
 
-def test_a_table_that_cannot_be_read_is_refused_with_the_mend(captioned, tmp_path, capsys) -> None:
+def test_a_table_that_cannot_be_read_is_refused_with_the_fix(captioned, tmp_path, capsys) -> None:
     for answers, wanted in (({}, "write yes or no"), ({("0.mp4", "tags"): "maybe"}, "'maybe'")):
         labels = filled(captioned, tmp_path / "review.tsv", answers)
         out = ["--input", str(captioned), "--output", str(tmp_path / "o")]
@@ -73,4 +73,4 @@ def test_a_table_that_cannot_be_read_is_refused_with_the_mend(captioned, tmp_pat
     other = tmp_path / "other.tsv"
     other.write_text("\t".join(review.COLUMNS) + "\nx\tx.mp4\t0\t1\ttags\t0.9\tA cat is heard.\tyes\n")
     assert main(["calibrate", "--labels", str(other), *out]) == 2
-    assert "no sentence of it" in capsys.readouterr().err
+    assert "no sentence of it is in" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""However a manifest comes in parts, its clips are counted once, and the same ones are remembered."""
+"""Statistics do not depend on how the manifest is split: each clip counts once, and the same rows are kept."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Tracking: what is logged can be read back, a dead server stops nothing, a store is made once by many processes."""
+"""Tracking: logged records can be read back, a dead server stops nothing, many processes may create one store."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ def _start(output: Path, uri: str = "", patience_s: float = 120.0) -> Run:
 def _client(output: Path):
     from mlflow.tracking import MlflowClient
 
-    return MlflowClient(tracking_uri=tracking.store_of(output)[0])
+    return MlflowClient(tracking_uri=tracking.embedded_store(output)[0])
 
 
 def test_a_run_holds_settings_metrics_with_steps_files_and_the_code_version(tmp_path: Path) -> None:
@@ -88,8 +88,8 @@ def test_a_server_that_is_down_costs_one_warning_and_no_time(tmp_path: Path, cap
     assert time.monotonic() - start < 30
     messages = [record.getMessage() for record in caplog.records]
     assert sum("does not answer" in message for message in messages) == 1
-    (told,) = (message for message in messages if "did not take" in message)
-    assert f"did not take 100 records of run 'curate'; they lie in {tmp_path / 'out' / tracking.UNSENT}" in told
+    (warning,) = (message for message in messages if "did not take" in message)
+    assert f"did not take 100 records of run 'curate'; they are in {tmp_path / 'out' / tracking.UNSENT}" in warning
 
 
 def test_what_a_server_did_not_take_is_sent_by_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,14 +110,14 @@ def test_what_a_server_did_not_take_is_sent_by_the_next_run(tmp_path: Path, monk
     ended_ms = time.time() * 1000
     assert (output / tracking.UNSENT).exists()
 
-    tracking.send_rest(TrackingSettings(patience_s=120), "kinotone", "curate", output)
+    tracking.send_unsent(TrackingSettings(patience_s=120), "kinotone", "curate", output)
     assert not (output / tracking.UNSENT).exists()
     client = _client(output)
     run_id = json.loads((output / "mlflow_run.json").read_text())["run_id"]
     found = client.get_run(run_id)
     curve = client.get_metric_history(run_id, "loss")
     assert [(m.step, m.value) for m in curve] == [(n, 1 / (n + 1)) for n in range(2500)]
-    assert all(began_ms - 1 <= m.timestamp <= ended_ms for m in curve)  # as measured, not as sent
+    assert all(began_ms - 1 <= m.timestamp <= ended_ms for m in curve)  # the times of measuring, not of sending
     assert found.data.params["late.lr"] == "2"
     assert found.data.tags["best"] == "3"
     assert [f.path for f in client.list_artifacts(run_id, "samples")] == ["samples/sample.txt"]
@@ -130,13 +130,13 @@ def test_what_a_server_did_not_take_is_sent_by_the_next_run(tmp_path: Path, monk
     assert model.metrics is not None
     (metric,) = model.metrics
     assert (metric.key, metric.value, metric.step, metric.dataset_name) == ("loss", 0.25, 3, "set")
-    tracking.send_rest(TrackingSettings(patience_s=120), "kinotone", "curate", output)  # nothing is left to send
+    tracking.send_unsent(TrackingSettings(patience_s=120), "kinotone", "curate", output)  # nothing is left to send
 
 
 def test_memory_is_bounded_while_a_server_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "MAX_WAITING", 10)
     held = threading.Event()
-    monkeypatch.setattr(Run, "_open", lambda self: held.wait() and 1 / 0)
+    monkeypatch.setattr(Run, "_connect", lambda self: held.wait() and 1 / 0)
     run = _start(tmp_path / "out", patience_s=0.0)
     for step in range(50):
         run.metrics({"loss": 1.0}, step)

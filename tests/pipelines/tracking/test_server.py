@@ -1,4 +1,4 @@
-"""A real MLflow server that is killed during a run and started again on the same database: nothing is lost or late."""
+"""Kill a real MLflow server during a run and restart it on the same database: no record is lost or late."""
 
 import contextlib
 import http.client
@@ -39,11 +39,11 @@ class Server:
         self._process: subprocess.Popen | None = None
 
     def start(self) -> None:
-        """Returns once it answers."""
+        """Start the server and block until it answers."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._root / 'server.db'}"]
         command += ["--artifacts-destination", str(self._root / "artifacts")]
-        # Without the processes that run its own jobs, which it has none of.
+        # Do not start the server's job processes: it has no jobs.
         environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         self._process = subprocess.Popen(
             command,
@@ -75,7 +75,7 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    # Requests to this machine's own port go past a proxy.
+    # Send requests to this machine directly, not to a proxy.
     monkeypatch.setenv("NO_PROXY", ",".join(filter(None, ["127.0.0.1", os.environ.get("NO_PROXY")])))
     (tmp_path / "server").mkdir()
     one = Server(tmp_path / "server")
@@ -112,7 +112,7 @@ def test_a_gap_is_filled_with_its_own_steps_and_times(
             calls.append(time.perf_counter() - began)
             time.sleep(0.02)
     assert statistics.median(calls) < 0.001
-    assert max(calls) < 0.5  # on a busy machine a thread may wait for its turn
+    assert max(calls) < 0.5  # on a busy machine a thread may wait for the CPU
     curve = server.client().get_metric_history(run_id(output), "loss")
     assert [(m.step, m.value, m.timestamp) for m in curve] == [(n, 1 / (n + 1), times[n]) for n in range(300)]
     assert [f.path for f in server.client().list_artifacts(run_id(output), "samples")] == ["samples/note.txt"]
