@@ -6,7 +6,13 @@ from pipelines.settings import OptimizerSettings
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
-    """The rate of step `step` (from 0) of `steps`: linear warm-up, then constant or half a cosine down to final_lr."""
+    """Return the learning rate of a step: linear warm-up, then constant or half a cosine down to `final_lr`.
+
+    Args:
+        settings: of the optimizer.
+        step: counted from 0.
+        steps: of the run.
+    """
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":

@@ -21,7 +21,7 @@ import pytest
 from pipelines.settings import TrainSettings
 from pipelines.tracking.run import UNSENT, TrackingSettings, create_sqlite, start_run
 from pipelines.training.driver import train
-from pipelines.training.worker import METRICS, read_metrics
+from pipelines.training.metrics import METRICS, read_metrics
 from tests.pipelines.training.encoded_set import BUCKET, write_conditioner, write_encoded_set
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipelines.training.tasks.base import Mean
-from pipelines.training.tasks.dit import DiTTask, DiTTrainee
+from pipelines.training.metrics import Mean
+from pipelines.training.tasks.dit import DiTTask
+from pipelines.training.tasks.helpers.diffusion import DiffusionTrainee
 
 
-class RecordedTrainee(DiTTrainee):
+class RecordedTrainee(DiffusionTrainee):
     """Each process appends (step, ids of the samples that count) to a file of its own beside the data."""
 
     def __init__(self, components: dict[str, nn.Module], task: DiTTask) -> None:

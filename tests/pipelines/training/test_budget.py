@@ -12,7 +12,7 @@ from jobs.cli import main
 from jobs.settings import load_recipe
 from pipelines.settings import DiTSettings, LoRASettings, TrainSettings, WorkerSettings
 from pipelines.training.budget import Cluster, budget, model_states, remedies
-from pipelines.training.worker import _import_deepspeed
+from pipelines.training.deepspeed import import_deepspeed
 
 BUCKET = Bucket(frames=121, height=512, width=768)
 
@@ -26,7 +26,7 @@ def settings(recompute: int = 1, tokens: int = 6400, **workers) -> TrainSettings
 
 
 def test_model_states_agree_with_deepspeeds_estimate() -> None:
-    _import_deepspeed(torch.device("cpu"))
+    import_deepspeed(torch.device("cpu"))
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 

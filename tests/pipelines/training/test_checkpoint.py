@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pipelines.training import checkpoint
 from pipelines.training.ema import MovingAverage
-from pipelines.training.worker import Means
+from pipelines.training.metrics import Means
 
 ROOT = Path(__file__).parents[3]
 

@@ -13,8 +13,9 @@ from data_prep.loading import batch_plan
 from pipelines.settings import TrainSettings
 from pipelines.training import checkpoint
 from pipelines.training.driver import component_files, train
+from pipelines.training.metrics import METRICS, read_metrics
 from pipelines.training.tasks.dit import DiTTask
-from pipelines.training.worker import METRICS, Job, components, read_metrics
+from pipelines.training.worker import Job, build_components
 from tests.pipelines.killing import train_until_killed
 from tests.pipelines.training.encoded_set import BUCKET, write_conditioner, write_encoded_set
 from tests.pipelines.training.training_runs import exact
@@ -219,7 +220,7 @@ def plain_losses(chosen: TrainSettings, steps: int) -> list[float]:
     task = DiTTask(chosen.model_copy(update={"workers": chosen.workers.model_copy(update={"zero_stage": 1})}))
     files = component_files(chosen.init_from)
     device = torch.device("cpu")
-    trainee = task.build(components(Job(DiTTask, task.settings, Path(), files), task, 1, device))
+    trainee = task.build(build_components(Job(DiTTask, task.settings, Path(), files), task, device))
     dataset = task.dataset()
     plan = batch_plan.plan(dataset.buckets, dataset.tokens, chosen.batch, seed=chosen.seed, world=1)
     trained = [p for p in trainee.parameters() if p.requires_grad]

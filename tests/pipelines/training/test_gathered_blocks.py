@@ -7,7 +7,8 @@ from torch import nn
 
 from pipelines.training import driver
 from pipelines.training.driver import train
-from pipelines.training.tasks.dit import DiTTask, DiTTrainee
+from pipelines.training.tasks.dit import DiTTask
+from pipelines.training.tasks.helpers.diffusion import DiffusionTrainee
 from tests.pipelines.training.encoded_set import write_conditioner, write_encoded_set
 from tests.pipelines.training.test_driver import settings
 from tests.pipelines.training.training_runs import exact
@@ -27,11 +28,11 @@ def conditioner(tmp_path_factory) -> Path:
 def test_blocks_gathered_whole_train_as_layer_by_layer(ray_session, data, conditioner, tmp_path, monkeypatch):
     """No parameter is small enough to stay whole on every rank, as it would be at this size."""
 
-    class Layered(DiTTrainee):
-        fetched_whole = ()
+    class Layered(DiffusionTrainee):
+        leaf_classes = ()
 
     class LayeredTask(DiTTask):
-        def build(self, components: dict[str, nn.Module]) -> DiTTrainee:
+        def build(self, components: dict[str, nn.Module]) -> DiffusionTrainee:
             return Layered(components, self)
 
     gathered = {"persistence_threshold": 0}

@@ -22,7 +22,7 @@ from model import weights
 from pipelines.dataflow.prepare import run_prepare
 from pipelines.settings import TrainSettings
 from pipelines.training.driver import train
-from pipelines.training.worker import METRICS, read_metrics
+from pipelines.training.metrics import METRICS, read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -14,14 +14,14 @@ from pipelines.settings import OptimizerSettings, TrainSettings
 from pipelines.training import checkpoint
 from pipelines.training.driver import component_files, train
 from pipelines.training.ema import MovingAverage
+from pipelines.training.metrics import per_sample, read_metrics
 from pipelines.training.schedule import learning_rate
-from pipelines.training.tasks.base import noise_like, per_sample
 from pipelines.training.tasks.dit import DiTTask
 from pipelines.training.tasks.helpers.clips import PictureClips, SoundClips
-from pipelines.training.tasks.helpers.statistics import spread
-from pipelines.training.tasks.video_vae import edge_error
+from pipelines.training.tasks.helpers.errors import edge_error
+from pipelines.training.tasks.helpers.random_draws import noise_like
+from pipelines.training.tasks.helpers.statistics import rank_rows
 from pipelines.training.tasks.vocoder import stft_error
-from pipelines.training.worker import read_metrics
 from tests.pipelines.training.curated_set import write_curated_set
 from tests.pipelines.training.encoded_set import write_conditioner, write_encoded_set
 
@@ -112,7 +112,7 @@ def test_a_record_that_was_cut_off_is_left_out(tmp_path):
 
 @pytest.mark.parametrize(("samples", "world", "limit"), [(10, 3, 100), (10, 3, 4), (1, 2, 8), (6, 2, 6)])
 def test_rows_for_statistics_are_shared_and_each_counts_once(samples, world, limit):
-    shares = [list(spread(samples, rank, world, limit)) for rank in range(world)]
+    shares = [list(rank_rows(samples, rank, world, limit)) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
     counted = sorted(row for share in shares for row, counts in share if counts)
     assert len(counted) == len(set(counted)) == min(samples, limit)
@@ -142,7 +142,7 @@ def test_crops_of_pictures(curated):
     data = PictureClips(curated, [Bucket()], frames=17, size=96, seed=0, cache_mb=64)
     assert [clip.clip_id for clip in data.clips] == ["clip0", "clip2"]
     assert data.skipped == {"too small": 1}
-    assert data.whole(0).shape == data.whole(1).shape == (49, 128, 192, 3)
+    assert data.clip_frames(0).shape == data.clip_frames(1).shape == (49, 128, 192, 3)
     batch = data.batch(MicroBatch((0, 1), (1.0, 1.0)), step=3)
     assert batch.pixels.shape == (2, 3, 17, 96, 96)
     assert batch.pixels.abs().max() <= 1

@@ -9,7 +9,7 @@ import model
 from pipelines.settings import TrainSettings
 from pipelines.training import driver
 from pipelines.training.driver import train
-from pipelines.training.worker import METRICS, read_metrics
+from pipelines.training.metrics import METRICS, read_metrics
 from tests.pipelines.killing import end_family, start_training, strike_training
 from tests.pipelines.training import recorded
 from tests.pipelines.training.curated_set import write_curated_set

@@ -9,8 +9,8 @@ from torch import nn
 
 from pipelines.settings import TrainSettings
 from pipelines.training.driver import train
+from pipelines.training.metrics import METRICS, read_metrics
 from pipelines.training.tasks.base import Trainee
-from pipelines.training.worker import METRICS, read_metrics
 
 # What of a record is about time; the rest is what the steps' arithmetic gives.
 RATES = frozenset({"samples_per_s", "tokens_per_s", "tflop_per_s", "steps_per_s"})

@@ -8,7 +8,7 @@ import torch
 import model
 from pipelines.settings import TrainSettings
 from pipelines.training.driver import train
-from pipelines.training.worker import METRICS, read_metrics
+from pipelines.training.metrics import METRICS, read_metrics
 from tests.pipelines.killing import train_until_killed
 from tests.pipelines.training.curated_set import write_curated_set
 from tests.pipelines.training.training_runs import exact

@@ -42,7 +42,9 @@ def made(encoded: Path, gemma: Path, **section: Any) -> tuple[TextProjectionTrai
     task = TextProjectionTask(settings(encoded, gemma, **section))
     torch.manual_seed(0)
     trainee = task.build(model.build("tiny", components=task.uses).components)
-    return trainee, task.dataset().batch(MicroBatch((0, 1, 2, 3), (1.0,) * 4), 0).to("cpu")
+    batch = task.dataset().batch(MicroBatch((0, 1, 2, 3), (1.0,) * 4), 0).to("cpu")
+    assert isinstance(batch, CaptionedBatch)
+    return trainee, batch
 
 
 def test_a_batch_of_captions_equals_each_alone(encoded, gemma):

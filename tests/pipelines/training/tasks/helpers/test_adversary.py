@@ -18,7 +18,7 @@ from model.video_vae import VideoVAE
 from model.vocoder import Vocoder, VocoderConfig, VocoderWithBWE, VocoderWithBWEConfig
 from pipelines.settings import AdversarySettings, OptimizerSettings, TrainSettings
 from pipelines.training.tasks.audio_vae import AudioVAETask, coarse_error
-from pipelines.training.tasks.helpers.adversary import Adversary, Discriminators, own_optimizer
+from pipelines.training.tasks.helpers.adversary import Adversary, Discriminators, discriminator_optimizer
 from pipelines.training.tasks.helpers.clips import PixelBatch, SoundBatch
 from pipelines.training.tasks.helpers.perceptual import load_perceptual
 from pipelines.training.tasks.video_vae import VideoVAETask
@@ -51,7 +51,7 @@ class PlainEngine:
 
 def adversary(discriminators: Discriminators | None, steps: int = 100) -> Adversary:
     assert discriminators is not None
-    options = own_optimizer(RUN, discriminators.options)
+    options = discriminator_optimizer(RUN, discriminators.options)
     return Adversary(PlainEngine(discriminators, options), options, steps)
 
 
@@ -152,7 +152,7 @@ def test_the_adversary_begins_at_its_step_with_a_rate_of_its_own():
     options = AdversarySettings(weight=1.0, start_step=3, lr=0.5)
     warming = OptimizerSettings(lr=1e-3, warmup_steps=2, schedule="constant")
     judge = PatchDiscriminator(PatchDiscriminatorConfig(dims=2, in_channels=2, channels=4))
-    own = own_optimizer(warming, options)
+    own = discriminator_optimizer(warming, options)
     against = Adversary(PlainEngine(Discriminators(judge, "hinge", options), own), own, steps=10)
     assert [against.begin(step) for step in range(5)] == [False, False, False, True, True]
     rates = []
