@@ -94,11 +94,11 @@ class TextProjectionTask(DiffusionTask):
 
     def flops(self, trainee: Trainee, batch: CaptionedBatch) -> float:
         """Count the transformer, the forward of the text encoder, and W's forward and the gradient of its weight."""
-        own = cast(TextProjectionTrainee, trainee)
+        trainee = cast(TextProjectionTrainee, trainee)
         transformer = super().flops(trainee, batch)
-        encoder = own.encoder.on(batch.weights.device).model
+        encoder = trainee.encoder.on(batch.weights.device).model
         layers = sum(p.numel() for name, p in encoder.named_parameters() if "embed_tokens" not in name)
-        config = own.text_conditioner.config
+        config = trainee.text_conditioner.config
         streams = (config.video_width, config.audio_width) if config.per_modality_projections else (config.video_width,)
         projection = config.hidden_size * config.num_states * sum(streams)
-        return transformer + own.text_slots * (2 * layers + 4 * projection)
+        return transformer + trainee.text_slots * (2 * layers + 4 * projection)

@@ -152,13 +152,13 @@ class UpscalerTask(Task):
 
     def flops(self, trainee: Trainee, batch: PixelBatch) -> float:
         """Count two encodings, the upscaler forward and backward, and the decoder's forward and input gradient."""
-        own = cast(UpscalerTrainee, trainee)
+        trainee = cast(UpscalerTrainee, trainee)
         b, c, f, h, w = batch.pixels.shape
-        scale, vae = self.scale, own.vae.on(batch.pixels.device)
+        scale, vae = self.scale, trainee.vae.on(batch.pixels.device)
         crops = ((f, h, w), (1 + (f - 1) // scale.time, round(h / scale.space), round(w / scale.space)))
         high, low = ((b, vae.config.latent_channels, *latent_size(*crop)) for crop in crops)
         encoded = sum(forward_flops(vae, (b, c, *crop), lambda m, x: m.encode_distribution(x)) for crop in crops)
-        upscaled = 3 * forward_flops(own.upscaler, low, lambda m, x: m(x))
+        upscaled = 3 * forward_flops(trainee.upscaler, low, lambda m, x: m(x))
         # The decoder has a gradient for its input but none for its weights.
         decoded = 2 * forward_flops(vae, high, lambda m, x: m.decode_raw(x))
         return encoded + upscaled + (decoded if self.settings.upscaler.decoded else 0)

@@ -298,7 +298,7 @@ class DiffusionTask(Task):
 
     def flops(self, trainee: Trainee, batch: LatentBatch) -> float:
         """Count the transformer's operations. The connectors are not counted; they have few."""
-        own = cast(DiffusionTrainee, trainee)
+        trainee = cast(DiffusionTrainee, trainee)
         size, _, f, h, w = batch.video_latent.shape
-        config, audio = own.transformer.config, batch.audio_latent.shape[2]
-        return training_flops(config, f * h * w, audio, own.context_tokens, size, own.trained_share)
+        config, audio = trainee.transformer.config, batch.audio_latent.shape[2]
+        return training_flops(config, f * h * w, audio, trainee.context_tokens, size, trainee.trained_share)

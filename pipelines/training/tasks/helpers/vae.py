@@ -87,9 +87,9 @@ class VAETask(Task):
 
     def flops(self, trainee: Trainee, batch: Any) -> float:
         """Count encoder and decoder, forward and backward."""
-        own = cast(VAETrainee, trainee)
-        shape = tuple(own.input(batch).shape)
-        return 3 * forward_flops(own.vae, shape, lambda m, x: m.decode_raw(m.encode_distribution(x)[0]))
+        trainee = cast(VAETrainee, trainee)
+        shape = tuple(trainee.input(batch).shape)
+        return 3 * forward_flops(trainee.vae, shape, lambda m, x: m.decode_raw(m.encode_distribution(x)[0]))
 
     @abstractmethod
     def clip(self, dataset: Any, row: int) -> Tensor:
