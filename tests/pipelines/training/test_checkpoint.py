@@ -1,4 +1,4 @@
-"""What a checkpoint promises: the loop stops for a copy, and only what is whole is ever found."""
+"""Checkpoints: the loop stops only to copy, and only a complete checkpoint is ever loaded."""
 
 import signal
 import subprocess
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class Engine:
-    """As much of DeepSpeed's engine as a checkpoint needs."""
+    """The part of a DeepSpeed engine that a checkpoint needs."""
 
     def __init__(self, size: int = 1000) -> None:
         self.weights = torch.zeros(size)
@@ -36,7 +36,7 @@ class Engine:
 
 @pytest.fixture
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A process group of this process."""
+    """Start a process group with this process alone."""
     place = tmp_path_factory.mktemp("group") / "store"
     dist.init_process_group("gloo", init_method=f"file://{place}", rank=0, world_size=1)
     yield
@@ -45,7 +45,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Writing waits until this is set."""
+    """Return an event; writing waits until it is set."""
     go, write = threading.Event(), torch.save
 
     def save(content: Any, path: Path) -> None:
@@ -72,7 +72,7 @@ def test_the_loop_goes_on_while_a_checkpoint_is_written(alone, held, tmp_path):
         engine.weights.fill_(2.0)
     counts = torch.ones(3)
     writer.save(2, {"counts": counts})
-    # What the next step changes is not what is being written.
+    # The next step does not change the tensors that are being written.
     for tensor in (*(engine.weights for engine in engines.values()), counts):
         tensor.fill_(9.0)
     assert found(tmp_path) == 1
@@ -141,7 +141,7 @@ for step in range(1, 1000):
 
 
 def test_a_kill_in_the_middle_of_a_write_leaves_a_whole_checkpoint(tmp_path):
-    """SIGKILL at moments across several writes of 16 MB: of what is found, every value is that of its step."""
+    """SIGKILL at moments during several writes of 16 MB: every value of a found checkpoint is that of its step."""
     for delay in (0.002, 0.02):
         root = tmp_path / str(delay)
         child = subprocess.Popen([sys.executable, "-c", _CUT_OFF, str(root)], cwd=ROOT, stdout=subprocess.PIPE)
@@ -191,14 +191,14 @@ def test_sums_since_the_last_record_are_shared_out_to_other_ranks(alone):
 
 
 def zero3_cut(size: int, world: int) -> list[tuple[int, int]]:
-    """(begin, elements) of each rank's part under ZeRO-3: equal, the last ones padded."""
+    """Return each rank's (begin, elements) with ZeRO-3: equal parts, the last one padded."""
     each = -(-size // world)
     return [(rank * each, each) for rank in range(world)]
 
 
 @st.composite
 def cuts(draw: st.DrawFn, size: int) -> list[tuple[int, int]]:
-    """As ZeRO-3 or, with ZeRO-1 and 2, anywhere; a rank may have nothing."""
+    """Cut as ZeRO-3 does or, as with ZeRO-1 and 2, anywhere; a rank may hold nothing."""
     world = draw(st.integers(1, 5))
     if draw(st.booleans()):
         return zero3_cut(size, world)
@@ -208,7 +208,7 @@ def cuts(draw: st.DrawFn, size: int) -> list[tuple[int, int]]:
 
 @given(data=st.data(), sizes=st.lists(st.integers(1, 12), min_size=1, max_size=3), steps=st.integers(1, 3))
 def test_the_average_of_any_parts_is_that_of_the_whole_in_double_precision(data, sizes, steps):
-    """Ranks average their parts, other ranks with other parts go on: all equal the average of whole parameters."""
+    """Average partitions, then continue with other ranks and partitions: equal to the average without partitions."""
     generator = torch.Generator().manual_seed(0)
     decay = 0.9
     weights = {f"p{n}": torch.randn(size, generator=generator) for n, size in enumerate(sizes)}

@@ -1,4 +1,4 @@
-"""Under ZeRO-3 a block is gathered as one, and may be compiled: what it computes stays what it was."""
+"""With ZeRO-3 a block is gathered at once and may be compiled; neither changes what it computes."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def conditioner(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_blocks_gathered_whole_train_as_layer_by_layer(ray_session, data, conditioner, tmp_path, monkeypatch):
-    """No parameter is small enough to stay whole on every rank, as it would be at this size."""
+    """A threshold of 0: no parameter stays complete on every rank, though all are small enough."""
 
     class Layered(DiffusionTrainee):
         leaf_classes = ()

@@ -1,4 +1,4 @@
-"""The training run's parts that need no workers."""
+"""The parts of a training run that need no workers."""
 
 import json
 from itertools import pairwise
@@ -133,7 +133,7 @@ def test_the_stft_error_hears_the_difference():
 
 @pytest.fixture(scope="module")
 def curated(tmp_path_factory):
-    """Two clips that fit the bucket, one that is too small, one that was dropped."""
+    """Write two clips that fit the bucket, one that is too small, and one that was dropped."""
     sizes = [(192, 128), (96, 96), (192, 160), (192, 128)]
     return write_curated_set(tmp_path_factory.mktemp("curated"), sizes, dropped=3)
 
@@ -159,7 +159,7 @@ def test_stills_are_a_bucket_of_their_own(curated):
     stills = data.batch(MicroBatch((2, 3, 4), (1.0, 1.0, 1.0)), step=3)
     assert stills.pixels.shape == (3, 3, 1, 96, 96)
     assert stills.ids == ("clip0/still1", "clip2/still1", "clip0/still2")
-    assert not torch.equal(stills.pixels[0], stills.pixels[2])  # a draw of its own
+    assert not torch.equal(stills.pixels[0], stills.pixels[2])  # another draw
     assert edge_error(stills.pixels, stills.pixels.flip(4)).isfinite().all()
 
 
@@ -169,7 +169,7 @@ def test_crops_of_sound(curated):
     batch = data.batch(MicroBatch((0, 1, 2), (1.0, 1.0, 1.0)), step=1)
     assert batch.mel.shape == (3, 2, 41, 64)
     assert batch.waveform.shape == (3, 2, 41 * 240)
-    # Mel and waveform are of the same span and channel: left sounds, right is silent.
+    # Mel and waveform have the same span and channels: sound on the left, silence on the right.
     assert batch.mel[:, 0].max() > batch.mel[:, 1].max() + 3
     assert batch.waveform[:, 0].abs().max() > 0.15
     assert batch.waveform[:, 1].abs().max() < 0.01
@@ -233,7 +233,7 @@ def test_features_of_another_projection_are_refused(tmp_path):
     about = {"text_projection": model.weights.projection_fingerprint(start)}
     encoded = str(write_encoded_set(tmp_path / "encoded", about=about))
     conditioner = model.weights.load(start).text_conditioner
-    # Connectors that were trained on leave the projection what it is.
+    # Training the connectors does not change the projection.
     conditioner.video_embeddings_connector.learnable_registers.data += 1
     model.weights.save(conditioner, tmp_path / "trained")
     task = DiTTask(TrainSettings.model_validate({"input": encoded}))
