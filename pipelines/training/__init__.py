@@ -5,7 +5,7 @@ The path of a run, from the outside in:
     driver       `train`: check the user's input, start the workers, write the summary
     launch       start the workers under Ray Train, and wait until they are done
     relay        while they train, pass metrics and checkpoints on to the tracking server and the progress display
-    worker       what every worker runs; `Run.train` is one training step from top to bottom
+    worker       what every worker runs; `Trainer.train` is one training step from top to bottom
     tasks        what is trained: `tasks.base` says what a task is, and how to write one
 
 What the loop uses:

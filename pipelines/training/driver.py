@@ -166,13 +166,14 @@ def _check_resumable(
     for name, identity in held.get("given", given).items():
         if given.get(name) != identity:
             raise ValueError(
-                f"the {name} of train.init_from is not what {output} was begun with; give that, or another output"
+                f"the {name} of train.init_from is not what {output} was started with; "
+                f"give the same, or choose another output"
             )
     step, marker = found
     if marker["steps_per_epoch"] != steps_per_epoch:
         raise ValueError(
-            f"{settings.input} has changed since {output} was begun ({marker['steps_per_epoch']} steps an epoch then, "
-            f"{steps_per_epoch} now); choose another output"
+            f"{settings.input} has changed since {output} was started "
+            f"({marker['steps_per_epoch']} steps per epoch then, {steps_per_epoch} now); choose another output"
         )
     if step > settings.steps:
         raise ValueError(f"{output} is at step {step}, beyond train.steps = {settings.steps}; choose another output")

@@ -1,6 +1,6 @@
 """The training loop, as every worker runs it inside Ray Train's process group.
 
-Read `Run.train` first: one training step from top to bottom. The loop is the same for every task; the task
+Read `Trainer.train` first: one training step from top to bottom. The loop is the same for every task; the task
 (`tasks.base`) builds the module, its data and its loss. DeepSpeed is set up in `deepspeed`, the numbers of a record
 are gathered in `metrics`, and checkpoints are written in `checkpoint`.
 
@@ -61,9 +61,9 @@ def run_worker(config: dict[str, Job]) -> None:
     if settings.workers.compile:
         os.environ["TORCHDYNAMO_DISABLE"] = "0"
     torch.manual_seed(settings.seed)
-    run = Run(job, context.get_world_rank(), context.get_world_size(), device)
-    run.train()
-    run.export()
+    trainer = Trainer(job, context.get_world_rank(), context.get_world_size(), device)
+    trainer.train()
+    trainer.export()
 
 
 def build_components(job: Job, task: Task, device: torch.device) -> dict[str, nn.Module]:
@@ -91,7 +91,7 @@ def build_components(job: Job, task: Task, device: torch.device) -> dict[str, nn
     return components
 
 
-class Run:
+class Trainer:
     """One rank of a training run: data, engines, moving average, checkpoints, and the loop."""
 
     def __init__(self, job: Job, rank: int, world: int, device: torch.device) -> None:

@@ -46,7 +46,9 @@ class DiTTask(DiffusionTask):
         """Check also the settings of LoRA, and that W made the stored text features."""
         if self.settings.dit.lora.rank:
             if "transformer" not in files:
-                raise ValueError("train dit: lora is for given weights, and init_from gives no transformer; name one")
+                raise ValueError(
+                    "train dit: lora needs a given transformer, and init_from gives no transformer; name one"
+                )
             if self.settings.dit.frozen:
                 raise ValueError(
                     "train dit: under lora all given weights are frozen; remove dit.frozen, or narrow dit.lora.targets"
@@ -55,7 +57,7 @@ class DiTTask(DiffusionTask):
         if "text_conditioner" not in files:
             raise ValueError(
                 "train dit: init_from gives no text_conditioner; name the model folder that encode used, "
-                "for the stored text features are its projection's"
+                "because its projection W made the stored text features"
             )
         # Compare W alone: the connectors may have been trained since.
         known = cast(LatentDataset, dataset).samples.read(0)[1].get("text_projection")

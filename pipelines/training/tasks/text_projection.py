@@ -77,8 +77,8 @@ class TextProjectionTask(DiffusionTask):
         samples.caption(0, samples.read(0)[1])
         if not self.options.train_transformer and "transformer" not in files:
             raise ValueError(
-                "train text-projection: train_transformer is off and init_from gives no transformer; a fresh one puts "
-                "out zeros, from which nothing is learned; give a trained one, or train it too"
+                "train text-projection: train_transformer is off and init_from gives no transformer; a new one "
+                "returns only zeros, so nothing can be learned; give a trained one, or train it too"
             )
         named = f"train.text_projection.text_encoder {self.options.text_encoder!r}"
         try:

@@ -139,8 +139,8 @@ class UpscalerTask(Task):
         """Check that the video VAE is given, and that it and the scale fit the upscaler."""
         if "video_vae" not in files:
             raise ValueError(
-                "train upscaler: init_from gives no video_vae; name the model folder of the VAE whose latents are to "
-                "be upscaled"
+                "train upscaler: init_from gives no video_vae; name the model folder of the VAE whose latents "
+                "the upscaler is for"
             )
         configs = {name: self.config(name, files) for name in self.uses}
         check_fit(configs)
@@ -171,5 +171,5 @@ def _check_multiple(name: str, value: int, first: int, multiple: int, scale: str
         shape = f"{'1 + ' * first}a multiple of {multiple}"
         raise ValueError(
             f"train.upscaler.{name} is {value}; for scale {scale} it must be {shape}, so that the VAE can encode the "
-            f"crop at both resolutions; {near} is"
+            f"crop at both resolutions; set it to {near}"
         )

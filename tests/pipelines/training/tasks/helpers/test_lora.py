@@ -193,7 +193,7 @@ def test_a_run_leaves_an_adapter_beside_the_given_weights(ray_session, data, giv
 
     kept = (given / "transformer.safetensors").read_bytes()
     weights.save(random_model(model.preset("tiny"), seed=6).transformer, given)
-    with pytest.raises(ValueError, match=r"the transformer of train\.init_from is not what .* was begun with"):
+    with pytest.raises(ValueError, match=r"the transformer of train\.init_from is not what .* was started with"):
         train("dit", settings(data, given, steps=8), output)
     (given / "transformer.safetensors").write_bytes(kept)
 
