@@ -149,7 +149,7 @@ class Trainer:
             for step in range(self.start, steps):
                 self.checkpoints.check()
 
-                # Set the learning rates. The discriminators take part from a step of their settings on.
+                # Set the learning rates. The discriminators take part from their start_step on.
                 rate = learning_rate(settings.optimizer, step, steps)
                 set_learning_rate(self.engine, rate)
                 adversary = self.adversary if self.adversary is not None and self.adversary.begin(step) else None

@@ -114,6 +114,7 @@ class DiffusionTrainee(Trainee):
         sigma, drop_caption, skip_cross_modal = self._draw(batch, step, x0["video"].shape[1], x0["audio"].shape[1])
         given = self._given(batch, step)
 
+        # Text: drop captions, then let the connectors turn features into contexts.
         video_features, audio_features, mask = self.text(batch)
         mask = mask & ~drop_caption[:, None]
         video_features, audio_features = (x * mask[..., None] for x in (video_features, audio_features))
@@ -121,6 +122,7 @@ class DiffusionTrainee(Trainee):
         context = {"video": video_context, "audio": audio_context}
         self.context_tokens = video_context.shape[1]
 
+        # Noise: σ per sample, 0 for the given tokens.
         device = mask.device
         positions = {
             "video": torch.cat([video_positions(f, h, w, fps, device=device) for fps in batch.fps.tolist()]),
@@ -142,8 +144,12 @@ class DiffusionTrainee(Trainee):
             )
         if self._shared is not None:
             streams = {name: self._shared.part(name, stream) for name, stream in streams.items()}
+
+        # Predict the velocity of both streams.
         predicted: dict[str, Tensor] = {}
         predicted["video"], predicted["audio"] = self.transformer(streams["video"], streams["audio"], skip_cross_modal)
+
+        # Loss, and its means over the real samples, also by bin of σ.
         real = (batch.weights > 0).float()
         loss = torch.zeros((), device=device)
         means: dict[str, Mean] = {}
