@@ -22,7 +22,7 @@ from pipelines.settings import TrainSettings
 from pipelines.tracking.run import UNSENT, TrackingSettings, create_sqlite, start_run
 from pipelines.training.driver import train
 from pipelines.training.metrics import METRICS, read_metrics
-from tests.pipelines.training.encoded_set import BUCKET, write_conditioner, write_encoded_set
+from tests.pipelines.training.support.encoded_set import BUCKET, write_conditioner, write_encoded_set
 
 
 class Server:

@@ -6,14 +6,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from pipelines.training import checkpoint
 
@@ -30,15 +28,6 @@ class Engine:
     def save_checkpoint(self, root: str, tag: str, save_latest: bool, exclude_frozen_parameters: bool) -> None:
         (Path(root) / tag).mkdir(parents=True, exist_ok=True)
         self.checkpoint_engine.save({"weights": self.weights, "steps": 3}, f"{root}/{tag}/shard.pt")
-
-
-@pytest.fixture
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Start a process group with this process alone."""
-    place = tmp_path_factory.mktemp("group") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{place}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from pipelines.training.metrics import METRICS, read_metrics
 from pipelines.training.tasks.dit import DiTTask
 from pipelines.training.worker import Job, build_components
 from tests.pipelines.killing import train_until_killed
-from tests.pipelines.training.encoded_set import BUCKET, write_conditioner, write_encoded_set
-from tests.pipelines.training.training_runs import exact
+from tests.pipelines.training.support.encoded_set import BUCKET, write_conditioner, write_encoded_set
+from tests.pipelines.training.support.training_runs import exact
 
 
 def settings(data: Path, conditioner: Path, **changes) -> TrainSettings:

@@ -9,9 +9,9 @@ from pipelines.training import driver
 from pipelines.training.driver import train
 from pipelines.training.tasks.dit import DiTTask
 from pipelines.training.tasks.helpers.diffusion import DiffusionTrainee
-from tests.pipelines.training.encoded_set import write_conditioner, write_encoded_set
+from tests.pipelines.training.support.encoded_set import write_conditioner, write_encoded_set
+from tests.pipelines.training.support.training_runs import exact
 from tests.pipelines.training.test_driver import settings
-from tests.pipelines.training.training_runs import exact
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import torch
 from pipelines.settings import TrainSettings
 from pipelines.training.driver import component_files, train
 from pipelines.training.tasks.dit import DiTTask
-from tests.pipelines.training.curated_set import write_curated_set
-from tests.pipelines.training.encoded_set import write_conditioner, write_encoded_set
+from tests.pipelines.training.support.curated_set import write_curated_set
+from tests.pipelines.training.support.encoded_set import write_conditioner, write_encoded_set
 
 
 @pytest.fixture(scope="module")

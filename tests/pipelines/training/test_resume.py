@@ -11,10 +11,10 @@ from pipelines.training import driver
 from pipelines.training.driver import train
 from pipelines.training.metrics import METRICS, read_metrics
 from tests.pipelines.killing import end_family, start_training, strike_training
-from tests.pipelines.training import recorded
-from tests.pipelines.training.curated_set import write_curated_set
-from tests.pipelines.training.encoded_set import BUCKET, write_conditioner, write_encoded_set
-from tests.pipelines.training.training_runs import exact
+from tests.pipelines.training.support import recorded
+from tests.pipelines.training.support.curated_set import write_curated_set
+from tests.pipelines.training.support.encoded_set import BUCKET, write_conditioner, write_encoded_set
+from tests.pipelines.training.support.training_runs import exact
 
 ONE = {"tokens": BUCKET.video_tokens + BUCKET.audio_tokens}
 ADVERSARY = {"weight": 0.5, "start_step": 2, "channels": 16, "lr": 1e-3}

@@ -15,8 +15,8 @@ from pipelines.settings import TrainSettings, WorkerSettings
 from pipelines.training.driver import train
 from pipelines.training.sequence_parallel import SequenceGroup
 from tests.model.sizes import random_model
-from tests.pipelines.training.encoded_set import BUCKET, write_conditioner, write_encoded_set
-from tests.pipelines.training.training_runs import exact, mistake
+from tests.pipelines.training.support.encoded_set import BUCKET, write_conditioner, write_encoded_set
+from tests.pipelines.training.support.training_runs import exact, mistake
 
 F, H, W, T = 3, 1, 3, 5  # 9 and 5 tokens: neither is a multiple of two ranks
 

@@ -10,8 +10,8 @@ from pipelines.settings import TrainSettings
 from pipelines.training.driver import train
 from pipelines.training.metrics import METRICS, read_metrics
 from tests.pipelines.killing import train_until_killed
-from tests.pipelines.training.curated_set import write_curated_set
-from tests.pipelines.training.training_runs import exact
+from tests.pipelines.training.support.curated_set import write_curated_set
+from tests.pipelines.training.support.training_runs import exact
 
 START = 2
 ADVERSARY = {"weight": 0.5, "start_step": START, "channels": 16, "lr": 1e-3}

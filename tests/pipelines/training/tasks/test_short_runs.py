@@ -14,9 +14,9 @@ from pipelines.settings import TrainSettings
 from pipelines.tracking.run import TrackingSettings
 from pipelines.training.driver import train
 from tests.pipelines.killing import train_until_killed
-from tests.pipelines.training.curated_set import write_curated_set
-from tests.pipelines.training.encoded_set import BUCKET, write_encoded_set
-from tests.pipelines.training.training_runs import exact
+from tests.pipelines.training.support.curated_set import write_curated_set
+from tests.pipelines.training.support.encoded_set import BUCKET, write_encoded_set
+from tests.pipelines.training.support.training_runs import exact
 from tests.tiny_gemma import write_gemma
 
 CODECS = ("video_vae", "audio_vae", "vocoder")

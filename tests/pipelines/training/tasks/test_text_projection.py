@@ -15,8 +15,8 @@ from data_prep.loading.loader import CaptionedBatch
 from model.text_encoder import GemmaTextEncoder
 from pipelines.settings import TrainSettings
 from pipelines.training.tasks.text_projection import TextProjectionTask, TextProjectionTrainee
-from tests.pipelines.training.encoded_set import write_encoded_set
-from tests.pipelines.training.training_runs import changed, learn, mistake, state
+from tests.pipelines.training.support.encoded_set import write_encoded_set
+from tests.pipelines.training.support.training_runs import changed, learn, mistake, state
 from tests.tiny_gemma import write_gemma
 
 CAPTIONS = ("a ball bounces", "a", "someone speaks and a ball bounces and someone speaks", "")

@@ -15,8 +15,8 @@ from model.upscaler import UpscalerConfig
 from pipelines.settings import TrainSettings
 from pipelines.training.tasks.helpers.clips import PixelBatch
 from pipelines.training.tasks.upscaler import SCALES, UpscalerTask, UpscalerTrainee, scaled_down
-from tests.pipelines.training.curated_set import write_curated_set
-from tests.pipelines.training.training_runs import changed, learn, mistake, state
+from tests.pipelines.training.support.curated_set import write_curated_set
+from tests.pipelines.training.support.training_runs import changed, learn, mistake, state
 
 CPU = torch.device("cpu")
 # scale → frames and size of the smallest crop, frames and size of its low version

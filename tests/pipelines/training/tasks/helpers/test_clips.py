@@ -7,7 +7,7 @@ from data_prep.loading.batch_plan import MicroBatch
 from data_prep.loading.buckets import Bucket
 from pipelines.training.tasks.helpers.clips import PictureClips, SoundClips
 from pipelines.training.tasks.helpers.errors import edge_error
-from tests.pipelines.training.curated_set import write_curated_set
+from tests.pipelines.training.support.curated_set import write_curated_set
 
 
 @pytest.fixture(scope="module")

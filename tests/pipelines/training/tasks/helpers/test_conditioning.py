@@ -21,7 +21,7 @@ from pipelines.training.tasks.dit import DiTTask
 from pipelines.training.tasks.helpers import diffusion
 from pipelines.training.tasks.helpers.conditioning import draw_given
 from pipelines.training.tasks.helpers.diffusion import freeze, token_error
-from tests.pipelines.training.encoded_set import write_encoded_set
+from tests.pipelines.training.support.encoded_set import write_encoded_set
 
 KINDS = tuple(ConditioningSettings.model_fields)
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5))

@@ -20,8 +20,8 @@ from pipelines.training.tasks.helpers.lora import add_adapters, save_adapters
 from tests.model.sizes import random_model, tiny_2_0
 from tests.model.test_weights_oracles import equal, streams
 from tests.pipelines.killing import train_until_killed
-from tests.pipelines.training.encoded_set import BUCKET, write_conditioner, write_encoded_set
-from tests.pipelines.training.training_runs import changed, exact, learn, mistake, state
+from tests.pipelines.training.support.encoded_set import BUCKET, write_conditioner, write_encoded_set
+from tests.pipelines.training.support.training_runs import changed, exact, learn, mistake, state
 
 LORA = {"rank": 4, "alpha": 6, "targets": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.*")}
 
