@@ -112,12 +112,6 @@ def start_engine(
     return engine
 
 
-def set_learning_rate(engine: Any, rate: float) -> None:
-    """Set the learning rate of all parameter groups of an engine."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = rate
-
-
 def _require_gradients(module: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Require gradients for the inputs of a leaf module.
 

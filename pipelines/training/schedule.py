@@ -1,6 +1,7 @@
 """The learning rate as a function of the step alone, so that a resumed run needs no scheduler state."""
 
 import math
+from typing import Any
 
 from pipelines.settings import OptimizerSettings
 
@@ -19,3 +20,9 @@ def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
         return settings.lr
     done = (step - settings.warmup_steps) / max(1, steps - 1 - settings.warmup_steps)
     return settings.lr * (settings.final_lr + (1 - settings.final_lr) * (1 + math.cos(math.pi * min(1.0, done))) / 2)
+
+
+def set_learning_rate(engine: Any, rate: float) -> None:
+    """Set the learning rate of all parameter groups of a DeepSpeed engine."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate

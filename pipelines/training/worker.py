@@ -23,11 +23,11 @@ from data_prep.loading import batch_plan
 from data_prep.loading.loader import Prefetch
 from pipelines.settings import TrainSettings
 from pipelines.training import checkpoint, reshard
-from pipelines.training.deepspeed import partitioned_init, set_learning_rate, start_engine
+from pipelines.training.deepspeed import partitioned_init, start_engine
 from pipelines.training.ema import MovingAverage
 from pipelines.training.metrics import METRICS, Means, MetricsFile, Throughput, gradient_norm
 from pipelines.training.partitions import fill, local_partitions, set_weights, spans
-from pipelines.training.schedule import learning_rate
+from pipelines.training.schedule import learning_rate, set_learning_rate
 from pipelines.training.tasks.base import Task, Trainee
 from pipelines.training.tasks.helpers.adversary import Adversary, discriminator_optimizer
 
@@ -177,7 +177,7 @@ class Trainer:
                 throughput.samples += samples
                 throughput.tokens += tokens
 
-                # Log. Only here does the loop wait for the device.
+                # Log. Only here, and to copy a checkpoint, does the loop wait for the device.
                 done = step + 1
                 if done % settings.log_every == 0 or done == steps:
                     record = self.means.take() | {

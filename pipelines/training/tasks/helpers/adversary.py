@@ -28,7 +28,7 @@ from model.discriminators import (
 )
 from pipelines.settings import AdversarySettings, OptimizerSettings
 from pipelines.training.metrics import Mean, gradient_norm, per_sample
-from pipelines.training.schedule import learning_rate
+from pipelines.training.schedule import learning_rate, set_learning_rate
 
 _LOSSES = {
     "hinge": (hinge_generator_loss, hinge_discriminator_loss),
@@ -145,8 +145,7 @@ class Adversary:
         start = self._options.start_step
         if step < start:
             return False
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate(self._optimizer, step - start, self._steps - start)
+        set_learning_rate(self.engine, learning_rate(self._optimizer, step - start, self._steps - start))
         self._first = True
         return True
 
