@@ -162,10 +162,10 @@ class Writer:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self.check()
+        self.raise_error()
 
-    def check(self) -> None:
-        """Check, without waiting, that no write has failed.
+    def raise_error(self) -> None:
+        """Raise the error of a failed write, without waiting for a pending one.
 
         Raises:
             RuntimeError: a checkpoint could not be written; says why.

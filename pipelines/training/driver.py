@@ -93,7 +93,7 @@ def train(
         able = " and ".join(name for name, kind in known.items() if kind.shares_samples)
         raise ValueError(f"train {task}: train.workers.sequence_parallel is for {able}; set it to 1")
     plan = batch_plan.plan(dataset.buckets, dataset.tokens, settings.batch, seed=settings.seed, world=workers.replicas)
-    chosen.check(dataset, files)
+    chosen.validate(dataset, files)
     given = {name: open_components(path, components=[name])[0].identity() for name, path in files.items()}
     _check_resumable(task, settings, output, plan.steps_per_epoch, given)
 

@@ -147,7 +147,7 @@ class Trainer:
         throughput = Throughput()
         with Prefetch(self._micro_batch, start=self.start * accumulation, depth=2 * accumulation) as batches:
             for step in range(self.start, steps):
-                self.checkpoints.check()
+                self.checkpoints.raise_error()
 
                 # Set the learning rates. The discriminators take part from their start_step on.
                 rate = learning_rate(settings.optimizer, step, steps)

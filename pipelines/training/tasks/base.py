@@ -151,7 +151,7 @@ class Task(ABC):
             return weights.configs(files[component])[component]
         return getattr(preset(self.settings.preset), component)
 
-    def check(self, dataset: Dataset, files: dict[str, Path]) -> None:  # noqa: B027
+    def validate(self, dataset: Dataset, files: dict[str, Path]) -> None:  # noqa: B027
         """Check the user's input before any worker starts.
 
         Raises:

@@ -42,7 +42,7 @@ class DiTTask(DiffusionTask):
         module.requires_grad_(False)
         add_adapters(module.get_submodule("transformer"), lora, self.settings.seed)
 
-    def check(self, dataset: Dataset, files: dict[str, Path]) -> None:
+    def validate(self, dataset: Dataset, files: dict[str, Path]) -> None:
         """Check also the settings of LoRA, and that W made the stored text features."""
         if self.settings.dit.lora.rank:
             if "transformer" not in files:
@@ -53,7 +53,7 @@ class DiTTask(DiffusionTask):
                 raise ValueError(
                     "train dit: under lora all given weights are frozen; remove dit.frozen, or narrow dit.lora.targets"
                 )
-        super().check(dataset, files)
+        super().validate(dataset, files)
         if "text_conditioner" not in files:
             raise ValueError(
                 "train dit: init_from gives no text_conditioner; name the model folder that encode used, "

@@ -70,9 +70,9 @@ class TextProjectionTask(DiffusionTask):
         encoder = GemmaTextEncoder.load(resolve(self.options.text_encoder), self.options.max_text_tokens, dtype)
         return TextProjectionTrainee(components, encoder, self)
 
-    def check(self, dataset: Dataset, files: dict[str, Path]) -> None:
+    def validate(self, dataset: Dataset, files: dict[str, Path]) -> None:
         """Check also that the samples hold captions, and that W fits the text encoder."""
-        super().check(dataset, files)
+        super().validate(dataset, files)
         samples = cast(LatentDataset, dataset).samples
         samples.caption(0, samples.read(0)[1])
         if not self.options.train_transformer and "transformer" not in files:

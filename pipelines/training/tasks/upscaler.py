@@ -135,7 +135,7 @@ class UpscalerTask(Task):
         vae = cast(VideoVAE, to_dtype(components["video_vae"], dtype))
         return UpscalerTrainee(cast(LatentUpscaler, components["upscaler"]), vae, self)
 
-    def check(self, dataset: Dataset, files: dict[str, Path]) -> None:
+    def validate(self, dataset: Dataset, files: dict[str, Path]) -> None:
         """Check that the video VAE is given, and that it and the scale fit the upscaler."""
         if "video_vae" not in files:
             raise ValueError(

@@ -70,7 +70,7 @@ class VideoVAETask(VAETask):
         """Build a PatchGAN on video, when the adversarial loss has a weight."""
         return patch_discriminators(self.settings.video_vae.adversary, dims=3, channels=3)
 
-    def check(self, dataset: Dataset, files: dict[str, Path]) -> None:
+    def validate(self, dataset: Dataset, files: dict[str, Path]) -> None:
         """Check that the weights of the perceptual distance can be loaded."""
         perceptual = self.settings.video_vae.perceptual
         if perceptual.weight:

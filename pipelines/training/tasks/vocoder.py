@@ -132,7 +132,7 @@ class VocoderTask(Task):
         rate = config.sample_rate if isinstance(config, VocoderConfig) else config.bwe.sample_rate
         return SoundClips(s.input, s.vocoder.crop_mel_frames, rate, s.seed, s.cache_mb)
 
-    def check(self, dataset: Dataset, files: dict[str, Path]) -> None:
+    def validate(self, dataset: Dataset, files: dict[str, Path]) -> None:
         """Check that the audio VAE is given where it is needed, and the precision."""
         s = self.settings
         if s.vocoder.decoded_fraction and "audio_vae" not in files:

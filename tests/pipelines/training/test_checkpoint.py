@@ -103,7 +103,7 @@ def test_a_write_that_fails_is_told_and_leaves_the_checkpoint_before(alone, tmp_
     writer.save(2, {})
     with pytest.raises(RuntimeError, match=r"step 2, rank 0: OSError: .*No space left"):
         writer.wait()
-    for again in (writer.check, lambda: writer.save(3, {})):
+    for again in (writer.raise_error, lambda: writer.save(3, {})):
         with pytest.raises(RuntimeError, match="could not be written"):
             again()
     assert found(tmp_path) == 1

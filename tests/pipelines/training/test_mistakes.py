@@ -78,7 +78,7 @@ def test_features_of_another_projection_are_refused(tmp_path):
     model.weights.save(conditioner, tmp_path / "trained")
     task = DiTTask(TrainSettings.model_validate({"input": encoded}))
     for folder in (start, tmp_path / "trained"):
-        task.check(task.dataset(), component_files((str(folder),)))
+        task.validate(task.dataset(), component_files((str(folder),)))
     next(conditioner.text_embedding_projection.parameters()).data *= 1.01
     model.weights.save(conditioner, tmp_path / "other")
     said = mistake("dit", tmp_path, input=encoded, init_from=[str(tmp_path / "other")])

@@ -264,7 +264,7 @@ class DiffusionTask(Task):
         """Build the trainee from transformer and text conditioner."""
         return DiffusionTrainee(components, self)
 
-    def check(self, dataset: Dataset, files: dict[str, Path]) -> None:
+    def validate(self, dataset: Dataset, files: dict[str, Path]) -> None:
         """Check that latents, transformer, VAEs and workers fit together."""
         tensors, about = cast(LatentDataset, dataset).samples.read(0)
         transformer = self.config("transformer", files)
