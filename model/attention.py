@@ -54,10 +54,10 @@ class QKNorm(nn.RMSNorm):
         super().__init__(heads * head_dim, eps=eps)
         self.heads = heads
 
-    def forward(self, x_btd: Tensor, rope: RopeTable | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: RopeTable | None = None) -> Tensor:
         """(B, T, H·d) → (B, T, H, d); rotates where a table is given."""
         assert self.eps is not None
-        return rotated_rms_norm(x_btd, self.weight, rope, self.heads, self.eps)
+        return rotated_rms_norm(x, self.weight, rope, self.heads, self.eps)
 
 
 class Attention(nn.Module):

@@ -216,7 +216,8 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad):
+    def backward(ctx: Any, *grads: Tensor):
+        (grad,) = grads
         x, rstd, weight, cos, sin = ctx.saved_tensors
         x32 = x.float()
         # The gradient before the rotation: rotating back is the transpose of rotating.
@@ -249,7 +250,8 @@ class _ModulatedRMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad):
+    def backward(ctx: Any, *grads: Tensor):
+        (grad,) = grads
         x, rstd, table_scale, row_scale, table_shift, row_shift, selection = ctx.saved_tensors
         grad32, x32 = grad.float(), x.float()
         scale = _one_plus(table_scale, row_scale)
@@ -292,7 +294,8 @@ class _GatedResidual(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad):
+    def backward(ctx: Any, *grads: Tensor):
+        (grad,) = grads
         y, table, row, selection = ctx.saved_tensors
         d_rows = _sum_to_rows(_sum_by_timestep(grad.float() * y, selection), table, row)
         return grad, _times_rows(grad, table + row, selection), *d_rows, None

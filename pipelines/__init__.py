@@ -1,0 +1,1 @@
+"""The dataflows (Ray Data), the training runs (Ray Train and DeepSpeed), reports and tracking (MLflow)."""

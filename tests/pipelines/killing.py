@@ -222,6 +222,7 @@ def strike(process: subprocess.Popen, kind: str, seed: int, committed: Callable[
 
 def completed(source: Path, output: str | Path, environment: dict[str, str] | None = None) -> None:
     """Repeat the command until it succeeds; it must succeed at the second time."""
+    printed = None
     for _ in range(2):
         process = start(source, output, environment)
         printed = process.communicate(timeout=400)

@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from data_prep.loading.loader import CaptionedBatch
+from data_prep.loading.loader import CaptionedBatch, LatentBatch
 from data_prep.packaged_weights import resolve
 from model.text_encoder import GemmaTextEncoder
 from pipelines.training.settings import TextProjectionSettings, TrainSettings
@@ -49,7 +49,7 @@ class TextProjectionTask(DiffusionTask):
     """Train W and the text connectors, with or without the transformer, on an encoded set's captions."""
 
     name = "text-projection"
-    options: TextProjectionSettings
+    options: TextProjectionSettings  # pyright: ignore[reportIncompatibleVariableOverride] - set once, in __init__
 
     def __init__(self, settings: TrainSettings) -> None:
         super().__init__(settings)
@@ -92,9 +92,9 @@ class TextProjectionTask(DiffusionTask):
                 f"{config.hidden_size}; name that text encoder, or a preset made for this one"
             )
 
-    def flops(self, trainee: Trainee, batch: CaptionedBatch) -> float:
+    def flops(self, trainee: Trainee, batch: LatentBatch) -> float:
         """Count the transformer, the forward of the text encoder, and W's forward and the gradient of its weight."""
-        trainee = cast(TextProjectionTrainee, trainee)
+        trainee, batch = cast(TextProjectionTrainee, trainee), cast(CaptionedBatch, batch)
         transformer = super().flops(trainee, batch)
         encoder = trainee.encoder.on(batch.weights.device).model
         layers = sum(p.numel() for name, p in encoder.named_parameters() if "embed_tokens" not in name)

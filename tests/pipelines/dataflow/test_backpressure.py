@@ -82,6 +82,8 @@ def test_throughput_of_each_stage_is_among_rays_metrics(tmp_path: Path) -> None:
         'kinotone_clips_total{reason="silence",verdict="dropped"}': 4,
         'kinotone_media_seconds_total{verdict="dropped"}': 8,
     }
+    found: dict[str, float] = {}
+    grown: dict[str, float] = {}
     deadline = time.monotonic() + 60  # workers report every few seconds
     while time.monotonic() < deadline:
         found = _metrics(ray.nodes()[0])
