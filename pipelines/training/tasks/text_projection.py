@@ -49,7 +49,8 @@ class TextProjectionTask(DiffusionTask):
     """Train W and the text connectors, with or without the transformer, on an encoded set's captions."""
 
     name = "text-projection"
-    options: TextProjectionSettings  # pyright: ignore[reportIncompatibleVariableOverride] - set once, in __init__
+    # Narrower than the base class has it: it is set once, in __init__.
+    options: TextProjectionSettings  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, settings: TrainSettings) -> None:
         super().__init__(settings)
