@@ -24,8 +24,8 @@ COPIED = {
     "benchmarks/RESULTS.md": "benchmarks/RESULTS.md",
 }
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
-# Code blocks and inline code hold no links.
-_CODE = re.compile(r"(^```.*?^```|`[^`\n]+`(?!\]))", re.MULTILINE | re.DOTALL)
+# Code blocks hold no links.
+_CODE = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -60,7 +60,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     if source.startswith("reference/"):
         return markdown
-    return "".join(piece if number % 2 else _LINK.sub(rewrite, piece) for number, piece in enumerate(_CODE.split(markdown)))
+    pieces = _CODE.split(markdown)  # text and code blocks in turn
+    return "".join(piece if number % 2 else _LINK.sub(rewrite, piece) for number, piece in enumerate(pieces))
 
 
 def _page_of(path: str) -> tuple[str, str] | None:
