@@ -40,7 +40,7 @@ format: $(STAMP)    ## let ruff lay the code out
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 docs: $(STAMP)      ## build the documentation site into build/site; a broken link is an error
-	@$(BIN)/mkdocs build --strict --quiet && echo "Open build/site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "Open build/site/index.html"
 
 lock: $(STAMP)      ## resolve pyproject.toml anew into requirements.lock (versions and hashes, no addresses)
 	@$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --generate-hashes \

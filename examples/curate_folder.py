@@ -3,8 +3,8 @@
     python examples/curate_folder.py CLIPS SET
 
 SET is then a curated set, as `kinotone curate` makes it: `kinotone caption --input SET` reads it. The same command
-resumes a run that was stopped. For more than a few hundred videos, use the command: it curates in parallel, and in child
-processes that a damaged file may crash.
+resumes a run that was stopped. For many videos, use `kinotone curate`: it curates in parallel, and in
+child processes that a damaged file may crash.
 """
 
 import argparse
