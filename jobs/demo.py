@@ -20,7 +20,6 @@ from model import weights
 from pipelines.cluster import ray_running
 from pipelines.dataflow.prepare import run_prepare
 from pipelines.generate import generate
-from pipelines.report.examples import round_robin
 from pipelines.training.driver import train
 
 # Trained first, in this order: they encode media to latents and decode them; the DiT learns in their latent space.

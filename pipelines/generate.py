@@ -21,7 +21,7 @@ from data_prep.media.write_mp4 import write_mp4
 from data_prep.packaged_weights import resolve
 from model import LTX2, weights
 from model.flow import inference_schedule
-from model.guidance import Guidance, GuidanceScales
+from model.guidance import Guidance
 from model.modality import audio_positions, unpatchify_audio, unpatchify_video, video_positions
 from model.sampler import SampleStream, TextContext, sample
 from model.text_encoder import GemmaTextEncoder
@@ -164,6 +164,11 @@ def _sample(
         mel = model.audio_vae.decode(unpatchify_audio(audio, config.latent_channels, config.latent_bins))
         waveform = model.vocoder(mel)
     return _to_frames(pixels), _cut_or_pad(waveform[0], round(shape.duration_s * model.vocoder.sample_rate))
+
+
+def _scales(given: ScaleSettings) -> GuidanceScales:
+    """Convert one stream's settings to the model's guidance scales."""
+    return GuidanceScales(given.text, given.stg, given.modality, given.rescale)
 
 
 def _to_frames(pixels_bcfhw: Tensor) -> np.ndarray:

@@ -105,23 +105,6 @@ def claim(root: str | Path, settings: Mapping[str, Any], inputs: list[str]) -> N
     storage.put(path, text.encode())
 
 
-def differences(before: Any, after: Any, name: str = "") -> list[str]:
-    """List the changes between two nested settings, e.g. ["curate.min_duration_s: 1.0 → 2.0"].
-
-    Args:
-        before: the old settings, or one value of them.
-        after: the new settings, or one value of them.
-        name: the dotted name of `before` and `after` within the settings.
-    """
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        keys = [*before, *(key for key in after if key not in before)]
-        changes = []
-        for key in keys:
-            changes += differences(before.get(key, "unset"), after.get(key, "unset"), f"{name}.{key}" if name else key)
-        return changes
-    return [] if before == after else [f"{name}: {before} → {after}"]
-
-
 def finish(root: str | Path, verb: str, seconds: Mapping[str, float], wall_s: float) -> dict[str, Any]:
     """Write `duplicates.parquet`, `index.parquet` and, last, `summary.json` from the ledger.
 

@@ -202,20 +202,7 @@ def _decode(clip: Clip, bucket: Bucket) -> tuple[np.ndarray, np.ndarray]:
     if not clip.media:
         raise ValueError("a kept clip without its media: encode a curated or captioned set, not an encoded one")
     start_s, _ = span(clip)
-    crop = bucket.crop(clip.info["width"], clip.info["height"])
-    frames, _ = decode_video(
-        clip.media,
-        start_s,
-        start_s + bucket.duration_s,
-        fps=bucket.fps,
-        max_frames=bucket.frames,
-        size=(crop.height, crop.width),
-    )
-    if not len(frames):
-        raise ValueError("no frame of the clip can be decoded")
-    frames = frames[:, crop.top : crop.top + bucket.height, crop.left : crop.left + bucket.width]
-    if len(frames) < bucket.frames:  # the picture ends a little before the sound: repeat the last frame
-        frames = np.concatenate([frames, np.repeat(frames[-1:], bucket.frames - len(frames), axis=0)])
+    frames = bucket_frames(clip.media, start_s, bucket, clip.info["width"], clip.info["height"])
     mel = MelConfig()
     samples = (bucket.mel_frames - 1) * mel.hop_length  # a centred transform returns one frame more than hops
     waveform = decode_audio(clip.media, start_s, start_s + samples / mel.sample_rate, mel.sample_rate, 2)

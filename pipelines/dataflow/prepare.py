@@ -36,7 +36,8 @@ from pipelines.dataflow.commit import claim, dataset_id, finish, read_summary
 from pipelines.dataflow.encode import fingerprints
 from pipelines.dataflow.graph import Stage, StageFunction, run_graph
 from pipelines.report import overview
-from pipelines.tracking.run import Run, TrackingSettings, send_unsent, start_run
+from pipelines.settings import EncodeSettings, TrackingSettings
+from pipelines.tracking.run import Run, send_unsent, start_run
 
 log = logging.getLogger("kinotone.prepare")
 
@@ -104,7 +105,7 @@ def run_prepare(
     show = partial(progress or (lambda *_: None), verb)
     show(total - len(left), total, "")
     summary = read_summary(root)
-    if not left and summary is not None and storage.exists(storage.at(root, overview.NAME)):
+    if not left and summary is not None and storage.exists(storage.at(root, layout.REPORT)):
         send_unsent(tracking or TrackingSettings(), "kinotone", verb, _run_folder(root))
         return summary
 
@@ -134,7 +135,9 @@ def _log_set(run: Run, root: str, summary: Mapping[str, Any], report: overview.R
     run.metrics(_funnel_metrics(summary), step)
     run.metrics({f"removed/{kind.replace(': ', '/')}": count for kind, count in report.removed.items()}, step)
     run.image("funnel", overview.funnel_figure(summary), step)
-    files = [(name, storage.read(storage.at(root, name)), "") for name in (overview.NAME, SUMMARY, SETTINGS)]
+    files = [
+        (name, storage.read(storage.at(root, name)), "") for name in (layout.REPORT, layout.SUMMARY, layout.SETTINGS)
+    ]
     pages = ((name, storage.read(storage.at(root, overview.PAGES, name))) for name in report.pages)
     files += [(name, data, overview.PAGES) for name, data in pages]
     files += [(name, data, "sample") for name, data in report.samples]

@@ -10,10 +10,7 @@ import io
 import math
 import multiprocessing
 import os
-from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -67,15 +64,6 @@ class Example:
         """The embedded video, frames and spectrogram as (file name, bytes)."""
         named = (("clip.mp4", self.video), ("contact_sheet.png", self.sheet), ("spectrogram.png", self.spectrogram))
         return [(name, base64.b64decode(uri.split(",", 1)[1])) for name, uri in named if uri]
-
-
-def round_robin(rows: Iterable[dict], limit: int) -> list[dict]:
-    """Up to `limit` rows of the manifest, one of each sound class in turn, classes in alphabetical order."""
-    by_class: dict[str, list[dict]] = defaultdict(list)
-    for row in rows:
-        by_class[row["sound_class"]].append(row)
-    rounds = zip_longest(*(by_class[name] for name in sorted(by_class)))
-    return [row for rows_of_round in rounds for row in rows_of_round if row is not None][:limit]
 
 
 class ExampleDrawer:

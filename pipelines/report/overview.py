@@ -18,7 +18,7 @@ from data_prep.curation import near_duplicates
 from data_prep.dataset import layout, storage
 from data_prep.dataset.index import each_manifest, round_robin
 from pipelines.report import captions, pages, review
-from pipelines.report.examples import Example, ExampleDrawer, round_robin
+from pipelines.report.examples import Example, ExampleDrawer
 from pipelines.report.figures import new_figure, to_png
 from pipelines.report.statistics import EXAMPLES, SCORES, Kind, SetStatistics, collect_statistics
 
@@ -86,7 +86,7 @@ def write_report(root: str | Path) -> Report:
     duplicates = near_duplicates.read(root)
     pairs = sorted(duplicates.items())[: PAGE_EXAMPLES // 2]
     counted = collect_statistics(each_manifest(root), [clip_id for pair in pairs for clip_id in pair])
-    summary = json.loads(storage.read(storage.at(root, SUMMARY)))
+    summary = json.loads(storage.read(storage.at(root, layout.SUMMARY)))
     sections = _sections(root, counted, pairs, len(duplicates))
     folder = str(root).rstrip("/").rsplit("/", 1)[-1]
     for section in sections:

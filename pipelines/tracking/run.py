@@ -27,8 +27,8 @@ from types import TracebackType
 from typing import Any
 
 from data_prep.packaged_weights import CACHE
-from data_prep.settings import Settings
 from pipelines.quiet import quiet_mlflow
+from pipelines.settings import TrackingSettings
 from pipelines.tracking.records import (
     MAX_METRICS,
     Artifact,
@@ -51,20 +51,6 @@ SPILL_S = 20.0
 UNSENT = "mlflow_unsent.jsonl"
 # A parameter's value is cut at this length (MLflow's own limit is 6,000).
 MAX_PARAM = 6000
-
-
-class TrackingSettings(Settings):
-    """Where runs are tracked."""
-
-    uri: str = Field(
-        default="",
-        description="MLflow tracking server, e.g. http://mlflow:5000; empty: an SQLite store beside the output",
-    )
-    patience_s: float = Field(
-        default=20.0,
-        ge=0,
-        description="how long the end of a run waits for a tracking server that does not answer, seconds",
-    )
 
 
 def embedded_store(output: Path) -> tuple[str, str]:

@@ -32,9 +32,9 @@ from model.lora import adapter_path
 from pipelines.background import background_thread
 from pipelines.cluster import ray_running
 from pipelines.model_folder import model_folder
-from pipelines.settings import TrainSettings
+from pipelines.settings import TrackingSettings
 from pipelines.tracking.node_metrics import node_metrics_logged
-from pipelines.tracking.run import Run, TrackingSettings, send_unsent, start_run
+from pipelines.tracking.run import Run, send_unsent, start_run
 from pipelines.training import checkpoint, reshard
 from pipelines.training.settings import TrainSettings
 from pipelines.training.tasks.base import Dataset, Task
