@@ -38,7 +38,7 @@ class Step:
 
 
 CLIP = (
-    Step("driver", "data_prep.sources.listing:each_source", "list the source segments; open no file"),
+    Step("driver", "data_prep.sources.listing:each_source", "list the source segments; open no video"),
     Step("driver", "pipelines.dataflow.prepare:run_prepare", "take the segments that have no ledger entry"),
     Step("driver", "pipelines.dataflow.graph:run_graph", "stream segments through one actor pool per stage"),
     Step("Ray worker", "data_prep.curation.sandbox:Sandbox", "curate in a child process: a codec may crash"),
@@ -46,7 +46,7 @@ CLIP = (
     Step("child process", "data_prep.curation.span_sound:read_span_sound", "decode the sound of a span once"),
     Step("child process", "data_prep.curation.scenes:divide_scene", "divide the span into clips, at scene cuts"),
     Step("child process", "data_prep.curation.gates:pass_gates", "measure gate by gate, up to the first that drops"),
-    Step("child process", "data_prep.media.cut:cut", "copy the source's packets, with exact in and out points"),
+    Step("child process", "data_prep.media.cut:cut", "copy packets, with exact in and out points"),
     Step("child process", "data_prep.curation.kept_clip_scores:KeptClipScorer", "score the kept clip: loudness, …"),
     Step("Ray worker", "captioning.captioner:Captioner", "transcribe, listen and look: collect facts"),
     Step("Ray worker", "captioning.write.compose:compose", "write sentences from the facts"),
