@@ -23,10 +23,10 @@ import torch.distributed as dist
 from torch import nn
 
 from pipelines.training.checkpoint import Writer
+from pipelines.training.deepspeed import start_engine
 from pipelines.training.ema import MovingAverage
 from pipelines.training.partitions import local_partitions, spans
 from pipelines.training.settings import TrainSettings
-from pipelines.training.worker import start_engine
 
 WORLD = 2
 
@@ -38,7 +38,7 @@ def work(rank: int, options: argparse.Namespace, root: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{root}/group", rank=rank, world_size=WORLD)
     module = nn.Sequential(*(nn.Linear(options.width, options.width) for _ in range(options.layers)))
     settings = TrainSettings()
-    start = partial(start_engine, stage=3, settings=settings, replicas=WORLD, device=torch.device("cpu"))
+    start = partial(start_engine, stage=3, settings=settings, device=torch.device("cpu"))
     engine = start(module, settings.optimizer, precision="fp32", load_universal=False)
     average = MovingAverage(local_partitions(engine.module), spans(engine.module), 0.99)
     folder = Path(root) / "checkpoints"

@@ -48,7 +48,7 @@ def video(curated: str, folder: Path, path: Path) -> None:
     rows = range(min(4, len(data.clips)))
     figure, axes = pyplot.subplots(2, 2 * len(rows), figsize=(12, 3.6), layout="constrained")
     for row in rows:
-        pixels = as_pixels(data.whole(row)[None])
+        pixels = as_pixels(data.clip_frames(row)[None])
         made = vae.decode(vae.encode(pixels)).clamp(-1, 1)
         psnr = 10 * torch.log10(4 / (made - pixels).square().mean()).item()
         for line, (name, film) in enumerate((("original", pixels), (f"{psnr:.1f} dB", made))):
@@ -66,7 +66,7 @@ def mels(curated: str, folder: Path, path: Path) -> None:
     rows = _three_of(len(data.clips))
     figure, axes = pyplot.subplots(2, len(rows), figsize=(12, 5), layout="constrained")
     for column, row in enumerate(rows):
-        mel = data.whole(row)[0][None, :, :197]
+        mel = data.clip_sound(row)[0][None, :, :197]
         made = vae.decode(vae.encode(mel))
         error = (made - mel).abs().mean().item()
         for axis, image, name in (
@@ -88,7 +88,7 @@ def sound(curated: str, folder: Path, path: Path) -> None:
     rows = _three_of(len(data.clips))
     figure, axes = pyplot.subplots(2, len(rows), figsize=(12, 5), layout="constrained")
     for column, row in enumerate(rows):
-        mel, waveform = data.whole(row)
+        mel, waveform = data.clip_sound(row)
         made = vocoder(mel[None, :, :200])[0]
         length = min(made.shape[-1], waveform.shape[-1])
         given = waveform[None, :, :length]

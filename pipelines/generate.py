@@ -21,7 +21,7 @@ from data_prep.media.write_mp4 import write_mp4
 from data_prep.packaged_weights import resolve
 from model import LTX2, weights
 from model.flow import inference_schedule
-from model.guidance import Guidance
+from model.guidance import Guidance, GuidanceScales
 from model.modality import audio_positions, unpatchify_audio, unpatchify_video, video_positions
 from model.sampler import SampleStream, TextContext, sample
 from model.text_encoder import GemmaTextEncoder

@@ -1,13 +1,15 @@
-"""What a training run of the transformer needs of a cluster, before a GPU is booked: memory, operations, time, traffic.
+"""Estimate what a training run of task `dit` needs before a GPU is booked: memory, operations, time and traffic.
 
-Model states follow DeepSpeed's own estimate (ZeRO, arXiv 1910.02054 §3, with gradients accumulated in fp32): 18 bytes
-per trained parameter under bf16 (weights 2, gradients 4, fp32 weights 4, moments 8), divided by the ranks as the ZeRO
-stage divides them, and under ZeRO-3 the weights and gradients of the one block at work. Activations are traced on fake
-tensors (`model.activations`; those of the text connectors are not counted, and of frozen weights too many, for their
-inputs need not be saved); operations are `model.flops`, three times the forward's, less the gradients of what is
-frozen; time is operations at a stated MFU, or the weights' traffic where that takes longer: ZeRO-3 gathers the weights
-twice and reduces the gradients once per micro-batch, 6 bytes per trained parameter, 4 per frozen one. Ranks that share
-a sample's tokens share its activations; what they trade in attention is not in the traffic.
+- Model states: DeepSpeed's estimate (ZeRO, arXiv 1910.02054 §3, with gradients accumulated in fp32). With bf16, 18
+  bytes per trained parameter (weights 2, gradients 4, fp32 weights 4, moments 8), divided among the ranks as the ZeRO
+  stage divides them; with ZeRO-3 also the weights and gradients of the one block that runs.
+- Activations: traced on fake tensors (`model.activations`). Those of the text connectors are not counted; those of
+  frozen layers are counted too high, because their inputs need not be saved. Ranks that share the tokens of a sample
+  share its activations.
+- Operations: `model.flops`, three times the forward's, without the gradients of frozen parameters.
+- Time: the operations at a stated MFU, or the traffic of the weights, whichever takes longer. Per micro-batch, ZeRO-3
+  gathers the weights twice and reduces the gradients once: 6 bytes per trained parameter, 4 per frozen one. The
+  exchanges of sequence parallelism are not in the traffic.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,17 +28,25 @@ from pipelines.training.settings import DiTSettings, TrainSettings
 from pipelines.training.tasks.dit import DiTTask
 
 GIB = 2**30
-# Memory that a process finds free (GiB), dense bf16 peak (TFLOP/s).
+# By GPU: memory free for a process (GiB), dense bf16 peak (TFLOP/s).
 GPUS = {"H100": (78.0, 989.4), "H200": (139.0, 989.4), "A100-80GB": (78.0, 312.0)}
-# CUDA's context, NCCL's buffers, and what fragments.
+# For CUDA's context, NCCL's buffers, and fragmentation.
 RESERVE_GIB = 6.0
-# DeepSpeed's buckets, in elements (its defaults): gradients on their way out, twice for overlap; weights fetched ahead.
+# DeepSpeed's default buckets, in elements: gradients to reduce (two buckets, for overlap), and weights to prefetch.
 _REDUCE_BUCKET, _PREFETCH_BUCKET = 5e8, 5e7
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """GPUs and how well they are used: `bandwidth` is what one sends and receives, GB/s, in all-gathers over nodes."""
+    """The GPUs of a run, and how well they are used.
+
+    Attributes:
+        nodes: number of nodes.
+        gpus_per_node: GPUs of each node.
+        gpu: a key of `GPUS`.
+        mfu: model FLOPs utilisation, in (0, 1].
+        bandwidth: GB/s that one GPU sends and receives in all-gathers over nodes.
+    """
 
     nodes: int
     gpus_per_node: int
@@ -46,29 +56,49 @@ class Cluster:
 
     @property
     def gpus(self) -> int:
+        """Number of GPUs of all nodes."""
         return self.nodes * self.gpus_per_node
 
 
 @dataclass(frozen=True)
 class BucketCost:
-    """One bucket's step. Seconds; `flops` of the whole step, recomputation left out."""
+    """The cost of a step of one bucket.
+
+    Attributes:
+        bucket: of the samples.
+        samples: per micro-batch.
+        tokens: per micro-batch.
+        activations: bytes per GPU.
+        flops: of the step over all GPUs, without recomputation.
+        compute_s: seconds for the operations.
+        communication_s: seconds for the traffic of the weights.
+    """
 
     bucket: Bucket
-    samples: int  # per micro-batch
-    tokens: int  # per micro-batch
-    activations: int  # bytes per GPU
+    samples: int
+    tokens: int
+    activations: int
     flops: float
     compute_s: float
     communication_s: float
 
     @property
     def step_s(self) -> float:
+        """Seconds of the step: communication overlaps with computation."""
         return max(self.compute_s, self.communication_s)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes per GPU by what they are for, and the cost of a step of each bucket."""
+    """What a run needs.
+
+    Attributes:
+        trained: number of trained parameters.
+        frozen: number of frozen parameters.
+        memory: bytes per GPU, by purpose.
+        available: bytes per GPU.
+        buckets: cost of a step of each bucket.
+    """
 
     trained: int
     frozen: int
@@ -78,22 +108,29 @@ class Budget:
 
     @property
     def total(self) -> int:
+        """Bytes per GPU for all purposes."""
         return sum(self.memory.values())
 
     @property
     def step_s(self) -> float:
-        """Mean over the buckets, each taken as often."""
+        """Mean seconds of a step, with every bucket equally frequent."""
         return sum(cost.step_s for cost in self.buckets) / len(self.buckets)
 
 
 def model_states(trained: int, at_work: int, gpus: int, zero_stage: int, precision: str) -> dict[str, int]:
-    """Bytes per GPU of weights, gradients and optimizer of `trained` parameters; `at_work` are the weights and the
-    gradients of one block together, which ZeRO-3 holds whole while the block runs.
+    """Return the bytes per GPU of weights, gradients and optimizer states, by name.
+
+    Args:
+        trained: number of trained parameters.
+        at_work: weights plus gradients of one block, which ZeRO-3 holds complete while the block runs; elements.
+        gpus: number of ranks.
+        zero_stage: 1 to 3.
+        precision: "bf16" or "fp32".
     """
     weight = 2 if precision == "bf16" else 4
-    whole = {"weights": weight, "gradients": 4, "fp32 weights": 4 if weight == 2 else 0, "moments": 8}
-    divided = {1: ("fp32 weights", "moments"), 2: ("gradients", "fp32 weights", "moments"), 3: tuple(whole)}[zero_stage]
-    found = {name: each * trained // (gpus if name in divided else 1) for name, each in whole.items() if each}
+    sizes = {"weights": weight, "gradients": 4, "fp32 weights": 4 if weight == 2 else 0, "moments": 8}
+    divided = {1: ("fp32 weights", "moments"), 2: ("gradients", "fp32 weights", "moments"), 3: tuple(sizes)}[zero_stage]
+    found = {name: each * trained // (gpus if name in divided else 1) for name, each in sizes.items() if each}
     if zero_stage == 3:
         found["block at work"] = weight * at_work
     return found
@@ -101,29 +138,34 @@ def model_states(trained: int, at_work: int, gpus: int, zero_stage: int, precisi
 
 @dataclass(frozen=True)
 class _Parameters:
-    """Counts of parameters: `used`, those that a step runs, `block`, those of the largest block of the transformer."""
+    """Numbers of parameters."""
 
     trained: int
     frozen: int
-    used: int
-    trained_share: float  # of the transformer
-    blocks: int
-    block: int
-    trained_block: int
+    used: int  # in a step
+    trained_share: float  # of the transformer's parameters
+    blocks: int  # number of blocks of the transformer
+    block: int  # of the largest block
+    trained_block: int  # of the block with the most trained ones
 
 
 @lru_cache
 def _parameters(name: str, options: str) -> _Parameters:
-    """Of the preset as task `dit` trains it by these settings (JSON), found by building it on shapes alone."""
+    """Count the parameters of a preset, built on the meta device as task `dit` trains it.
+
+    Args:
+        name: of the preset.
+        options: the task's section of the settings, as JSON.
+    """
     task = DiTTask(TrainSettings(preset=name, dit=DiTSettings.model_validate_json(options)))
     components = model.build(name, device="meta", components=task.uses).components
     trainee = task.build(components)
     blocks = trainee.transformer.transformer_blocks
-    whole, trained = _count(trainee), _count(trainee, trained=True)
+    total, trained = _count(trainee), _count(trainee, trained=True)
     return _Parameters(
         trained,
-        whole - trained,
-        whole - _count(trainee.text_conditioner.text_embedding_projection),
+        total - trained,
+        total - _count(trainee.text_conditioner.text_embedding_projection),
         trainee.trained_share,
         len(blocks),
         max(map(_count, blocks)),
@@ -136,7 +178,12 @@ def _count(module: nn.Module, trained: bool = False) -> int:
 
 
 def budget(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster) -> Budget:
-    """What a run of task `dit` needs.
+    """Estimate what a run of task `dit` needs.
+
+    Args:
+        settings: of the run; the number of workers is taken from `cluster`.
+        buckets: of the samples.
+        cluster: the GPUs.
 
     Raises:
         ValueError: the recipe's micro-batches do not divide among the GPUs, or a bucket exceeds the token budget.
@@ -145,8 +192,8 @@ def budget(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster)
     parameters = _parameters(settings.preset, settings.dit.model_dump_json())
     trained, frozen = parameters.trained, parameters.frozen
     ranks = settings.workers.sequence_parallel
-    replicas, apart = divmod(cluster.gpus, ranks)
-    if apart:
+    replicas, rest = divmod(cluster.gpus, ranks)
+    if rest:
         raise ValueError(
             f"{cluster.gpus} GPUs are no multiple of train.workers.sequence_parallel {ranks}; make it a divisor"
         )
@@ -205,7 +252,7 @@ def budget(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster)
 
 
 def remedies(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster) -> Iterator[str]:
-    """Single changes under which a run that does not fit would, the cheapest first."""
+    """Yield the single changes, the cheapest first, with which a run that does not fit would fit."""
     every = settings.workers.recompute
     for fewer in (n for n in (4, 3, 2, 1) if not every or n < every):
         if _fits(_with(settings, "workers", recompute=fewer), buckets, cluster):

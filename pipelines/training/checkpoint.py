@@ -1,18 +1,19 @@
-"""Checkpoints: written by all ranks beside the training, whole or not at all, each intact until the next is whole.
+"""Checkpoints: all ranks write them while training continues; a checkpoint is complete or it is ignored.
 
     <output>/checkpoints/step-00000200/
         …                    DeepSpeed's shards: weights, fp32 weights, optimizer
-        discriminators/…     the same of the second engine, where the task has one
+        discriminators/…     the same of the second engine, for a task with discriminators
         rank-00000.pt        per rank: step, moving average, buffers, counters, random states
         COMMITTED.json       written last: step, world size, every file with its size
 
-A folder without COMMITTED.json, or one whose files are not of the sizes it names, is never loaded.
+A folder without COMMITTED.json, or with a file of another size than COMMITTED.json lists, is never loaded. A checkpoint
+is removed only after a newer one is complete.
 
-The training loop stops for as long as each rank copies its share to host memory; a thread writes the copies. The ranks'
-threads tell each other what they have written over a process group of their own, so that they never meet the loop's
-collectives, and rank 0's writes the marker when all files are on the disk. DeepSpeed 0.19 has asynchronous writers of
-its own, which do not do: "decoupled" hands the live tensors to another process and waits for it before the next
-optimizer step, and goes on without a word where that process has died; "datastates" is a package outside PyPI.
+The training loop stops only while each rank copies its share to host memory; a thread writes the copies to disk. The
+threads of the ranks exchange the list of their files over a separate process group, so that these collective calls
+cannot mix with the loop's. The thread of rank 0 then writes the marker. DeepSpeed 0.19 has two asynchronous writers,
+which are not used: "decoupled" hands the live tensors to another process, waits for it before the next optimizer step,
+and ignores the death of that process; "datastates" needs a package that is not on PyPI.
 """
 
 import json
@@ -35,50 +36,57 @@ MARKER = "COMMITTED.json"
 
 
 def folder(root: Path, step: int) -> Path:
+    """Return the folder of a step's checkpoint. root: <output>/checkpoints."""
     return root / f"step-{step:08d}"
 
 
 def committed(path: Path) -> dict[str, Any] | None:
-    """What the marker of a checkpoint says, or None when the checkpoint is not whole."""
+    """Return the content of a checkpoint's marker; None when the checkpoint is not complete."""
     marker = path / MARKER
     if not marker.is_file():
         return None
     try:
-        said = json.loads(marker.read_text())
+        content = json.loads(marker.read_text())
     except ValueError:
-        return None  # cut short
-    for name, size in said["files"].items():
+        return None  # incomplete
+    for name, size in content["files"].items():
         file = path / name
         if not file.is_file() or file.stat().st_size != size:
             return None
-    return said
+    return content
 
 
 def latest(root: Path) -> tuple[int, dict[str, Any]] | None:
-    """(step, what its marker says) of the newest whole checkpoint, or None."""
+    """Return step and marker of the newest complete checkpoint; None when there is none."""
     for path in sorted(root.glob("step-*"), reverse=True):
-        if (said := committed(path)) is not None:
-            return said["step"], said
+        if (content := committed(path)) is not None:
+            return content["step"], content
     return None
 
 
-def commit(path: Path, said: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-    """Write the marker of a folder whose files are on the disk. sizes: bytes of each, by name relative to `path`."""
+def commit(path: Path, content: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+    """Write the marker of a folder whose files are on disk.
+
+    Args:
+        path: the folder.
+        content: of the marker, besides the files.
+        sizes: bytes of each file, by name relative to `path`.
+    """
     half = path / f".{MARKER}"
-    half.write_text(json.dumps({**said, "files": dict(sorted(sizes.items()))}, indent=1))
+    half.write_text(json.dumps({**content, "files": dict(sorted(sizes.items()))}, indent=1))
     flush(half)
     half.replace(path / MARKER)
     flush(path)
 
 
 def remove(path: Path) -> None:
-    """The marker goes first, so that a removal that is cut off leaves nothing that looks whole."""
+    """Remove a checkpoint: its marker first, so that an interrupted removal leaves no complete checkpoint."""
     (path / MARKER).unlink(missing_ok=True)
     shutil.rmtree(path)
 
 
 def flush(path: Path) -> None:
-    """Have a file or a folder on the disk."""
+    """Flush a file or a folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -87,22 +95,22 @@ def flush(path: Path) -> None:
 
 
 class Writer:
-    """The checkpoints of a run, as one rank writes them; every rank makes one, and calls the same methods.
+    """Writes one rank's part of every checkpoint; every rank makes one and calls the same methods.
 
     Args:
         root: <output>/checkpoints.
-        engines: DeepSpeed's engines by the folder that each has in a checkpoint; "" is the checkpoint itself.
-        about: goes into every marker.
-        keep: newest whole checkpoints that stay.
+        engines: DeepSpeed engines, by their folder in a checkpoint; "" is the checkpoint folder itself.
+        about: added to every marker.
+        keep: number of complete checkpoints to keep, the newest.
 
     Attributes:
-        write_s: seconds from the beginning of the last save that is whole until it was; 0 before the first.
+        write_s: seconds from the call of the last completed save until it was complete; 0 before the first.
     """
 
     def __init__(self, root: Path, engines: Mapping[str, Any], about: Mapping[str, Any], keep: int) -> None:
         self._root, self._engines, self._about, self._keep = root, engines, about, keep
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
-        # A slow disk is waited for; a rank that has died is known at once by its closed connection.
+        # A long timeout for slow disks. The death of a rank closes its connection and is noticed at once.
         self._group = dist.new_group(backend="gloo", timeout=timedelta(hours=6))
         self._buffers: dict[tuple, Tensor] = {}
         self._thread: threading.Thread | None = None
@@ -110,53 +118,58 @@ class Writer:
         self.write_s = 0.0
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Copy the state of all ranks and begin to write it as the checkpoint of `step`.
+        """Copy the state to host memory, and start to write the checkpoint of `step`.
 
         Args:
-            state: this rank's own: moving average, buffers, counters.
+            step: number of finished steps.
+            state: per-rank state: moving average, buffers, counters.
 
         Raises:
-            RuntimeError: the checkpoint before this one could not be written.
+            RuntimeError: the previous checkpoint could not be written.
         """
         self.wait()
         began = time.perf_counter()
         path = folder(self._root, step)
         if self._rank == 0 and path.exists():
-            remove(path)  # a half-written one of a run that was cut off
+            remove(path)  # an incomplete one of an interrupted run
         dist.barrier()
         files: dict[Path, Any] = {}
         for name, engine in self._engines.items():
-            theirs = engine.checkpoint_engine
-            engine.checkpoint_engine = _Copying(theirs, files, self._buffers, name)
+            original = engine.checkpoint_engine
+            engine.checkpoint_engine = _CopyingEngine(original, files, self._buffers, name)
             try:
                 place = path / name
-                # What is frozen is a given file's, or of the seed: a run that goes on builds it again.
+                # Leave out frozen parameters: a resumed run reads them from their file or draws them from the seed.
                 engine.save_checkpoint(
                     str(place.parent), tag=place.name, save_latest=False, exclude_frozen_parameters=True
                 )
             finally:
-                engine.checkpoint_engine = theirs
-        own = {**state, "step": step, "random": random_state()}
+                engine.checkpoint_engine = original
+        per_rank = {**state, "step": step, "random": random_state()}
         file = path / f"rank-{self._rank:05d}.pt"
-        files[file] = host_copy(own, self._buffers, (file.name,))
+        files[file] = host_copy(per_rank, self._buffers, (file.name,))
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self._thread = threading.Thread(target=self._work, args=(path, step, files, began), name="save", daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
-        """Until what was saved is whole.
+        """Block until the pending checkpoint is written.
 
         Raises:
-            RuntimeError: it could not be written; says why. The checkpoint before it is still there.
+            RuntimeError: it could not be written; says why. The checkpoint before it still exists.
         """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self.check()
+        self.raise_error()
 
-    def check(self) -> None:
-        """Raises RuntimeError where a checkpoint could not be written; does not wait."""
+    def raise_error(self) -> None:
+        """Raise the error of a failed write, without waiting for a pending one.
+
+        Raises:
+            RuntimeError: a checkpoint could not be written; says why.
+        """
         if self._error is not None:
             raise RuntimeError(f"a checkpoint could not be written: {self._error}") from self._error
 
@@ -175,33 +188,33 @@ class Writer:
                 flush(file)
                 written[str(file.relative_to(path))] = file.stat().st_size
         except Exception as error:
-            # The other ranks must hear of it, for they wait.
+            # Send the error to the other ranks, which wait in the collective call.
             written = f"rank {self._rank}: {type(error).__name__}: {error}"
         every: list[Any] = [None] * self._world
         dist.all_gather_object(every, written, group=self._group)
-        failed = [said for said in every if isinstance(said, str)]
+        failed = [sent for sent in every if isinstance(sent, str)]
         if failed:
             raise RuntimeError(f"step {step}, {failed[0]}")
         if self._rank == 0:
-            sizes = {name: size for said in every for name, size in said.items()}
+            sizes = {name: size for sent in every for name, size in sent.items()}
             commit(path, {"step": step, "world": self._world, **self._about}, sizes)
             self._retain()
 
     def _retain(self) -> None:
-        whole = [other for other in sorted(self._root.glob("step-*")) if (other / MARKER).exists()]
-        # Another world's form of a checkpoint served to go on from it.
-        for old in (*whole[: -self._keep], *self._root.glob("universal-*"), *self._root.glob(".universal-*")):
+        complete = [other for other in sorted(self._root.glob("step-*")) if (other / MARKER).exists()]
+        # A universal checkpoint is needed only to resume from the one that it was made from.
+        for old in (*complete[: -self._keep], *self._root.glob("universal-*"), *self._root.glob(".universal-*")):
             remove(old)
 
 
-class _Copying:
-    """DeepSpeed's checkpoint engine, but for `save`: it copies to host memory what is to be written."""
+class _CopyingEngine:
+    """DeepSpeed's checkpoint engine, except that `save` copies to host memory instead of writing."""
 
-    def __init__(self, theirs: Any, files: dict[Path, Any], buffers: dict[tuple, Tensor], name: str) -> None:
-        self._theirs, self._files, self._buffers, self._name = theirs, files, buffers, name
+    def __init__(self, original: Any, files: dict[Path, Any], buffers: dict[tuple, Tensor], name: str) -> None:
+        self._original, self._files, self._buffers, self._name = original, files, buffers, name
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._theirs, name)
+        return getattr(self._original, name)
 
     def save(self, state_dict: Any, path: str) -> None:
         file = Path(path)
@@ -209,13 +222,16 @@ class _Copying:
 
 
 def host_copy(value: Any, buffers: dict[tuple, Tensor], key: tuple) -> Any:
-    """`value` with copies of its tensors in host memory, pinned for those of a GPU, whose copies are not waited for.
+    """Copy the tensors of `value` to host memory; copies from a GPU go to pinned memory and do not wait.
 
     Args:
-        value: tensors in dicts, lists and tuples; what else it holds must not change.
-        buffers: the copies of the time before, by place; they are written over, for fresh memory costs more than the
-            copying does.
-        key: the place of `value`.
+        value: tensors in dicts, lists and tuples; anything else in it must not change.
+        buffers: the copies of the previous save, by key. They are overwritten, because to allocate memory takes longer
+            than to copy.
+        key: identifies `value` among the buffers.
+
+    Returns:
+        `value`, with copies in the place of its tensors.
     """
     if isinstance(value, Tensor):
         copy = buffers.get(key)
@@ -231,8 +247,10 @@ def host_copy(value: Any, buffers: dict[tuple, Tensor], key: tuple) -> Any:
 
 
 def load(engines: Mapping[str, Any], root: Path, step: int) -> list[dict[str, Any]]:
-    """Bring the engines to the checkpoint of `step`, which as many ranks wrote, and give this rank's state, alone in a
-    list; every rank calls it.
+    """Load a checkpoint that the same number of ranks wrote into the engines; every rank calls it.
+
+    Returns:
+        A list with one element, the state that this rank saved.
     """
     path = folder(root, step)
     for name, engine in engines.items():
@@ -243,12 +261,12 @@ def load(engines: Mapping[str, Any], root: Path, step: int) -> list[dict[str, An
 
 
 def rank_state(path: Path, rank: int) -> dict[str, Any]:
-    """What a rank saved beside the engines; its tensors are read from the file as they are used."""
+    """Return the state that a rank saved beside the engines. Its tensors are read from the file when they are used."""
     return torch.load(path / f"rank-{rank:05d}.pt", map_location="cpu", weights_only=True, mmap=True)
 
 
 def random_state() -> dict[str, Any]:
-    """The states of Python's, NumPy's and torch's generators, in types that `weights_only` loads."""
+    """Return the states of Python's, NumPy's and torch's generators, in types that `weights_only` can load."""
     version, keys, gauss = random.getstate()
     name, words, *rest = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -261,6 +279,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
+    """Restore the generators from what `random_state` returned."""
     version, keys, gauss = state["python"]
     random.setstate((version, tuple(keys), gauss))
     name, words, *rest = state["numpy"]

@@ -1,7 +1,7 @@
-"""Exponential moving average of the weights, kept in fp32 on each rank's own partitions.
+"""Exponential moving average (EMA) of the weights, in fp32, on the partitions of each rank.
 
-The decay warms up as (1 + n) / (10 + n) (as in TensorFlow's ExponentialMovingAverage), so that a short run's average
-does not hold on to the random start.
+The decay after n updates is at most (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage, so that the
+average of a short run is not dominated by the random start.
 """
 
 from collections.abc import Iterable
@@ -12,12 +12,16 @@ from torch import Tensor
 
 
 class MovingAverage:
-    """Average of the parts that `local_partitions` gives.
+    """The moving average of the partitions that `local_partitions` returns.
 
     Args:
-        partitions: must be the optimizer's own tensors, not copies.
-        spans: where each part lies, as `partitions.spans` gives it.
+        partitions: the tensors that the optimizer updates, not copies.
+        spans: where each partition lies in its parameter, from `partitions.spans`.
         decay: in [0, 1).
+
+    Attributes:
+        weights: the average, by parameter name.
+        updates: number of updates so far.
     """
 
     def __init__(self, partitions: dict[str, Tensor], spans: dict[str, tuple[int, int]], decay: float) -> None:
@@ -27,33 +31,38 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Average ← d · average + (1 − d) · weights."""
+        """Set average ← d · average + (1 − d) · weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         for name, part in self._partitions.items():
             self.weights[name].lerp_(part, 1 - decay)
 
     def state(self) -> dict[str, Any]:
+        """Return this rank's average, where its partitions begin, and the number of updates, for a checkpoint."""
         begins = {name: begin for name, (begin, _) in self._spans.items()}
         return {"average": self.weights, "begins": begins, "updates": self.updates}
 
     def load(self, states: Iterable[dict[str, Any]]) -> None:
-        """Take what `state` gave: of this rank, or, where the parts were cut for another number of ranks, of all."""
-        missing = {name: self._real(name) for name in self.weights}
+        """Restore the average.
+
+        Args:
+            states: this rank's state; when the world size changed, those of all ranks that wrote the checkpoint.
+        """
+        missing = {name: self._unpadded(name) for name in self.weights}
         for state in states:
             self.updates = state["updates"]
             for name, weights in self.weights.items():
                 if name not in state["average"]:
-                    continue  # with ZeRO-1 and 2 a rank may have no part of it
-                begin, theirs = state["begins"][name], state["average"][name]
-                own = self._spans[name][0]
-                start, end = max(begin, own), min(begin + len(theirs), own + len(weights))
+                    continue  # with ZeRO-1 and 2 a rank may hold nothing of a parameter
+                begin, saved = state["begins"][name], state["average"][name]
+                ours = self._spans[name][0]
+                start, end = max(begin, ours), min(begin + len(saved), ours + len(weights))
                 if start < end:
-                    weights[start - own : end - own].copy_(theirs[start - begin : end - begin])
-                    missing[name] -= max(0, min(end, own + self._real(name)) - start)
-        assert not any(missing.values()), f"parts of the average that no rank had: {missing}"
+                    weights[start - ours : end - ours].copy_(saved[start - begin : end - begin])
+                    missing[name] -= max(0, min(end, ours + self._unpadded(name)) - start)
+        assert not any(missing.values()), f"elements of the average that no rank saved: {missing}"
 
-    def _real(self, name: str) -> int:
-        """Elements of this rank's part that are the parameter's: ZeRO-3 pads the last."""
+    def _unpadded(self, name: str) -> int:
+        """Return the elements of this rank's partition without the padding that ZeRO-3 adds to the last one."""
         begin, size = self._spans[name]
         return max(0, min(len(self.weights[name]), size - begin))

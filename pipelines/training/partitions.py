@@ -1,12 +1,13 @@
-"""Each rank's own part of every trained parameter, in fp32, and the way back to whole parameters.
+"""The fp32 partition of every trained parameter that a rank holds, and how to gather complete parameters.
 
-DeepSpeed keeps the fp32 weights that the optimizer updates in flat partitions: with ZeRO-3 every rank holds an equal
-slice of every parameter (the last one padded); with ZeRO-1 and 2 a rank's flat slice may hold a piece of a parameter,
-all of it or none. The moving average follows the same parts, so that it
-costs no communication and is sharded as the weights are.
+DeepSpeed keeps the fp32 weights that the optimizer updates in flat partitions. With ZeRO-3 every rank holds an equal
+slice of every parameter (the last slice is padded); with ZeRO-1 and 2 a rank holds a piece of a parameter, all of it or
+nothing. The moving average uses the same partitions, so that it is sharded as the weights are and needs no
+communication.
 """
 
 from collections.abc import Container, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,7 @@ from model.weight_files import Spec
 
 
 def local_partitions(module: nn.Module) -> dict[str, Tensor]:
-    """Parameter name → this rank's fp32 part, flat; a view of what the optimizer updates."""
+    """Return this rank's flat fp32 partition by parameter name: a view of what the optimizer updates."""
     partitions: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
@@ -35,7 +36,7 @@ def local_partitions(module: nn.Module) -> dict[str, Tensor]:
 
 
 def spans(module: nn.Module) -> dict[str, tuple[int, int]]:
-    """Parameter name → where this rank's part begins in the flat parameter, and the elements of the whole parameter."""
+    """Return, by parameter name, this rank's first element in the flat parameter, and the parameter's elements."""
     found = {}
     for name, part in local_partitions(module).items():
         parameter = module.get_parameter(name)
@@ -47,8 +48,16 @@ def spans(module: nn.Module) -> dict[str, tuple[int, int]]:
     return found
 
 
-def whole(name: str, parameter: nn.Parameter, partitions: dict[str, Tensor]) -> Tensor:
-    """A parameter in fp32 out of all ranks' parts; every rank calls it for the same parameters in the same order."""
+def gather(name: str, parameter: nn.Parameter, partitions: dict[str, Tensor]) -> Tensor:
+    """Gather a complete parameter in fp32 from the partitions of all ranks.
+
+    Every rank calls it, for the same parameters in the same order.
+
+    Args:
+        name: of the parameter.
+        parameter: gives the shape and this rank's place in it.
+        partitions: this rank's values by name, as `local_partitions` cuts them.
+    """
     if hasattr(parameter, "ds_id"):
         part = partitions[name]
         gathered = [torch.empty_like(part) for _ in range(dist.get_world_size())]
@@ -64,29 +73,43 @@ def whole(name: str, parameter: nn.Parameter, partitions: dict[str, Tensor]) -> 
 
 
 def set_weights(module: nn.Module, partitions: dict[str, Tensor]) -> None:
-    """Give the module the weights of `parts` (the moving average's, say), parameter by parameter, on every rank.
+    """Set the trained parameters of a module, one at a time; every rank calls it.
 
-    The optimizer's own fp32 weights stay as they are: this is for the end of a run.
+    The fp32 weights of the optimizer do not change, so call it only at the end of a run.
+
+    Args:
+        module: the trained module.
+        partitions: this rank's values by name, such as the moving average's.
     """
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        value = whole(name, parameter, partitions)
+        value = gather(name, parameter, partitions)
         with _gathered(parameter, writing=True), torch.no_grad():
             parameter.copy_(value)
 
 
 def fill(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Give a partitioned module its parameters and buffers, one whole at a time; every rank must run through it."""
-    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    """Set the parameters and buffers of a partitioned module, one at a time; every rank calls it.
+
+    Args:
+        module: its parameters may be partitioned.
+        tensors: name and complete value.
+    """
+    targets = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, tensor in tensors:
-        with _gathered(own[name], writing=True), torch.no_grad():
-            own[name].copy_(tensor)
+        with _gathered(targets[name], writing=True), torch.no_grad():
+            targets[name].copy_(tensor)
 
 
 def stream_state(module: nn.Module, names: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Name → value of every parameter and saved buffer, or of those of `names`, one whole at a time; every rank must
-    run through it.
+    """Yield name and value of every parameter and persistent buffer, gathered one at a time.
+
+    Every rank must consume it completely.
+
+    Args:
+        module: its parameters may be partitioned.
+        names: limits what is yielded; None for everything.
     """
     kept = {name for name in module.state_dict(keep_vars=True) if names is None or name in names}
     for name, parameter in module.named_parameters():
@@ -100,7 +123,7 @@ def stream_state(module: nn.Module, names: Container[str] | None = None) -> Iter
 
 
 def specs(module: nn.Module) -> dict[str, Spec]:
-    """Shape and type of everything that `stream_state` gives, by name."""
+    """Return shape and type of everything that `stream_state` yields, by name."""
     found = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         shape = tensor.ds_shape if hasattr(tensor, "ds_id") else tensor.shape
@@ -108,12 +131,11 @@ def specs(module: nn.Module) -> dict[str, Spec]:
     return found
 
 
-def _gathered(parameter: Tensor, *, writing: bool):
-    from contextlib import nullcontext
-
+def _gathered(parameter: Tensor, *, writing: bool) -> AbstractContextManager:
+    """Hold a partitioned parameter complete for a `with` block."""
     if not hasattr(parameter, "ds_id"):
         return nullcontext()
     from deepspeed import zero
 
-    # A change without `modifier_rank` would be silently undone when the parameter is partitioned again.
+    # Without `modifier_rank` a change would be lost when the parameter is partitioned again.
     return zero.GatheredParameters([parameter], modifier_rank=0 if writing else None)

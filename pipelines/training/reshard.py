@@ -1,16 +1,16 @@
-"""Going on with another number of workers: a checkpoint in DeepSpeed's universal format, every parameter whole.
+"""Resume with another number of workers: a checkpoint in DeepSpeed's universal format, which any number can load.
 
     <output>/checkpoints/universal-00000200/
-        main/                of step-00000200: each parameter with its optimizer state, in files of its own
-        discriminators/      the same of the second engine, where the task has one
+        main/                of step-00000200: each complete parameter with its optimizer state, in separate files
+        discriminators/      the same of the second engine, for a task with discriminators
         COMMITTED.json       written last
 
-It stands beside the checkpoint that it was made of, which it does not replace: what each rank saved beside the engines
-is read from there, and divided anew as it is read. The next checkpoint, which the new workers write, removes it.
+The checkpoint that it was made from stays: the per-rank state is read from there and divided among the new ranks. The
+next checkpoint, which the new workers write, removes the universal one.
 
-DeepSpeed 0.19.8 loads this format under ZeRO-3 with three faults, which `load` mends: every group of parameters gets
-the settings of the first (so that vectors would be decayed as matrices are), all flat groups share one tensor for their
-step count (so that it runs ahead), and buffers are not loaded.
+DeepSpeed 0.19.8 loads this format under ZeRO-3 with three faults, which `load` corrects: every parameter group gets the
+settings of the first one (so that vectors would have weight decay), all flat groups share one step counter (so that it
+advances too fast), and buffers are not loaded.
 """
 
 import argparse
@@ -28,20 +28,23 @@ import torch.distributed as dist
 
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import committed, flush, rank_state
+from pipelines.training.deepspeed import import_deepspeed
 
 
 def folder(root: Path, step: int) -> Path:
+    """Return the folder of a step's universal checkpoint."""
     return root / f"universal-{step:08d}"
 
 
 def convert(root: Path, step: int, processes: int) -> None:
-    """Write the universal form of the whole checkpoint of `step`, unless it stands already.
+    """Write the universal form of a complete checkpoint, unless it exists.
 
-    One worker's file after another is read by each process, so that its memory is that of one worker's share.
+    Each process reads the files of one worker after another, so that it holds one worker's share in memory.
 
     Args:
         root: <output>/checkpoints.
-        processes: that work at a time.
+        step: of the checkpoint.
+        processes: number that work at the same time.
 
     Raises:
         RuntimeError: DeepSpeed could not convert it; says why.
@@ -51,7 +54,7 @@ def convert(root: Path, step: int, processes: int) -> None:
         return
     for left in root.glob(f".{target.name}-*"):
         shutil.rmtree(left, ignore_errors=True)
-    # A name of its own: the process of a conversion that was cut off may still be writing.
+    # A new name, because the process of an interrupted conversion may still be writing.
     half = root / f".{target.name}-{time.time_ns()}"
     done = subprocess.run(
         [sys.executable, "-m", __name__, str(checkpoint.folder(root, step)), str(half), str(processes)],
@@ -73,14 +76,16 @@ def convert(root: Path, step: int, processes: int) -> None:
 
 
 def load(engines: Mapping[str, Any], root: Path, step: int, world: int) -> list[dict[str, Any]]:
-    """Bring the engines to the checkpoint of `step` in its universal form; every rank calls it.
+    """Load a checkpoint in its universal form into the engines; every rank calls it.
 
     Args:
-        engines: as in `checkpoint.Writer`, made with `load_universal`.
+        engines: as in `checkpoint.Writer`, started with `load_universal`.
+        root: <output>/checkpoints.
+        step: of the checkpoint.
         world: number of ranks that wrote the checkpoint.
 
     Returns:
-        The states of those ranks, in order.
+        The states that those ranks saved, by rank.
     """
     states = [rank_state(checkpoint.folder(root, step), rank) for rank in range(world)]
     for name, engine in engines.items():
@@ -90,36 +95,38 @@ def load(engines: Mapping[str, Any], root: Path, step: int, world: int) -> list[
         assert loaded is not None, f"DeepSpeed did not load {name or 'main'} of {folder(root, step)}"
         for group, settings in zip(optimizer.param_groups, kept, strict=True):
             group.update(settings)
-        for part, state in optimizer.state.items():
-            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(part.device, copy=True)
-        own = dict(engine.module.named_buffers())
+        for flat, state in optimizer.state.items():
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(flat.device, copy=True)
+        buffers = dict(engine.module.named_buffers())
         for buffer, value in states[0]["buffers"][name].items():
-            own[buffer].copy_(value)
+            buffers[buffer].copy_(value)
     dist.barrier()
     return states
 
 
 def main() -> None:
-    """What `convert` runs, in a process of its own: DeepSpeed starts further ones, which a Ray worker must not fork."""
+    """Convert a checkpoint, in the process that `convert` starts.
+
+    DeepSpeed starts more processes, which must not be forked from a Ray worker.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("processes", type=int)
     called = parser.parse_args()
-    from pipelines.training.worker import _import_deepspeed
-
-    _import_deepspeed(torch.device("cpu"))
+    import_deepspeed(torch.device("cpu"))
     from deepspeed.checkpoint import ds_to_universal
 
     folders = {path.name: path for path in called.source.iterdir() if path.is_dir()}
     for name, source in {"main": called.source, **folders}.items():
-        with tempfile.TemporaryDirectory() as own:  # DeepSpeed looks into folders below, too: it is given files alone
+        # DeepSpeed also searches subfolders, so give it a folder of links to this folder's files only.
+        with tempfile.TemporaryDirectory() as links:
             for file in source.iterdir():
                 if file.is_file():
-                    (Path(own) / file.name).symlink_to(file.absolute())
+                    (Path(links) / file.name).symlink_to(file.absolute())
             ds_to_universal.main(
                 argparse.Namespace(
-                    input_folder=own,
+                    input_folder=links,
                     output_folder=str(called.target / name),
                     num_extract_workers=called.processes,
                     num_merge_workers=called.processes,

@@ -1,11 +1,11 @@
 """Ulysses-style sequence parallelism (DeepSpeed-Ulysses, arXiv 2309.14509 §3): n ranks share the tokens of a sample.
 
-Outside of attention every rank works on its own tokens of both streams. Inside, ranks trade tokens for heads (all to
-all): each attends over all tokens with 1/n of the heads, and trades back. Text is whole on every rank, so attention to
-it needs no trade. The numbers of tokens need not divide by n; the first ranks have one more.
+Outside attention, a rank works on its part of the tokens of both streams. For attention, an all-to-all exchange gives
+each rank all tokens for 1/n of the heads; a second exchange reverses it. Every rank holds all text tokens, so attention
+to the text needs no exchange. The number of tokens need not be a multiple of n; the first ranks then have one more.
 
-Ranks r·n … r·n + n − 1 are one group, the r-th of the batch plan. DeepSpeed averages gradients over all ranks while a
-sample's loss is spread over n, so each rank's part of it counts n times.
+Ranks r·n … r·n + n − 1 are one group and work on the samples of replica r in the batch plan. DeepSpeed averages
+gradients over all ranks, while a sample's loss is divided over n of them, so each rank's part counts n times.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,9 @@ from model.modality import Modality
 
 
 class SequenceGroup:
-    """This rank's place among the `size` ranks that share a sample.
+    """The `size` ranks that share a sample with this rank.
 
-    Every rank of the run makes one, at the same moment.
+    Construct it on every rank at the same point: it creates process groups.
     """
 
     def __init__(self, size: int) -> None:
@@ -35,22 +35,27 @@ class SequenceGroup:
         self._tokens: dict[str, int] = {}
 
     def part(self, stream: str, modality: Modality) -> Modality:
-        """The tokens of a stream ("video", "audio") that are this rank's; `attention` is then for this many."""
+        """Return this rank's tokens of a stream, and record the stream's number of tokens for `attention`.
+
+        Args:
+            stream: "video" or "audio".
+            modality: all tokens of the stream.
+        """
         self._tokens[stream] = modality.latent.shape[1]
-        own = modality.timesteps.shape[1] > 1
+        per_token = modality.timesteps.shape[1] > 1
         return replace(
             modality,
-            latent=self.own(modality.latent),
-            timesteps=self.own(modality.timesteps) if own else modality.timesteps,
-            positions=self.own(modality.positions, dim=2),
+            latent=self.split(modality.latent),
+            timesteps=self.split(modality.timesteps) if per_token else modality.timesteps,
+            positions=self.split(modality.positions, dim=2),
         )
 
-    def own(self, x: Tensor, dim: int = 1) -> Tensor:
-        """This rank's tokens of x, which lie along `dim`."""
+    def split(self, x: Tensor, dim: int = 1) -> Tensor:
+        """Return this rank's tokens of x along `dim`."""
         return x.tensor_split(self.size, dim)[self.rank]
 
     def attention(self, queries: str, keys: str) -> Callable[..., Tensor]:
-        """As `model.attention.attend`, for the tokens of one stream over those of another or its own."""
+        """Return a replacement of `model.attention.attend` for the attention of one stream to another or to itself."""
         return partial(self._attend, queries, keys)
 
     @torch.compiler.disable
@@ -58,36 +63,38 @@ class SequenceGroup:
         self, queries: str, keys: str, q_bthd: Tensor, k_bshd: Tensor, v_bshd: Tensor, mask: Tensor | None = None
     ) -> Tensor:
         assert mask is None, "a mask over a stream's tokens is not split"
-        asking, asked = (_sizes(self._tokens[stream], self.size) for stream in (queries, keys))
-        q = self._traded(q_bthd, _to_heads, _to_tokens, asking)
-        k, v = (self._traded(x, _to_heads, _to_tokens, asked) for x in (k_bshd, v_bshd))
-        return self._traded(attend(q, k, v), _to_tokens, _to_heads, asking)
+        q_sizes, k_sizes = (_sizes(self._tokens[stream], self.size) for stream in (queries, keys))
+        q = self._exchanged(q_bthd, _to_heads, _to_tokens, q_sizes)
+        k, v = (self._exchanged(x, _to_heads, _to_tokens, k_sizes) for x in (k_bshd, v_bshd))
+        return self._exchanged(attend(q, k, v), _to_tokens, _to_heads, q_sizes)
 
-    def _traded(self, x: Tensor, there: Callable[..., Tensor], back: Callable[..., Tensor], sizes: list[int]) -> Tensor:
-        return cast(Tensor, _Trade.apply(x, there, back, sizes, self.rank, self._group))
+    def _exchanged(
+        self, x: Tensor, forward: Callable[..., Tensor], backward: Callable[..., Tensor], sizes: list[int]
+    ) -> Tensor:
+        return cast(Tensor, _AllToAll.apply(x, forward, backward, sizes, self.rank, self._group))
 
 
 def _sizes(tokens: int, parts: int) -> list[int]:
-    """As `Tensor.tensor_split` cuts."""
+    """Return the sizes of the parts that `Tensor.tensor_split` makes."""
     return [tokens // parts + (part < tokens % parts) for part in range(parts)]
 
 
 def _to_heads(x_bthd: Tensor, sizes: list[int], rank: int, group: Any) -> Tensor:
-    """(B, own tokens, H, d) → (B, all tokens, H/n, d)."""
+    """(B, this rank's tokens, H, d) → (B, all tokens, H/n, d)."""
     batch, _, heads, width = x_bthd.shape
     shapes = [(batch, size, heads // len(sizes), width) for size in sizes]
     return torch.cat(_exchange(x_bthd.chunk(len(sizes), dim=2), shapes, group), dim=1)
 
 
 def _to_tokens(x_bthd: Tensor, sizes: list[int], rank: int, group: Any) -> Tensor:
-    """(B, all tokens, H/n, d) → (B, own tokens, H, d)."""
+    """(B, all tokens, H/n, d) → (B, this rank's tokens, H, d)."""
     batch, _, heads, width = x_bthd.shape
     shapes = [(batch, sizes[rank], heads, width)] * len(sizes)
     return torch.cat(_exchange(x_bthd.split(sizes, dim=1), shapes, group), dim=2)
 
 
 def _exchange(parts: tuple[Tensor, ...], shapes: list[tuple[int, ...]], group: Any) -> list[Tensor]:
-    """Part i to rank i of the group; what they send, of these shapes."""
+    """Send part i to rank i of the group; return what the ranks sent, in these shapes."""
     sent = torch.cat([part.reshape(-1) for part in parts])
     counts = [torch.Size(shape).numel() for shape in shapes]
     got = sent.new_empty(sum(counts))
@@ -95,14 +102,16 @@ def _exchange(parts: tuple[Tensor, ...], shapes: list[tuple[int, ...]], group: A
     return [piece.view(shape) for piece, shape in zip(got.split(counts), shapes, strict=True)]
 
 
-class _Trade(torch.autograd.Function):
-    """`there`, whose gradient goes `back`: what is sent and what is received are the same values in another order."""
+class _AllToAll(torch.autograd.Function):
+    """An exchange, whose gradient takes the reverse exchange: both only reorder values."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, there: Callable[..., Tensor], back: Callable[..., Tensor], *place: Any) -> Tensor:
-        ctx.back, ctx.place = back, place
-        return there(x, *place)
+    def forward(
+        ctx: Any, x: Tensor, exchange: Callable[..., Tensor], reverse: Callable[..., Tensor], *place: Any
+    ) -> Tensor:
+        ctx.reverse, ctx.place = reverse, place
+        return exchange(x, *place)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return ctx.back(gradients[0], *ctx.place), *[None] * (2 + len(ctx.place))
+        return ctx.reverse(gradients[0], *ctx.place), *[None] * (2 + len(ctx.place))

@@ -18,8 +18,8 @@ from data_prep.dataset import storage
 from data_prep.dataset.index import read_manifest
 from data_prep.dataset.ledger import Ledger
 from data_prep.media.write_mp4 import write_mp4
+from pipelines.training.metrics import METRICS, read_metrics
 from pipelines.training.settings import TrainSettings
-from pipelines.training.worker import METRICS, read_metrics
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("worker", "actor", "raylet", "driver")

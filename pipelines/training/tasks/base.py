@@ -1,14 +1,30 @@
-"""What the training worker asks of a task: what to build, which data, what the loss is, what is finished at the end.
+"""What a training task is, and how to write one.
 
-A task's random draws (noise, crops, dropout) are functions of (seed, sample id, step) through `generator`, never of the
-rank, so that a run is the same at any number of workers and goes on exactly where it was cut off.
+A task answers: which data, which modules, which loss, what is written at the end. The training loop (`worker`) does
+everything else: DeepSpeed, learning rate, moving average, checkpoints, resume, logging. Three classes work together:
+
+    Dataset   lists the samples with their buckets and token counts, and loads a batch of them
+    Trainee   the `nn.Module` that DeepSpeed wraps; its forward returns the loss of a batch
+    Task      builds the two above from the settings, checks the user's input, and writes the trained weights
+
+To write a task:
+
+1. Subclass `Task`: set `name`, `needs` and `uses`; implement `dataset`, `build` and `flops`. `upscaler` is a short
+   example.
+2. Subclass `Trainee`: implement `forward` and `components`. For samples, use a dataset of `helpers.clips` (pixels or
+   sound out of a curated set) or `helpers.diffusion` (latents of an encoded set), or subclass `Dataset`.
+3. Add a settings section to `pipelines.settings.TrainSettings`, and the class to `driver.tasks`.
+
+Take every random draw (noise, crops, dropout) from `helpers.random_draws`: a function of seed, sample id and step,
+never of the rank. A run is then the same with any number of workers, and it resumes to the bit.
+
+For adversarial training return the discriminators from `Task.discriminators`; the loop then passes an `Adversary` to
+the trainee's forward.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import pyarrow as pa
 import torch
@@ -16,23 +32,19 @@ from torch import Tensor, nn
 
 from data_prep.loading.batch_plan import MicroBatch
 from model import preset, weights
+from pipelines.training.metrics import Mean
 from pipelines.training.partitions import specs, stream_state
 from pipelines.training.settings import TrainSettings
-
-if TYPE_CHECKING:
-    from pipelines.training.tasks.helpers.adversary import Discriminators
-
-# A mean to be logged: sum and count, of shape () or (n,); the loop adds them up over micro-batches, steps and ranks.
-Mean = tuple[Tensor, Tensor]
+from pipelines.training.tasks.helpers.adversary import Discriminators
 
 
 class Dataset(ABC):
     """The samples of a task.
 
     Attributes:
-        buckets: the bucket of every sample.
-        tokens: tokens of one sample, by bucket.
-        skipped: samples that the set holds and the task cannot use, counted by reason.
+        buckets: the bucket key of every sample. A batch holds samples of one bucket.
+        tokens: tokens of one sample, by bucket key.
+        skipped: number of samples in the set that the task cannot use, by reason.
     """
 
     buckets: pa.Array | pa.ChunkedArray | list[str]
@@ -41,58 +53,64 @@ class Dataset(ABC):
 
     @abstractmethod
     def batch(self, micro: MicroBatch, step: int) -> Any:
-        """A batch on the CPU (called in the loader's thread); it has `weights` (B,), `ids`, and `to(device)`."""
+        """Load a batch on the CPU; called in the loader's thread.
+
+        Args:
+            micro: rows of the samples, and their loss weights.
+            step: training step, for the random draws.
+
+        Returns:
+            A `data_prep.loading.loader.Batch`: `weights` (B,), `ids`, `to(device)`, `pin_memory()`.
+        """
 
 
 class Trainee(nn.Module, ABC):
-    """The module that DeepSpeed wraps: forward gives the loss, so that every parameter is used inside it.
+    """The module that DeepSpeed wraps. Its forward returns the loss, so that every parameter is used inside it.
 
     Attributes:
-        fetched_whole: classes of modules whose parameters ZeRO-3 gathers all together, not layer by layer.
+        leaf_classes: classes of modules whose parameters ZeRO-3 gathers together, not layer by layer.
     """
 
-    fetched_whole: ClassVar[tuple[type[nn.Module], ...]] = ()
+    leaf_classes: ClassVar[tuple[type[nn.Module], ...]] = ()
 
     @abstractmethod
     def forward(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Mean]]:
-        """The weighted mean loss of a batch, and the means to be logged (the same names on every rank).
+        """Compute the loss of a batch.
 
-        A task with discriminators takes a third argument: the adversary, at steps that it takes part in. Its `judge` is
-        called once, and its verdict's loss is in the loss that is returned.
+        With discriminators, forward takes a third argument, the `Adversary`, at the steps in which it takes part. Call
+        its `judge` once, and add the loss of its verdict to the returned loss.
+
+        Args:
+            batch: from `Dataset.batch`, on the device.
+            step: training step, for the random draws.
+
+        Returns:
+            The weighted mean loss (), and the means to log, with the same names on every rank.
         """
 
     @abstractmethod
     def components(self) -> dict[str, nn.Module]:
-        """The model's components that are trained, by their names in a model folder."""
+        """Return the trained components of the model, by their names in a model folder."""
 
-    def save(self, folder: Path, rank: int, files: dict[str, Path]) -> None:
-        """Write what was trained to a model folder; every rank calls it. Rank 0 writes each parameter as it is
-        gathered, so that no rank holds more than one whole.
-
-        Args:
-            files: component → the file that it started from.
-        """
-        for name, part in self.components().items():
-            tensors = stream_state(part)
-            if rank == 0:
-                stored = weights.Component(name, cast(Any, part.config), specs(part), lambda tensors=tensors: tensors)
-                weights.save_components([stored], folder)
-            else:
-                for _ in tensors:
-                    pass
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type that the module computes in: bfloat16 with precision bf16."""
+        return next(self.parameters()).dtype
 
 
 class Task(ABC):
     """One kind of training run.
 
     Attributes:
-        name: as it is typed.
-        zero_stage: DeepSpeed ZeRO stage unless the settings say otherwise.
-        shares_samples: whether several workers can work on one sample (`workers.sequence_parallel`).
-        uses: components that the task needs; what no model folder gives starts from random weights.
+        name: as it is typed in `kinotone train NAME`.
+        needs: the kind of set that `settings.input` must name.
+        zero_stage: DeepSpeed ZeRO stage, unless the settings give one.
+        shares_samples: whether several workers can share one sample (`workers.sequence_parallel`).
+        uses: components that the task needs. Those without a file start from random weights.
     """
 
     name: ClassVar[str]
+    needs: ClassVar[str] = "a curated set (kinotone curate)"
     zero_stage: ClassVar[int] = 1
     shares_samples: ClassVar[bool] = False
     uses: tuple[str, ...]
@@ -108,60 +126,66 @@ class Task(ABC):
 
     @abstractmethod
     def dataset(self) -> Dataset:
-        """The samples of `settings.input`.
+        """Open the samples of `settings.input`.
 
         Raises:
-            ValueError: the set is missing, empty, or not one that the task can use.
+            ValueError: the set is missing or empty, or the task cannot use it.
         """
 
+    @abstractmethod
+    def build(self, components: dict[str, nn.Module]) -> Trainee:
+        """Build the trainee from the components named in `uses`."""
+
+    @abstractmethod
+    def flops(self, trainee: Trainee, batch: Any) -> float:
+        """Return the floating-point operations of one batch, forward and backward."""
+
     def config(self, component: str, files: dict[str, Path]) -> Any:
-        """The configuration that a component will have: its file's (component → file), or the preset's."""
+        """Return the configuration of a component: its file's, or else the preset's.
+
+        Args:
+            component: name of the component.
+            files: component → the file that it starts from.
+        """
         if component in files:
             return weights.configs(files[component])[component]
         return getattr(preset(self.settings.preset), component)
 
-    @abstractmethod
-    def build(self, components: dict[str, nn.Module]) -> Trainee:
-        """What is trained, out of the components named in `uses`."""
+    def validate(self, dataset: Dataset, files: dict[str, Path]) -> None:  # noqa: B027
+        """Check the user's input before any worker starts.
 
-    def discriminators(self) -> "Discriminators | None":
-        """What the trainee is trained against, from random weights; None where nothing is."""
+        Raises:
+            ValueError: the settings, the samples and the given weights do not fit together.
+        """
+
+    def discriminators(self) -> Discriminators | None:
+        """Build the discriminators from random weights; None for a task without an adversary."""
         return None
 
-    def check(self, dataset: Dataset, files: dict[str, Path]) -> None:  # noqa: B027
-        """Raises ValueError where the data do not belong to the weights (component → its file) that it starts from."""
-
-    @abstractmethod
-    def flops(self, trainee: Trainee, batch: Any) -> float:
-        """Floating-point operations of one batch, forward and backward."""
-
     def finish(self, trainee: Trainee, dataset: Dataset, rank: int, world: int) -> None:  # noqa: B027
-        """Run on every rank when the last step is done and the trainee holds the averaged weights."""
+        """Do what the task needs after the last step, when the trainee holds the averaged weights.
 
+        Every rank calls it.
+        """
 
-def generator(seed: int, sample_id: str, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The source of a sample's random draws at a step: a function of its arguments alone."""
-    digest = hashlib.sha256(f"{seed}\0{sample_id}\0{step}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    def save(self, trainee: Trainee, folder: Path, rank: int, files: dict[str, Path]) -> None:
+        """Write the trained components to a model folder; every rank calls it.
 
+        Parameters are gathered one at a time, and rank 0 writes each as it comes, so that no rank ever holds a
+        complete component.
 
-def noise_like(x: Tensor, seed: int, ids: Sequence[str], step: int, purpose: str = "noise") -> Tensor:
-    """Standard normal noise of the shape of x (B, …), drawn sample by sample."""
-    draws = [
-        torch.randn(x.shape[1:], generator=generator(seed, f"{sample_id}/{purpose}", step, x.device), device=x.device)
-        for sample_id in ids
-    ]
-    return torch.stack(draws).to(x.dtype)
-
-
-def weight_type(module: nn.Module) -> torch.dtype:
-    """The type that a module computes in: bfloat16 under bf16."""
-    return next(module.parameters()).dtype
-
-
-def per_sample(loss: Tensor, weights: Tensor, means: dict[str, Tensor]) -> tuple[Tensor, dict[str, Mean]]:
-    """What `Trainee.forward` gives, out of each sample's loss (B,), the weights (B,) and values (B,) to be logged."""
-    real = (weights > 0).float()
-    # A repeat of weight 0 may hold a value that is not finite; 0 · inf would spoil the sum.
-    logged = {name: (torch.where(real > 0, value, 0.0).sum(), real.sum()) for name, value in means.items()}
-    return (weights * loss).mean(), logged
+        Args:
+            trainee: the trained module.
+            folder: the model folder.
+            rank: of this process.
+            files: component → the file that it started from.
+        """
+        for name, component in trainee.components().items():
+            tensors = stream_state(component)
+            if rank == 0:
+                config = cast(Any, component.config)
+                stored = weights.Component(name, config, specs(component), lambda tensors=tensors: tensors)
+                weights.save_components([stored], folder)
+            else:
+                for _ in tensors:
+                    pass

@@ -1,12 +1,12 @@
-"""Task `text-projection`: the feature projection W and the connectors under the diffusion loss.
+"""Task `text-projection`: the feature projection W and the text connectors under the diffusion loss.
 
-The first stage of training (arXiv 2601.03233 §3): W, the connectors and the transformer learn together, on the raw
-hidden states of a frozen text encoder; after it W stays as it is, its features are stored by encode, and `dit` goes on.
-With `train_transformer` off a given transformer stays as it is, which is how W is made for another text encoder.
+This is the first stage of training (arXiv 2601.03233 §3): W, the connectors and the transformer learn together from the
+hidden states of a frozen text encoder. Afterwards W stays as it is, encode stores its features, and `dit` continues.
+With `train_transformer` off, a given transformer stays as it is; this makes W for another text encoder.
 
-The raw states (49 layers × 3840 channels × 1024 tokens × 2 bytes = 385 MB a caption at full size) are never stored:
-each worker holds the whole text encoder and runs it on the captions of its batch. The encoder is no part of the
-trainee: it is neither partitioned nor in the checkpoints.
+The hidden states are never stored, because they are large: 49 layers × 3840 channels × 1024 tokens × 2 bytes = 385 MB
+per caption at full size. Each worker holds the complete text encoder and runs it on the captions of its batch. The
+encoder is not part of the trainee: it is neither partitioned nor written to checkpoints.
 """
 
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from data_prep.loading.batch_plan import MicroBatch
 from data_prep.loading.loader import CaptionedBatch
 from data_prep.packaged_weights import resolve
 from model.text_encoder import GemmaTextEncoder
@@ -25,60 +24,61 @@ from pipelines.training.tasks.helpers.diffusion import DiffusionTask, DiffusionT
 from pipelines.training.tasks.helpers.frozen import Frozen
 
 
-class CaptionedDataset(LatentDataset):
-    """Latents with their captions; the stored text features, which are another projection's, are not used."""
-
-    def batch(self, micro: MicroBatch, step: int) -> CaptionedBatch:
-        return self.samples.captioned_batch(micro.rows, micro.weights)
-
-
 class TextProjectionTrainee(DiffusionTrainee):
-    """Attributes: `encoder`, frozen; `text_slots`, tokens and pads of the last forward's captions."""
+    """Transformer and text conditioner under the diffusion loss, on captions.
+
+    Attributes:
+        encoder: the frozen text encoder.
+        text_slots: tokens of the last batch's captions, with padding.
+    """
 
     text_slots: int
 
     def __init__(self, components: dict[str, nn.Module], encoder: GemmaTextEncoder, task: "TextProjectionTask") -> None:
         super().__init__(components, task)
-        self._with_transformer = task.options.train_transformer
         self.encoder = Frozen(encoder)
 
-    def components(self) -> dict[str, nn.Module]:
-        trained: dict[str, nn.Module] = {"text_conditioner": self.text_conditioner}
-        return {"transformer": self.transformer, **trained} if self._with_transformer else trained
-
     def text(self, batch: CaptionedBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode the captions and project their hidden states."""
         states, mask = self.encoder.on(batch.weights.device).encode(list(batch.captions))
         self.text_slots = mask.numel()
         return *self.text_conditioner.project(states, mask), mask
 
 
 class TextProjectionTask(DiffusionTask):
+    """Train W and the text connectors, with or without the transformer, on an encoded set's captions."""
+
     name = "text-projection"
     options: TextProjectionSettings
 
     def __init__(self, settings: TrainSettings) -> None:
         super().__init__(settings)
         self.options = settings.text_projection
-        own = () if settings.text_projection.train_transformer else ("transformer.*",)
-        self.frozen = (*own, *settings.text_projection.frozen)
+        self.frozen = settings.text_projection.frozen
+        if not settings.text_projection.train_transformer:
+            self.frozen = ("transformer.*", *self.frozen)
+            self.trained = ("text_conditioner",)
 
-    def dataset(self) -> CaptionedDataset:
-        return CaptionedDataset(self.settings.input)
+    def dataset(self) -> LatentDataset:
+        """Open the encoded set; batches hold captions, because the stored features belong to another W."""
+        return LatentDataset(self.settings.input, registers=None)
 
     def build(self, components: dict[str, nn.Module]) -> TextProjectionTrainee:
-        # As encode loads it: on a CPU bfloat16 is slower than float32.
+        """Build the trainee, and load the text encoder as encode does."""
+        # On a CPU bfloat16 is slower than float32.
         dtype = torch.bfloat16 if self.settings.workers.gpu else torch.float32
         encoder = GemmaTextEncoder.load(resolve(self.options.text_encoder), self.options.max_text_tokens, dtype)
         return TextProjectionTrainee(components, encoder, self)
 
-    def check(self, dataset: Dataset, files: dict[str, Path]) -> None:
-        super().check(dataset, files)
-        samples = cast(CaptionedDataset, dataset).samples
+    def validate(self, dataset: Dataset, files: dict[str, Path]) -> None:
+        """Check also that the samples hold captions, and that W fits the text encoder."""
+        super().validate(dataset, files)
+        samples = cast(LatentDataset, dataset).samples
         samples.caption(0, samples.read(0)[1])
         if not self.options.train_transformer and "transformer" not in files:
             raise ValueError(
-                "train text-projection: train_transformer is off and init_from gives no transformer; a fresh one puts "
-                "out zeros, from which nothing is learnt; give a trained one, or train it too"
+                "train text-projection: train_transformer is off and init_from gives no transformer; a new one "
+                "returns only zeros, so nothing can be learned; give a trained one, or train it too"
             )
         named = f"train.text_projection.text_encoder {self.options.text_encoder!r}"
         try:
@@ -93,12 +93,12 @@ class TextProjectionTask(DiffusionTask):
             )
 
     def flops(self, trainee: Trainee, batch: CaptionedBatch) -> float:
-        """Also of the text encoder, forward, and of W, forward and for its gradient."""
-        own = cast(TextProjectionTrainee, trainee)
+        """Count the transformer, the forward of the text encoder, and W's forward and the gradient of its weight."""
+        trainee = cast(TextProjectionTrainee, trainee)
         transformer = super().flops(trainee, batch)
-        encoder = own.encoder.on(batch.weights.device).model
+        encoder = trainee.encoder.on(batch.weights.device).model
         layers = sum(p.numel() for name, p in encoder.named_parameters() if "embed_tokens" not in name)
-        config = own.text_conditioner.config
+        config = trainee.text_conditioner.config
         streams = (config.video_width, config.audio_width) if config.per_modality_projections else (config.video_width,)
         projection = config.hidden_size * config.num_states * sum(streams)
-        return transformer + own.text_slots * (2 * layers + 4 * projection)
+        return transformer + trainee.text_slots * (2 * layers + 4 * projection)

@@ -1,12 +1,11 @@
-"""Task `upscaler`: latents of a crop at low resolution → latents of the same crop at high resolution
-(arXiv 2601.03233 §4, two-stage generation).
+"""Task `upscaler`: the latents of a crop at low resolution to those of the same crop at high resolution.
 
-Both are made on the fly by the frozen video VAE that is given: the crop is encoded as it is and scaled down, in space
-by an antialiased bicubic filter, in time by leaving out every second frame. Loss: absolute error of the latents, in
-units of their channels' deviation, so that each channel counts alike; and absolute error of the decoded picture
-against the crop, whose gradient runs through the frozen decoder.
+It serves two-stage generation (arXiv 2601.03233 §4). A frozen video VAE, which must be given, encodes the crop twice in
+each step: as it is, and scaled down, in space with an antialiased bicubic filter, in time by dropping every second
+frame. Loss: absolute error of the latents, in units of each channel's standard deviation, so that all channels have
+equal weight; and absolute error of the decoded picture, whose gradient runs through the frozen decoder.
 
-The VAE is no part of the trainee: it is neither partitioned nor in the checkpoints.
+The VAE is not part of the trainee: it is neither partitioned nor written to checkpoints.
 """
 
 from dataclasses import dataclass, replace
@@ -21,23 +20,32 @@ from model.ltx2 import cast as to_dtype
 from model.presets import check_fit
 from model.upscaler import LatentUpscaler, UpscalerConfig
 from model.video_vae import VideoVAE, latent_size
-from pipelines.training.flops import forward_flops
-from pipelines.training.tasks.base import Dataset, Mean, Task, Trainee, per_sample
+from pipelines.training.metrics import Mean, per_sample
+from pipelines.training.tasks.base import Dataset, Task, Trainee
 from pipelines.training.tasks.helpers.clips import PictureClips, PixelBatch
+from pipelines.training.tasks.helpers.errors import psnr_db
+from pipelines.training.tasks.helpers.flops import forward_flops
 from pipelines.training.tasks.helpers.frozen import Frozen
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What an upscaler multiplies: height and width by `space`, the time between first and last frame by `time`."""
+    """The factors of an upscaler, and the crops that fit them.
+
+    Attributes:
+        space: factor of height and width.
+        time: factor of the number of frames after the first.
+        size_multiple: of a crop's height and width, pixels; the low crop is then a multiple of 32.
+        frame_multiple: of a crop's frames after the first; the low crop then has 1 + a multiple of 8.
+    """
 
     space: float
     time: int
-    size_multiple: int  # pixels, so that the low crop is a multiple of 32
-    frame_multiple: int  # frames after the first, so that the low crop has 1 + a multiple of 8
+    size_multiple: int
+    frame_multiple: int
 
     def configure(self, config: UpscalerConfig) -> UpscalerConfig:
-        """An upscaler of this scale in the sizes of another."""
+        """Return a configuration with this scale and the sizes of `config`."""
         return replace(
             config,
             spatial_upsample=self.space > 1,
@@ -51,6 +59,14 @@ SCALES = {"x2": Scale(2.0, 1, 64, 8), "x1.5": Scale(1.5, 1, 96, 8), "temporal-x2
 
 
 class UpscalerTrainee(Trainee):
+    """The upscaler under its loss.
+
+    Args:
+        upscaler: the module to train.
+        vae: encodes both crops and decodes the result; frozen.
+        task: the task of the run.
+    """
+
     def __init__(self, upscaler: LatentUpscaler, vae: VideoVAE, task: "UpscalerTask") -> None:
         super().__init__()
         self.upscaler = upscaler
@@ -58,27 +74,28 @@ class UpscalerTrainee(Trainee):
         self.vae = Frozen(vae)
 
     def components(self) -> dict[str, nn.Module]:
+        """Return the upscaler."""
         return {"upscaler": self.upscaler}
 
     def forward(self, batch: PixelBatch, step: int) -> tuple[Tensor, dict[str, Mean]]:
+        """Encode the crops at both resolutions, upscale the low latents; return the loss and the means to log."""
         o, vae = self._options, self.vae.on(batch.weights.device)
         pixels = batch.pixels.to(next(vae.parameters()).dtype)
         with torch.no_grad():
             low, high = (vae.encode_distribution(x)[0] for x in (scaled_down(pixels, self._scale), pixels))
-        made = self.upscaler(low)
-        latent = (vae.normalize(made).float() - vae.normalize(high).float()).abs().flatten(1).mean(1)
+        upscaled = self.upscaler(low)
+        latent = (vae.normalize(upscaled).float() - vae.normalize(high).float()).abs().flatten(1).mean(1)
         loss, means = o.latent * latent, {"loss/latent": latent}
         if o.decoded:
-            decoded = vae.decode_raw(made).float()
+            decoded = vae.decode_raw(upscaled).float()
             error = (decoded - batch.pixels).abs().flatten(1).mean(1)
             loss = loss + o.decoded * error
-            mse = (decoded.detach().clamp(-1, 1) - batch.pixels).square().flatten(1).mean(1)
-            means |= {"loss/decoded": error, "psnr_db": 10 * torch.log10(4 / mse.clamp(min=1e-10))}
+            means |= {"loss/decoded": error, "psnr_db": psnr_db(decoded, batch.pixels)}
         return per_sample(loss, batch.weights, {"loss": loss, **means})
 
 
 def scaled_down(pixels_bcfhw: Tensor, scale: Scale) -> Tensor:
-    """The low-resolution version of (B, 3, F, H, W) pixels in [−1, 1]."""
+    """Return the low-resolution version of (B, 3, F, H, W) pixels in [−1, 1]."""
     x = pixels_bcfhw[:, :, :: scale.time]
     if scale.space == 1:
         return x
@@ -90,33 +107,40 @@ def scaled_down(pixels_bcfhw: Tensor, scale: Scale) -> Tensor:
 
 
 class UpscalerTask(Task):
+    """Train an upscaler of the settings' scale on crops of a curated set's clips."""
+
     name = "upscaler"
     uses = ("upscaler", "video_vae")
 
     @property
     def scale(self) -> Scale:
+        """The scale of the settings."""
         return SCALES[self.settings.upscaler.scale]
 
     def dataset(self) -> PictureClips:
+        """Open the clips that fit a bucket and are as large as a crop."""
         s, o = self.settings, self.settings.upscaler
         _check_multiple("crop_size", o.crop_size, 0, self.scale.size_multiple, o.scale)
         _check_multiple("crop_frames", o.crop_frames, 1, self.scale.frame_multiple, o.scale)
         return PictureClips(s.input, o.buckets, o.crop_frames, o.crop_size, s.seed, s.cache_mb)
 
     def config(self, component: str, files: dict[str, Path]) -> Any:
+        """Return the configuration of a component; an upscaler without a file takes the scale of the settings."""
         config = super().config(component, files)
         return self.scale.configure(config) if component == "upscaler" and component not in files else config
 
     def build(self, components: dict[str, nn.Module]) -> UpscalerTrainee:
+        """Build the trainee from upscaler and video VAE."""
         dtype = torch.bfloat16 if self.settings.workers.precision == "bf16" else torch.float32
         vae = cast(VideoVAE, to_dtype(components["video_vae"], dtype))
         return UpscalerTrainee(cast(LatentUpscaler, components["upscaler"]), vae, self)
 
-    def check(self, dataset: Dataset, files: dict[str, Path]) -> None:
+    def validate(self, dataset: Dataset, files: dict[str, Path]) -> None:
+        """Check that the video VAE is given, and that it and the scale fit the upscaler."""
         if "video_vae" not in files:
             raise ValueError(
-                "train upscaler: init_from gives no video_vae; name the model folder of the VAE whose latents are to "
-                "be upscaled"
+                "train upscaler: init_from gives no video_vae; name the model folder of the VAE whose latents "
+                "the upscaler is for"
             )
         configs = {name: self.config(name, files) for name in self.uses}
         check_fit(configs)
@@ -127,24 +151,25 @@ class UpscalerTask(Task):
             )
 
     def flops(self, trainee: Trainee, batch: PixelBatch) -> float:
-        own = cast(UpscalerTrainee, trainee)
+        """Count two encodings, the upscaler forward and backward, and the decoder's forward and input gradient."""
+        trainee = cast(UpscalerTrainee, trainee)
         b, c, f, h, w = batch.pixels.shape
-        scale, vae = self.scale, own.vae.on(batch.pixels.device)
+        scale, vae = self.scale, trainee.vae.on(batch.pixels.device)
         crops = ((f, h, w), (1 + (f - 1) // scale.time, round(h / scale.space), round(w / scale.space)))
         high, low = ((b, vae.config.latent_channels, *latent_size(*crop)) for crop in crops)
         encoded = sum(forward_flops(vae, (b, c, *crop), lambda m, x: m.encode_distribution(x)) for crop in crops)
-        made = 3 * forward_flops(own.upscaler, low, lambda m, x: m(x))
-        # The decoder has a gradient for its input and none for its weights.
+        upscaled = 3 * forward_flops(trainee.upscaler, low, lambda m, x: m(x))
+        # The decoder has a gradient for its input but none for its weights.
         decoded = 2 * forward_flops(vae, high, lambda m, x: m.decode_raw(x))
-        return encoded + made + (decoded if self.settings.upscaler.decoded else 0)
+        return encoded + upscaled + (decoded if self.settings.upscaler.decoded else 0)
 
 
 def _check_multiple(name: str, value: int, first: int, multiple: int, scale: str) -> None:
-    """ValueError unless the VAE can encode the crop also at the low resolution."""
+    """Raise ValueError unless the VAE can encode the crop at the low resolution too."""
     if (value - first) % multiple:
         near = first + multiple * max(1, round((value - first) / multiple))
         shape = f"{'1 + ' * first}a multiple of {multiple}"
         raise ValueError(
             f"train.upscaler.{name} is {value}; for scale {scale} it must be {shape}, so that the VAE can encode the "
-            f"crop at both resolutions; {near} is"
+            f"crop at both resolutions; set it to {near}"
         )

@@ -1,10 +1,12 @@
-"""Task `vocoder`: waveforms out of log-mel spectrograms, ground truth and, in a part of the steps, what a frozen audio
-VAE makes of it.
+"""Task `vocoder`: log-mel spectrograms to waveforms.
+
+The input is the log-mel of the clip; in a part of the steps it is that log-mel after a frozen audio VAE.
 
 Loss: spectral convergence and log-magnitude error at three resolutions (multi-resolution STFT loss, arXiv 1910.11480
-§2.2, in the stereo channels and in their sum and difference) and the error of the log-mel. Where it has an adversary:
-least squares and feature matching against HiFi-GAN's multi-period and multi-scale discriminators on both ears together
-(arXiv 2010.05646 §2.3). A vocoder with bandwidth extension trains its two generators together, by the final wave.
+§2.2, on the stereo channels and on their sum and difference), and the error of the log-mel. With an adversary: least
+squares and feature matching against HiFi-GAN's multi-period and multi-scale discriminators on both stereo channels
+together (arXiv 2010.05646 §2.3). A vocoder with bandwidth extension trains its two generators together, with the loss
+of the final waveform.
 """
 
 from pathlib import Path
@@ -18,36 +20,48 @@ from model.discriminators import WaveDiscriminator, WaveDiscriminatorConfig
 from model.mel import MelConfig, MelSpectrogram
 from model.presets import preset
 from model.vocoder import Vocoder, VocoderConfig, VocoderWithBWE, VocoderWithBWEConfig
-from pipelines.training.flops import forward_flops
+from pipelines.training.metrics import Mean, per_sample
 from pipelines.training.settings import TrainSettings
-from pipelines.training.tasks.base import Dataset, Mean, Task, Trainee, generator, per_sample, weight_type
+from pipelines.training.tasks.base import Dataset, Task, Trainee
 from pipelines.training.tasks.helpers.adversary import Adversary, Discriminators
 from pipelines.training.tasks.helpers.clips import SoundBatch, SoundClips
+from pipelines.training.tasks.helpers.flops import forward_flops
 from pipelines.training.tasks.helpers.frozen import Frozen
+from pipelines.training.tasks.helpers.random_draws import generator
 
-# FFT length, hop (samples).
+# FFT length and hop, samples.
 RESOLUTIONS = ((512, 128), (1024, 256), (2048, 512))
 _FLOOR = 1e-5
 
 
 class VocoderTrainee(Trainee):
+    """The vocoder under its loss.
+
+    Args:
+        vocoder: the module to train.
+        audio_vae: encodes and decodes the input mel in a part of the steps; None for never.
+        task: the task of the run.
+    """
+
     def __init__(self, vocoder: Vocoder | VocoderWithBWE, audio_vae: AudioVAE | None, task: "VocoderTask") -> None:
         super().__init__()
         self.vocoder = vocoder
         self._audio_vae = None if audio_vae is None else Frozen(audio_vae)
         self._options, self._seed = task.settings.vocoder, task.settings.seed
-        # At the output's rate, up to its own highest frequency.
+        # At the rate of the output, up to half that rate.
         self._mel = MelSpectrogram(MelConfig(sample_rate=vocoder.sample_rate, hop_length=vocoder.sample_rate // 100))
 
     def components(self) -> dict[str, nn.Module]:
+        """Return the vocoder."""
         return {"vocoder": self.vocoder}
 
     def forward(
         self, batch: SoundBatch, step: int, adversary: Adversary | None = None
     ) -> tuple[Tensor, dict[str, Mean]]:
+        """Generate the waveform of a batch's mel; return its loss and the means to log."""
         o = self._options
         mel_in = self._input_mel(batch.mel, step)
-        waveform = self.vocoder(mel_in.to(weight_type(self.vocoder))).float()
+        waveform = self.vocoder(mel_in.to(self.compute_dtype)).float()
         target = batch.waveform[..., : waveform.shape[-1]]
         stft = stft_error(with_sum_and_difference(waveform), with_sum_and_difference(target))
         mel = (self._mel(waveform) - self._mel(target)).abs().flatten(1).mean(1)
@@ -60,9 +74,9 @@ class VocoderTrainee(Trainee):
 
     @torch.no_grad()
     def _input_mel(self, mel: Tensor, step: int) -> Tensor:
-        """The mel (B, 2, T, 64), or what the audio VAE makes of it, a whole number of its latents long.
+        """Return the mel (B, 2, T, 64), or the mel that the audio VAE decodes from it, up to 3 frames shorter.
 
-        The draw is the step's: all ranks run the same shapes.
+        The draw is one per step, so that all ranks run the same shapes.
         """
         if self._audio_vae is None:
             return mel
@@ -74,18 +88,18 @@ class VocoderTrainee(Trainee):
 
 
 def with_sum_and_difference(x_bsn: Tensor) -> Tensor:
-    """(B, 2, N) left and right → (B, 4, N) left, right, mid, side: what the ear hears of the stereo image."""
+    """Convert (B, 2, N) left and right to (B, 4, N) left, right, mid and side, which carry the stereo image."""
     left, right = x_bsn.unbind(1)
     return torch.stack([left, right, (left + right) / 2, (left - right) / 2], dim=1)
 
 
 def stft_error(x_bsn: Tensor, y_bsn: Tensor) -> Tensor:
-    """(B,): spectral convergence + log-magnitude error, mean over the resolutions."""
+    """Return (B,): spectral convergence + log-magnitude error of (B, S, N) waveforms, mean over the resolutions."""
     total = torch.zeros(x_bsn.shape[0], dtype=x_bsn.dtype, device=x_bsn.device)
     for length, hop in RESOLUTIONS:
         x, y = (_magnitude(side, length, hop) for side in (x_bsn, y_bsn))
         difference = (y - x).flatten(1).norm(dim=1)
-        # A silent target has no norm to compare with; the floor keeps its convergence finite.
+        # The norm of a silent target is 0; the floor keeps the convergence finite.
         convergence = difference / y.flatten(1).norm(dim=1).clamp(min=1.0)
         logs = (y.clamp(min=_FLOOR).log() - x.clamp(min=_FLOOR).log()).abs().flatten(1).mean(1)
         total = total + convergence + logs
@@ -101,6 +115,8 @@ def _magnitude(x_bsn: Tensor, length: int, hop: int) -> Tensor:
 
 
 class VocoderTask(Task):
+    """Train the vocoder on crops of a curated set's sound."""
+
     name = "vocoder"
     uses = ("vocoder",)
 
@@ -110,12 +126,14 @@ class VocoderTask(Task):
             self.uses = ("vocoder", "audio_vae")
 
     def dataset(self) -> SoundClips:
+        """Open the clips that are as long as a crop, decoded at the vocoder's rate."""
         s = self.settings
         config = preset(s.preset).vocoder
         rate = config.sample_rate if isinstance(config, VocoderConfig) else config.bwe.sample_rate
         return SoundClips(s.input, s.vocoder.crop_mel_frames, rate, s.seed, s.cache_mb)
 
-    def check(self, dataset: Dataset, files: dict[str, Path]) -> None:
+    def validate(self, dataset: Dataset, files: dict[str, Path]) -> None:
+        """Check that the audio VAE is given where it is needed, and the precision."""
         s = self.settings
         if s.vocoder.decoded_fraction and "audio_vae" not in files:
             raise ValueError(
@@ -129,10 +147,12 @@ class VocoderTask(Task):
             )
 
     def build(self, components: dict[str, nn.Module]) -> VocoderTrainee:
+        """Build the trainee around the vocoder, with the audio VAE where it is used."""
         vocoder = cast(Vocoder | VocoderWithBWE, components["vocoder"])
         return VocoderTrainee(vocoder, cast(AudioVAE | None, components.get("audio_vae")), self)
 
     def discriminators(self) -> Discriminators | None:
+        """Build HiFi-GAN's discriminators, when the adversarial loss has a weight."""
         options = self.settings.vocoder.adversary
         if not options.weight:
             return None
@@ -140,5 +160,6 @@ class VocoderTask(Task):
         return Discriminators(judge, "least-squares", options, options.feature_matching)
 
     def flops(self, trainee: Trainee, batch: SoundBatch) -> float:
+        """Count the vocoder, forward and backward."""
         vocoder = cast(VocoderTrainee, trainee).vocoder
         return 3 * forward_flops(vocoder, tuple(batch.mel.shape), lambda m, x: m(x))

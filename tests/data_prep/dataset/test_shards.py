@@ -106,7 +106,7 @@ def test_the_ledger_is_written_last(tmp_path, monkeypatch):
         written.append(Path(path).parent.name)
         return real(path)
 
-    monkeypatch.setattr(storage, "whole", watched)
+    monkeypatch.setattr(storage, "atomic_write", watched)
     shards.commit_segment(tmp_path, _segment())
     assert written == ["shards", "manifest", "ledger"]
 

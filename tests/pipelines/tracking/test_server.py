@@ -21,9 +21,9 @@ import pytest
 from pipelines.settings import TrackingSettings
 from pipelines.tracking.run import UNSENT, create_sqlite, start_run
 from pipelines.training.driver import train
+from pipelines.training.metrics import METRICS, read_metrics
 from pipelines.training.settings import TrainSettings
-from pipelines.training.worker import METRICS, read_metrics
-from tests.pipelines.training.encoded_set import BUCKET, write_conditioner, write_encoded_set
+from tests.pipelines.training.support.encoded_set import BUCKET, write_conditioner, write_encoded_set
 
 
 class Server:

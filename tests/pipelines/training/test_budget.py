@@ -1,4 +1,4 @@
-"""`plan` agrees with DeepSpeed's estimate, and refuses what cannot fit or divide, with the mend."""
+"""`plan` agrees with DeepSpeed's estimate; it rejects what does not fit or divide, and says how to fix it."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from data_prep.settings import BatchSettings
 from jobs.cli import main
 from jobs.settings import load_recipe
 from pipelines.training.budget import Cluster, budget, model_states, remedies
+from pipelines.training.deepspeed import import_deepspeed
 from pipelines.training.settings import DiTSettings, LoRASettings, TrainSettings, WorkerSettings
-from pipelines.training.worker import _import_deepspeed
 
 BUCKET = Bucket(frames=121, height=512, width=768)
 
@@ -26,7 +26,7 @@ def settings(recompute: int = 1, tokens: int = 6400, **workers) -> TrainSettings
 
 
 def test_model_states_agree_with_deepspeeds_estimate() -> None:
-    _import_deepspeed(torch.device("cpu"))
+    import_deepspeed(torch.device("cpu"))
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
@@ -42,17 +42,17 @@ def test_model_states_agree_with_deepspeeds_estimate() -> None:
         theirs, _ = estimate_zero2_model_states_mem_needs(
             total, num_gpus_per_node=8, num_nodes=nodes, cpu_offload=False
         )
-        # Its 4 bytes that are not divided hold gradients in bf16 beside the weights; ours divide fp32 gradients.
+        # DeepSpeed's 4 undivided bytes are bf16 weights and gradients; our gradients are fp32 and divided.
         ours = sum(model_states(total, 2 * block, 8 * nodes, 2, "bf16").values())
         assert ours <= theirs
 
 
 def test_the_19b_run_of_the_facts() -> None:
-    """Forward and backward of a 121×768×512 clip is 604 TFLOP; ZeRO-3 moves 113 GB per micro-step (facts, §2)."""
+    """A 121×768×512 clip takes 604 TFLOP forward and backward; ZeRO-3 moves 113 GB per micro-step (facts, §2)."""
     found = budget(settings(), [BUCKET], Cluster(8, 8, mfu=0.45))
     (cost,) = found.buckets
     assert cost.samples == 1
-    assert cost.flops / 64 == pytest.approx(604e12, rel=0.02)  # the facts' count has timesteps per token
+    assert cost.flops / 64 == pytest.approx(604e12, rel=0.02)  # the reference counts timesteps per token
     assert cost.compute_s == pytest.approx(1.36, rel=0.02)
     assert cost.communication_s == pytest.approx(0.38 * found.trained / 18_876_174_592, rel=0.02)
     assert found.total < found.available
@@ -80,7 +80,7 @@ def test_more_ranks_divide_the_states_and_not_the_activations() -> None:
 
 
 def test_adapters_have_an_optimizer_and_frozen_weights_have_none() -> None:
-    """The adapters' share of 18 bytes a parameter, the base's of 2; a backward without most weights' gradients."""
+    """18 bytes per adapter parameter, 2 per base parameter, and no gradients for most weights in the backward."""
     cluster = Cluster(1, 8)
     full = budget(settings(), [BUCKET], cluster)
     asked = settings().model_copy(update={"dit": DiTSettings(lora=LoRASettings(rank=32))})

@@ -12,12 +12,13 @@ import model
 from data_prep.loading import batch_plan
 from pipelines.training import checkpoint
 from pipelines.training.driver import component_files, train
+from pipelines.training.metrics import METRICS, read_metrics
 from pipelines.training.settings import TrainSettings
 from pipelines.training.tasks.dit import DiTTask
-from pipelines.training.worker import METRICS, Job, components, read_metrics
+from pipelines.training.worker import Job, build_components
 from tests.pipelines.killing import train_until_killed
-from tests.pipelines.training.encoded_set import BUCKET, write_conditioner, write_encoded_set
-from tests.pipelines.training.training_runs import exact
+from tests.pipelines.training.support.encoded_set import BUCKET, write_conditioner, write_encoded_set
+from tests.pipelines.training.support.training_runs import exact
 
 
 def settings(data: Path, conditioner: Path, **changes) -> TrainSettings:
@@ -61,12 +62,12 @@ def test_a_run_leaves_a_model_and_its_record(uninterrupted, data, conditioner):
     records = read_metrics(output / METRICS)
     assert [record["step"] for record in records] == list(range(1, 9))
     assert all(record[key] > 0 for record in records for key in ("samples_per_s", "tokens_per_s", "tflop_per_s"))
-    # The bins of σ hold the samples of their modality: their mean lies between the least and the greatest.
+    # The loss of a modality is a mean over its bins of σ, so it lies between the smallest and the largest bin.
     bins = [value for key, value in records[-1].items() if key.startswith("loss/video/sigma/")]
     assert bins
     assert min(bins) <= records[-1]["loss/video"] <= max(bins)
 
-    # Two whole checkpoints are kept: the last, and the newest before it.
+    # Two complete checkpoints are kept: the last one and the one before it.
     whole = sorted(marker.parent.name for marker in (output / "checkpoints").glob("*/COMMITTED.json"))
     assert whole == ["step-00000006", "step-00000008"]
 
@@ -119,7 +120,7 @@ def test_a_finished_run_is_not_run_again_and_takes_no_other_settings(uninterrupt
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_to_the_bit(uninterrupted, data, conditioner, tmp_path):
-    """SIGKILL of driver and workers after step 5; the checkpoint of step 3 is the newest, or the one of step 6."""
+    """SIGKILL of driver and workers after step 5, when the newest checkpoint is that of step 3 or 6."""
     reference, _, _ = uninterrupted
     output = tmp_path / "run"
     chosen = settings(data, conditioner)
@@ -134,7 +135,7 @@ def test_a_run_that_is_killed_goes_on_to_the_bit(uninterrupted, data, conditione
 
 
 def cut_back(reference: Path, output: Path, step: int) -> None:
-    """A copy of a finished run as it was when the checkpoint of `step` was its newest."""
+    """Copy a finished run, and cut it back to when the checkpoint of `step` was its newest."""
     shutil.copytree(reference, output)
     (output / "summary.json").unlink()
     shutil.rmtree(output / "weights")
@@ -144,11 +145,11 @@ def cut_back(reference: Path, output: Path, step: int) -> None:
 
 
 def test_a_run_goes_on_with_another_number_of_workers(uninterrupted, data, conditioner, tmp_path):
-    """One worker takes the checkpoint that two wrote: by the universal format, the average divided anew."""
+    """One worker loads the checkpoint of two, through the universal format; the moving average is divided anew."""
     reference, _, _ = uninterrupted
     output = tmp_path / "run"
     cut_back(reference, output, 6)
-    for left in (".universal-00000006-1", "universal-00000006"):  # conversions that were cut off
+    for left in (".universal-00000006-1", "universal-00000006"):  # interrupted conversions
         (output / "checkpoints" / left / "main" / "zero").mkdir(parents=True)
     train("dit", settings(data, conditioner, workers={"count": 1}), output)
     assert [record["step"] for record in read_metrics(output / METRICS)] == list(range(1, 9))
@@ -170,8 +171,8 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(ray_session, conditio
     one = {"tokens": BUCKET.video_tokens + BUCKET.audio_tokens, "micro_batches": 2}
     output = tmp_path / "run"
     summary = train("dit", settings(data, conditioner, batch=one, steps=6), output)
-    assert summary["skipped_steps"] == 2  # six samples, two a step: the spoilt one comes once in each of two epochs
-    # One rank has had the spoilt sample; both have left the steps out.
+    assert summary["skipped_steps"] == 2  # six samples, two per step: the spoilt one comes once in each of two epochs
+    # One rank had the spoilt sample; both ranks skipped the steps.
     newest = output / "checkpoints" / "step-00000006"
     assert [checkpoint.rank_state(newest, rank)["skipped"] for rank in (0, 1)] == [2, 2]
     assert [checkpoint.rank_state(newest, rank)["average"]["updates"] for rank in (0, 1)] == [4, 4]
@@ -182,7 +183,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(ray_session, conditio
 
 
 def master_weights(path: Path, rank: int, world: int) -> dict[str, torch.Tensor]:
-    """A rank's fp32 parts as DeepSpeed saved them under ZeRO-3, in double precision."""
+    """Return a rank's fp32 partitions that DeepSpeed saved with ZeRO-3, in double precision."""
     shapes, flats = (
         torch.load(path / f"zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt", weights_only=False)
         for kind in ("model", "optim")
@@ -197,7 +198,7 @@ def master_weights(path: Path, rank: int, world: int) -> dict[str, torch.Tensor]
 
 @pytest.mark.slow
 def test_the_average_is_that_of_the_saved_weights_in_double_precision(ray_session, data, conditioner, tmp_path):
-    """ZeRO-3 on two ranks, and every step a checkpoint: the average of each is the formula on the weights of all."""
+    """ZeRO-3 on two ranks with a checkpoint per step: each average is the formula applied to the saved weights."""
     chosen = settings(data, conditioner, checkpoint={"every_steps": 1, "keep": 8})
     train("dit", chosen, tmp_path / "run")
     for rank in (0, 1):
@@ -215,11 +216,11 @@ def test_the_average_is_that_of_the_saved_weights_in_double_precision(ray_sessio
 
 
 def plain_losses(chosen: TrainSettings, steps: int) -> list[float]:
-    """The losses of one process without DeepSpeed: torch's AdamW, clipping and accumulation over the same plan."""
+    """Return the losses of one process without DeepSpeed: torch's AdamW, clipping and accumulation, the same plan."""
     task = DiTTask(chosen.model_copy(update={"workers": chosen.workers.model_copy(update={"zero_stage": 1})}))
     files = component_files(chosen.init_from)
     device = torch.device("cpu")
-    trainee = task.build(components(Job(DiTTask, task.settings, Path(), files), task, 1, device))
+    trainee = task.build(build_components(Job(DiTTask, task.settings, Path(), files), task, device))
     dataset = task.dataset()
     plan = batch_plan.plan(dataset.buckets, dataset.tokens, chosen.batch, seed=chosen.seed, world=1)
     trained = [p for p in trainee.parameters() if p.requires_grad]
@@ -251,11 +252,12 @@ def plain_losses(chosen: TrainSettings, steps: int) -> list[float]:
 
 @pytest.mark.slow
 def test_fifty_steps_of_zero_3_are_those_of_plain_pytorch(ray_session, data, conditioner, tmp_path):
-    """Two ranks with ZeRO-3 beside one process without DeepSpeed; and with the other stages, with accumulation, with
-    recomputation and with accumulation in smaller micro-batches: fp32, the same samples in each step.
+    """Compare two ranks with ZeRO-3 with one process without DeepSpeed, in fp32, with the same samples in each step.
 
-    At this rate a start that is one rounding off is one rounding off after fifty steps too (1e-7); at the 2e-3 of the
-    other tests it grows to 3e-5, and the engine's several roundings to 2e-4.
+    Also compare the other stages, one worker, accumulation in smaller micro-batches, and recomputation.
+
+    At this learning rate a rounding error in the start stays 1e-7 after fifty steps; at the 2e-3 of the other tests it
+    grows to 3e-5, and the engine's several rounding errors to 2e-4.
     """
     steps = 50
     optimizer = {"lr": 5e-4, "warmup_steps": 2, "schedule": "constant", "ema_decay": 0.9}
@@ -277,4 +279,4 @@ def test_fifty_steps_of_zero_3_are_those_of_plain_pytorch(ray_session, data, con
         assert len(ours) == steps
         worst[name] = max(abs(a / b - 1) for a, b in zip(ours, plain, strict=True))
     print(f"greatest relative difference of a loss from plain PyTorch's: {worst}")
-    assert max(worst.values()) <= 1e-5  # latents in bfloat16 are 3e-5 at the first step
+    assert max(worst.values()) <= 1e-5  # with latents in bfloat16 it is 3e-5 at the first step

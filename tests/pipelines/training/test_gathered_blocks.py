@@ -1,4 +1,4 @@
-"""Under ZeRO-3 a block is gathered as one, and may be compiled: what it computes stays what it was."""
+"""With ZeRO-3 a block is gathered at once and may be compiled; neither changes what it computes."""
 
 from pathlib import Path
 
@@ -7,10 +7,11 @@ from torch import nn
 
 from pipelines.training import driver
 from pipelines.training.driver import train
-from pipelines.training.tasks.dit import DiTTask, DiTTrainee
-from tests.pipelines.training.encoded_set import write_conditioner, write_encoded_set
+from pipelines.training.tasks.dit import DiTTask
+from pipelines.training.tasks.helpers.diffusion import DiffusionTrainee
+from tests.pipelines.training.support.encoded_set import write_conditioner, write_encoded_set
+from tests.pipelines.training.support.training_runs import exact
 from tests.pipelines.training.test_driver import settings
-from tests.pipelines.training.training_runs import exact
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +26,13 @@ def conditioner(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_blocks_gathered_whole_train_as_layer_by_layer(ray_session, data, conditioner, tmp_path, monkeypatch):
-    """No parameter is small enough to stay whole on every rank, as it would be at this size."""
+    """A threshold of 0: no parameter stays complete on every rank, though all are small enough."""
 
-    class Layered(DiTTrainee):
-        fetched_whole = ()
+    class Layered(DiffusionTrainee):
+        leaf_classes = ()
 
     class LayeredTask(DiTTask):
-        def build(self, components: dict[str, nn.Module]) -> DiTTrainee:
+        def build(self, components: dict[str, nn.Module]) -> DiffusionTrainee:
             return Layered(components, self)
 
     gathered = {"persistence_threshold": 0}

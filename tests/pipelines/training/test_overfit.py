@@ -1,8 +1,8 @@
 """Every task learns clips of the synthetic corpus: two real ranks, the tiny recipe with more steps.
 
-`FALLS` says by what factor a run's loss falls (its first tenth beside its last) and what it reaches: four clips are
-learnt by heart, 200 as far as some minutes on two cores go. `dit` and `text-projection` see the clips through the VAEs
-that the first two tests train.
+`FALLS` has the factor by which a run's loss falls (from its first tenth to its last) and the values that it reaches:
+four clips are memorised; 200 are learned as far as some minutes on two cores allow. `dit` and `text-projection` get the
+latents of the VAEs that the first two tests train.
 """
 
 import json
@@ -21,8 +21,8 @@ from jobs.settings import load_recipe
 from model import weights
 from pipelines.dataflow.prepare import run_prepare
 from pipelines.training.driver import train
+from pipelines.training.metrics import METRICS, read_metrics
 from pipelines.training.settings import TrainSettings
-from pipelines.training.worker import METRICS, read_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -32,12 +32,12 @@ QUIET = dict.fromkeys(("bird", "clock", "cuts", "silence", "near_silent", "hiss"
 
 @dataclass(frozen=True)
 class Fall:
-    """What a task's run must do.
+    """What a task's run must reach.
 
     Attributes:
         steps: of the run.
-        factor: the least ratio of the loss at the start to that at the end.
-        floors: what a mean of the last tenth must be at most; of `psnr_db`, at least.
+        factor: smallest ratio of the loss at the start to the loss at the end.
+        floors: largest mean over the last tenth, by metric; for `psnr_db`, the smallest.
     """
 
     steps: int
@@ -45,7 +45,7 @@ class Fall:
     floors: dict[str, float]
 
 
-# By how many clips are learnt.
+# By number of clips.
 FALLS = {
     4: {
         "video-vae": Fall(200, 4.0, {"loss/l1": 0.08, "psnr_db": 24.0}),
@@ -75,7 +75,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 class Place:
-    """A folder of sets and runs, each made when it is first asked for."""
+    """A folder of sets and runs; each is made on its first use."""
 
     def __init__(self, root: Path, clips: int) -> None:
         self.root, self.clips, self.recipe = root, clips, load_recipe("tiny")

@@ -1,4 +1,4 @@
-"""A run never loses its place: whatever dies, and with however many workers it goes on."""
+"""A run resumes where it was, whichever process dies, with any number of workers."""
 
 import random
 from pathlib import Path
@@ -8,13 +8,13 @@ import pytest
 import model
 from pipelines.training import driver
 from pipelines.training.driver import train
+from pipelines.training.metrics import METRICS, read_metrics
 from pipelines.training.settings import TrainSettings
-from pipelines.training.worker import METRICS, read_metrics
 from tests.pipelines.killing import end_family, start_training, strike_training
-from tests.pipelines.training import recorded
-from tests.pipelines.training.curated_set import write_curated_set
-from tests.pipelines.training.encoded_set import BUCKET, write_conditioner, write_encoded_set
-from tests.pipelines.training.training_runs import exact
+from tests.pipelines.training.support import recorded
+from tests.pipelines.training.support.curated_set import write_curated_set
+from tests.pipelines.training.support.encoded_set import BUCKET, write_conditioner, write_encoded_set
+from tests.pipelines.training.support.training_runs import exact
 
 ONE = {"tokens": BUCKET.video_tokens + BUCKET.audio_tokens}
 ADVERSARY = {"weight": 0.5, "start_step": 2, "channels": 16, "lr": 1e-3}
@@ -38,8 +38,11 @@ def conditioner(tmp_path_factory) -> Path:
 
 
 def same_averages(output: Path, reference: Path) -> None:
-    """The exported weights, which are the moving average's. Adam makes of a gradient near zero, whose sign is rounding,
-    a whole step: single numbers may differ, a tensor may not."""
+    """Check that the exported weights, which are the moving averages, are the same.
+
+    Adam makes a full step of a gradient near zero, whose sign is a rounding error. So single values may differ, but
+    tensors may not.
+    """
     ours, theirs = (model.weights.load(folder / "weights").state_dict() for folder in (output, reference))
     apart = {name: float((value - theirs[name]).norm() / theirs[name].norm()) for name, value in ours.items()}
     print(f"greatest relative difference of a tensor: {max(apart.values()):.1e}")
@@ -48,7 +51,7 @@ def same_averages(output: Path, reference: Path) -> None:
 
 @pytest.mark.slow
 def test_two_workers_then_one_then_four(ray_session, conditioner, tmp_path, monkeypatch):
-    """ZeRO-3. Ten samples in steps of four: three steps an epoch, the last of which is filled up with repeats."""
+    """ZeRO-3. Ten samples in steps of four: three steps per epoch, the last one filled up with repeats."""
     monkeypatch.setattr(driver, "tasks", lambda: {"dit": recorded.RecordedDiT})
     folders = {name: tmp_path / name for name in ("reference", "changing")}
     data = {name: write_encoded_set(folder / "data", samples=10) for name, folder in folders.items()}
@@ -75,7 +78,7 @@ def test_two_workers_then_one_then_four(ray_session, conditioner, tmp_path, monk
 
 @pytest.mark.slow
 def test_two_workers_then_one_then_four_with_an_adversary(ray_session, tmp_path):
-    """ZeRO-1 and two engines; spectral norms estimate in buffers."""
+    """ZeRO-1 and two engines; spectral norms keep their estimates in buffers."""
     data = write_curated_set(tmp_path, [(192, 128)] * 4)
     base = {
         "input": data,
@@ -101,10 +104,10 @@ def test_two_workers_then_one_then_four_with_an_adversary(ray_session, tmp_path)
 
 @pytest.mark.slow
 def test_ten_kills_of_a_run_change_no_bit(ray_session, conditioner, tmp_path):
-    """A worker, all workers and the driver are killed at ten random moments of 200 steps with ZeRO-3.
+    """Kill a worker, all workers or the driver at ten random moments of 200 steps with ZeRO-3.
 
-    The death of workers is met by Ray's failure policy, and by the same call when that has had enough; the driver's by
-    the same call.
+    Ray's failure policy restarts workers up to its limit; after that, and after the death of the driver, the same call
+    resumes the run.
     """
     data = write_encoded_set(tmp_path / "encoded", samples=10)
     workers = {"count": 2, "max_failures": 2}

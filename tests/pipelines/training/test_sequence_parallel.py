@@ -1,4 +1,4 @@
-"""Ranks that share a sample's tokens give what one rank gives alone: predictions, gradients, losses."""
+"""Ranks that share the tokens of a sample compute what one rank computes: predictions, gradients, losses."""
 
 import os
 import socket
@@ -15,14 +15,14 @@ from pipelines.training.driver import train
 from pipelines.training.sequence_parallel import SequenceGroup
 from pipelines.training.settings import TrainSettings, WorkerSettings
 from tests.model.sizes import random_model
-from tests.pipelines.training.encoded_set import BUCKET, write_conditioner, write_encoded_set
-from tests.pipelines.training.training_runs import exact, mistake
+from tests.pipelines.training.support.encoded_set import BUCKET, write_conditioner, write_encoded_set
+from tests.pipelines.training.support.training_runs import exact, mistake
 
-F, H, W, T = 3, 1, 3, 5  # neither 9 nor 5 tokens divide by two ranks
+F, H, W, T = 3, 1, 3, 5  # 9 and 5 tokens: neither is a multiple of two ranks
 
 
 def _forward(group: SequenceGroup | None) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Whole predictions by stream, and the gradients of a loss on them by parameter, this rank's part of both."""
+    """Return this rank's part of the predictions by stream, and of the gradients of a loss by parameter."""
     transformer = random_model(model.preset("tiny")).transformer
     config = transformer.config
     g = torch.Generator().manual_seed(0)

@@ -1,10 +1,9 @@
-"""The adaptive weight of an adversarial loss (VQGAN, arXiv 2012.09841 eq. 7): ‖∇L_rec‖ / (‖∇L_GAN‖ + δ), gradients with
-regard to the weight of the decoder's last layer.
+"""The adaptive weight of an adversarial loss: ‖∇L_rec‖ / (‖∇L_GAN‖ + δ) (VQGAN, arXiv 2012.09841 eq. 7).
 
-The last layer is a convolution, so the gradient of its weight is a function of its input and of the gradient of its
-output, whatever the weight is. Both lie whole on every rank: nothing need be gathered where ZeRO-3 has partitioned the
-weight, and no backward pass runs through a sharded module. The ratio is that of a micro-batch, as the loss is, and so
-the same at any number of ranks.
+The gradients are those of the weight of the decoder's last layer. This layer is a convolution, so the gradient of its
+weight depends on the layer's input and on the gradient of its output, but not on the weight. Every rank holds both
+completely: with ZeRO-3 nothing is gathered, and no backward pass runs through a sharded module. The ratio is computed
+per micro-batch, as the loss is, so it is the same with any number of ranks.
 """
 
 import copy
@@ -17,15 +16,15 @@ from torch import Tensor, nn
 from pipelines.training.tasks.helpers.frozen import Frozen
 
 _DELTA = 1e-6  # eq. 7
-_LARGEST = 1e4  # as in the paper's code (taming-transformers): where the discriminator says the same to everything
+_LARGEST = 1e4  # as in the paper's code (taming-transformers), for a discriminator whose output is constant
 
 
 class LastLayer:
-    """Watches a decoder's last convolution.
+    """The last convolution of a decoder, whose input is recorded in each forward pass.
 
     Args:
         layer: a module around one convolution, `layer.conv`; not yet sharded.
-        after: from the layer's output to the decoder's.
+        after: the function from the layer's output to the decoder's.
     """
 
     def __init__(self, layer: nn.Module, after: Callable[[Tensor], Tensor]) -> None:
@@ -38,14 +37,19 @@ class LastLayer:
         self._input = inputs[0].detach().float()
 
     def balance(self, loss: Tensor, output: Tensor, gradient: Tensor) -> Tensor:
-        """(): how much heavier than `gradient` the gradient of `loss` weighs on the layer; both with regard to
-        `output`, what the decoder gave last. `loss` keeps its graph.
+        """Return (): the ratio of the two gradient norms at the layer's weight.
+
+        Args:
+            loss: the reconstruction loss (); its graph is kept.
+            output: the decoder's last output.
+            gradient: of the adversarial loss with respect to `output`.
         """
-        (own,) = torch.autograd.grad(loss, output, retain_graph=True)
+        (of_loss,) = torch.autograd.grad(loss, output, retain_graph=True)
         x, self._input = self._input, None
         assert x is not None
         twin = self._twin.on(x.device)
         weight = twin.conv.weight.detach().requires_grad_()
         again = self._after(torch.func.functional_call(twin, {"conv.weight": weight}, (x,)))
-        norms = [torch.autograd.grad(again, weight, g, retain_graph=True)[0].norm() for g in (own, gradient)]
+        norms = [torch.autograd.grad(again, weight, g, retain_graph=True)[0].norm() for g in (of_loss, gradient)]
+
         return (norms[0] / (norms[1] + _DELTA)).clamp(max=_LARGEST)

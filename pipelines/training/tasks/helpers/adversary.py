@@ -1,13 +1,13 @@
-"""The adversary of a generator: discriminators that learn to tell what it makes from what is real, under their own
-DeepSpeed engine and optimizer (generative adversarial networks, arXiv 1406.2661).
+"""Adversarial training: discriminators with a DeepSpeed engine and an optimizer of their own (GAN, arXiv 1406.2661).
 
-From `start_step` on, each micro-batch is judged in the generator's forward pass and then teaches the discriminators, so
-that both sides take one optimizer step per batch. They meet in one tensor only: the gradient of the adversarial loss
-with regard to what was made. No gradient of the generator's loss reaches a discriminator's parameter, and neither
-engine's backward pass runs through the other's modules, so that each is sharded on its own.
+From `start_step` on, the discriminators judge each micro-batch in the generator's forward pass, and then learn from the
+same micro-batch. Both sides therefore take one optimizer step per batch. Only one tensor passes between them: the
+gradient of the adversarial loss with respect to the fake samples. No gradient of the generator's loss reaches a
+parameter of the discriminators, and neither engine's backward pass runs through the other's modules, so ZeRO shards
+each of the two alone.
 
-Spectral norms estimate in training mode, whenever they are run; here the first judgement of a step is the only one in
-training mode, so that the estimates do not depend on how many micro-batches a rank takes.
+A spectral norm updates its estimate on every run in training mode. Only the first judgement of a step runs in training
+mode, so that the estimates do not depend on the number of micro-batches of a rank.
 """
 
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ from model.discriminators import (
     least_squares_discriminator_loss,
     least_squares_generator_loss,
 )
-from pipelines.training.schedule import learning_rate
+from pipelines.training.metrics import Mean, gradient_norm, per_sample
+from pipelines.training.schedule import learning_rate, set_learning_rate
 from pipelines.training.settings import AdversarySettings, OptimizerSettings
-from pipelines.training.tasks.base import Mean, per_sample
 
 _LOSSES = {
     "hinge": (hinge_generator_loss, hinge_discriminator_loss),
@@ -37,7 +37,14 @@ _LOSSES = {
 
 
 class Discriminators(nn.Module):
-    """A judge of `model.discriminators` with the losses of both sides: the module that DeepSpeed wraps."""
+    """Discriminators with the losses of both sides: the module that DeepSpeed wraps.
+
+    Args:
+        judge: a discriminator of `model.discriminators`.
+        objective: the pair of losses.
+        options: weight, start and optimizer of the adversary.
+        feature_matching: weight of the feature matching loss, beside the adversarial loss's 1; 0 for none.
+    """
 
     def __init__(
         self,
@@ -53,14 +60,24 @@ class Discriminators(nn.Module):
     def forward(
         self, real: Tensor, fake: Tensor, weights: Tensor, side: Literal["generator", "discriminators"]
     ) -> tuple[Tensor, dict[str, Mean]]:
-        """A side's weighted mean loss, and the means to be logged. real, fake: (B, …) as the judge takes it."""
+        """Compute the loss of one side.
+
+        Args:
+            real: samples of the set, (B, …) as the judge takes them.
+            fake: samples of the generator, of the same shape.
+            weights: (B,) loss weights.
+            side: whose loss.
+
+        Returns:
+            The weighted mean loss (), and the means to log.
+        """
         return (
             self._generator(real, fake, weights) if side == "generator" else self._discriminators(real, fake, weights)
         )
 
     def _generator(self, real: Tensor, fake: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Mean]]:
         judged = self.judge(fake)
-        self.eval()  # a second judgement would estimate the spectral norms again
+        self.eval()  # a second judgement in training mode would update the spectral norms again
         adversarial = loss = self._generator_loss(judged)
         means = {"loss/adversarial": adversarial}
         if self.feature_matching:
@@ -81,18 +98,18 @@ class Discriminators(nn.Module):
 
 
 def _score(judged: list[Judgement]) -> Tensor:
-    """(B,): mean logit over the patches of each sub-discriminator, and over these."""
+    """Return (B,): mean logit over the patches of each sub-discriminator, then over the sub-discriminators."""
     return torch.stack([j.logits.flatten(1).mean(1) for j in judged]).mean(0)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The adversarial loss of what was made.
+    """The adversarial loss of a generator's samples.
 
     Attributes:
-        value: (), the loss (feature matching within), detached.
-        gradient: of the loss with regard to what was made, of its shape.
-        means: to be logged.
+        value: (), the loss with feature matching, detached.
+        gradient: of the loss with respect to the samples, of their shape.
+        means: to log.
     """
 
     value: Tensor
@@ -100,17 +117,20 @@ class Verdict:
     means: dict[str, Mean]
 
     def loss(self, fake: Tensor) -> Tensor:
-        """A scalar of that value and, with regard to `fake`, of that gradient."""
+        """Return a scalar with this value, whose gradient with respect to `fake` is `gradient`."""
         return self.value + ((fake - fake.detach()) * self.gradient).sum()
 
 
 class Adversary:
-    """The discriminators of a run and how they are trained.
+    """The discriminators of a run, and their training.
 
     Args:
-        engine: DeepSpeed's, around `Discriminators`.
-        optimizer: their own rates; see `own_optimizer`.
-        steps: of the whole run.
+        engine: the DeepSpeed engine around `Discriminators`.
+        optimizer: settings of the discriminators' optimizer; see `discriminator_optimizer`.
+        steps: number of steps of the run.
+
+    Attributes:
+        skipped: number of steps that the engine skipped, because the gradient norm was not finite.
     """
 
     def __init__(self, engine: Any, optimizer: OptimizerSettings, steps: int) -> None:
@@ -121,29 +141,34 @@ class Adversary:
         self.skipped = 0
 
     def begin(self, step: int) -> bool:
-        """Before a step's first micro-batch: whether the adversary takes part in the step."""
+        """Start a step: set the learning rate. Return False before `start_step`, when there is no adversary yet."""
         start = self._options.start_step
         if step < start:
             return False
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate(self._optimizer, step - start, self._steps - start)
+        set_learning_rate(self.engine, learning_rate(self._optimizer, step - start, self._steps - start))
         self._first = True
         return True
 
     def judge(self, real: Tensor, fake: Tensor, weights: Tensor) -> Verdict:
-        """What the discriminators say to `fake`; the pair is kept for `learn`. real, fake: (B, …); weights: (B,)."""
+        """Judge the generator's samples, and keep both batches for `learn`.
+
+        Args:
+            real: samples of the set, (B, …).
+            fake: samples of the generator, of the same shape.
+            weights: (B,) loss weights.
+        """
         self._pair = (real, fake.detach(), weights)
         shown = fake.detach().requires_grad_()
         self.engine.module.train(self._first)
         loss, means = self.engine.module(real, shown, weights, "generator")
         self.engine.module.eval()
         self._first = False
-        # With regard to the samples alone: the parameters' gradients are neither computed nor reduced.
+        # Only with respect to the samples: no gradient of a parameter is computed or reduced.
         (gradient,) = torch.autograd.grad(loss, shown)
         return Verdict(loss.detach(), gradient, means)
 
     def learn(self) -> dict[str, Mean]:
-        """The discriminators' backward pass and step on what was judged last; the means to be logged."""
+        """Train the discriminators on the micro-batch that was judged last; return the means to log."""
         assert self._pair is not None
         loss, means = self.engine(*self._pair, "discriminators")
         self._pair = None
@@ -152,22 +177,27 @@ class Adversary:
         return means
 
     def end(self) -> dict[str, Mean]:
-        """After a step's last micro-batch: the norm of its gradient, where it was finite."""
+        """End a step; return the gradient norm to log, unless the engine skipped the step."""
         skipped, self.skipped = self.skipped, self.engine.skipped_steps
         if skipped != self.skipped:
             return {}
-        norm = torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32, device=self.engine.device)
-        return {"discriminator/grad_norm": (norm, torch.ones_like(norm))}
+        return {"discriminator/grad_norm": gradient_norm(self.engine)}
 
 
 def patch_discriminators(options: AdversarySettings, dims: int, channels: int) -> Discriminators | None:
-    """PatchGAN with the hinge loss over `dims` dimensions of `channels`; None where its weight is 0."""
+    """Build a PatchGAN with the hinge loss; None when its weight is 0.
+
+    Args:
+        options: of the adversary.
+        dims: dimensions of a sample after its channels: 2 for mels, 3 for video.
+        channels: of a sample.
+    """
     if not options.weight:
         return None
     config = PatchDiscriminatorConfig(dims=dims, in_channels=channels, channels=options.channels)
     return Discriminators(PatchDiscriminator(config), "hinge", options)
 
 
-def own_optimizer(run: OptimizerSettings, options: AdversarySettings) -> OptimizerSettings:
-    """The run's optimizer settings with the discriminators' own rates."""
+def discriminator_optimizer(run: OptimizerSettings, options: AdversarySettings) -> OptimizerSettings:
+    """Return the run's optimizer settings with the discriminators' learning rate and betas."""
     return run.model_copy(update={name: getattr(options, name) for name in ("lr", "beta1", "beta2")})

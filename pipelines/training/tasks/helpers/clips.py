@@ -1,26 +1,27 @@
-"""Kept clips of a curated set as samples of the tasks that train on pictures or sound: decoded, scaled and cropped.
+"""Crops of a curated set's kept clips: pixels or sound, as samples of a task.
 
-Decoding costs more than a small model's step, so what was decoded is kept in memory until `cache_mb` is full; later
-clips are decoded whenever they are wanted. The crop is a function of (seed, clip id, step).
+Decoding takes longer than a step of a small model. Decoded clips therefore stay in memory until `cache_mb` is full;
+further clips are decoded on every use. The crop is a function of (seed, clip id, step).
 """
 
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import numpy as np
 import torch
 
 from data_prep.dataset.index import read_manifest
 from data_prep.dataset.shards import read_member
 from data_prep.loading.batch_plan import MicroBatch
+from data_prep.loading.bucket_frames import bucket_frames
 from data_prep.loading.buckets import Bucket, choose
 from data_prep.loading.loader import Batch
 from data_prep.media import decode
-from pipelines.training.tasks.base import Dataset, generator
+from pipelines.training.tasks.base import Dataset
+from pipelines.training.tasks.helpers.random_draws import generator
 
 log = logging.getLogger("kinotone.training")
 
@@ -29,14 +30,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PixelBatch(Batch):
-    """pixels: (B, 3, F, H, W) float32 in [−1, 1]."""
+    """A batch of pictures.
+
+    Attributes:
+        pixels: (B, 3, F, H, W) float32 in [−1, 1].
+    """
 
     pixels: torch.Tensor
 
 
 @dataclass(frozen=True)
 class SoundBatch(Batch):
-    """mel: (B, 2, T, 64) natural-log mel at 100 frames/s; waveform: (B, 2, T · rate / 100); both of the same span."""
+    """A batch of sound.
+
+    Attributes:
+        mel: (B, 2, T, 64) natural-log mel, 100 frames/s.
+        waveform: (B, 2, T · rate / 100), of the same span.
+    """
 
     mel: torch.Tensor
     waveform: torch.Tensor
@@ -44,7 +54,17 @@ class SoundBatch(Batch):
 
 @dataclass(frozen=True)
 class CuratedClip:
-    """Where a kept clip's media lies, its in and out points in it (seconds), and its picture's size and rate."""
+    """A kept clip.
+
+    Attributes:
+        clip_id: its id in the manifest.
+        shard: tar file that holds its media, relative to the set.
+        offset: of the media in the shard, bytes.
+        size: of the media, bytes.
+        start_s: in point in the media, seconds.
+        end_s: out point in the media, seconds.
+        info: width, height and frame rate of the picture, among others.
+    """
 
     clip_id: str
     shard: str
@@ -56,14 +76,15 @@ class CuratedClip:
 
     @property
     def duration_s(self) -> float:
+        """Seconds from the in point to the out point."""
         return self.end_s - self.start_s
 
 
 def kept_clips(root: str) -> list[CuratedClip]:
-    """The kept clips of a curated set, ordered by id.
+    """Return the kept clips of a curated set, ordered by id.
 
     Raises:
-        ValueError: no curated set there, or one that keeps no clip or holds no media.
+        ValueError: `root` is no curated set, or the set keeps no clip or holds no media.
     """
     table = read_manifest(root)
     names = ["clip_id", "verdict", "shard", "media_offset", "media_size", "info"]
@@ -86,26 +107,40 @@ def kept_clips(root: str) -> list[CuratedClip]:
 
 
 class Cache(Generic[T]):
-    """Values by row, kept until `limit_mb` is full."""
+    """Values by row, stored until `limit_mb` (MiB) is full."""
 
     def __init__(self, limit_mb: int) -> None:
         self._left = limit_mb << 20
-        self._held: dict[int, T] = {}
+        self._stored: dict[int, T] = {}
 
-    def get(self, row: int) -> T | None:
-        return self._held.get(row)
-
-    def put(self, row: int, value: T, size: int) -> None:
+    def get(self, row: int, make: Callable[[int], tuple[T, int]]) -> T:
+        """Return the stored value of a row, or make it: `make(row)` returns the value and its bytes."""
+        if row in self._stored:
+            return self._stored[row]
+        value, size = make(row)
         if size <= self._left:
             self._left -= size
-            self._held[row] = value
+            self._stored[row] = value
+        return value
 
 
 class PictureClips(Dataset):
-    """Crops of `frames` × `size` × `size` pixels out of clips scaled to their buckets.
+    """Crops of `frames` × `size` × `size` pixels from clips that are scaled to their buckets.
 
-    A bucket of crops, one of each clip, and one of single frames out of them, as many as make `still_fraction` of all
-    samples; a clip's token is one latent of its crop. Clips that fit no bucket are counted in `skipped`.
+    The samples are one crop of each clip, and single frames of clips, which make up `still_fraction` of all samples. A
+    token is one latent of a crop. Clips that fit no bucket are counted in `skipped`.
+
+    Args:
+        root: the curated set.
+        buckets: sizes that the clips are scaled to, as encode does it.
+        frames: of a crop, 1 + a multiple of 8.
+        size: height and width of a crop, pixels.
+        seed: of the run.
+        cache_mb: decoded clips in memory, MiB.
+        still_fraction: part of the samples that are single frames, in [0, 1).
+
+    Raises:
+        ValueError: no clip fits a bucket.
     """
 
     def __init__(
@@ -141,33 +176,25 @@ class PictureClips(Dataset):
         self.tokens = dict(zip(kinds, ((1 + (frames - 1) // 8) * spatial, spatial), strict=True))
         self._cache: Cache[torch.Tensor] = Cache(cache_mb)
 
-    def whole(self, row: int) -> torch.Tensor:
-        """(F, H, W, 3) uint8: a clip scaled and cut to its bucket, as encode does it."""
-        if (held := self._cache.get(row)) is not None:
-            return held
+    def clip_frames(self, row: int) -> torch.Tensor:
+        """Return a complete clip, scaled and cut to its bucket as encode does it: (F, H, W, 3) uint8."""
+        return self._cache.get(row, self._decode)
+
+    def _decode(self, row: int) -> tuple[torch.Tensor, int]:
         clip, bucket = self.clips[row], self.chosen[row]
         data = read_member(self.root, clip.shard, clip.offset, clip.size)
-        # The picture's own size comes from the decoder, which turns it upright; the manifest's may not be turned.
-        crop = bucket.crop(clip.info["width"], clip.info["height"])
-        end_s = clip.start_s + bucket.duration_s
-        size = (crop.height, crop.width)
-        frames, _ = decode.decode_video(data, clip.start_s, end_s, fps=bucket.fps, max_frames=bucket.frames, size=size)
-        frames = frames[:, crop.top : crop.top + bucket.height, crop.left : crop.left + bucket.width]
-        if len(frames) < bucket.frames:  # a picture that ends a little before its sound holds its last frame
-            assert len(frames)
-            frames = np.concatenate([frames, np.repeat(frames[-1:], bucket.frames - len(frames), axis=0)])
-        pixels = torch.from_numpy(np.ascontiguousarray(frames))
-        self._cache.put(row, pixels, pixels.nbytes)
-        return pixels
+        pixels = torch.from_numpy(bucket_frames(data, clip.start_s, bucket, clip.info["width"], clip.info["height"]))
+        return pixels, pixels.nbytes
 
     def batch(self, micro: MicroBatch, step: int) -> PixelBatch:
+        """Decode the clips of a micro-batch and crop them."""
         crops, ids = [], []
         for row in micro.rows:
-            # Rows beyond the clips are stills: each clip once, then each a second time, …
+            # Rows after the clips are stills: one of each clip, then a second one of each, …
             turn, clip = divmod(row, len(self.clips))
             frames = 1 if turn else self.frames
             ids.append(self.clips[clip].clip_id + (f"/still{turn}" if turn else ""))
-            pixels = self.whole(clip)
+            pixels = self.clip_frames(clip)
             draw = generator(self.seed, f"{ids[-1]}/crop", step)
             spare = (len(pixels) - frames, pixels.shape[1] - self.size, pixels.shape[2] - self.size)
             t, y, x = (int(torch.randint(n + 1, (), generator=draw)) for n in spare)
@@ -176,12 +203,23 @@ class PictureClips(Dataset):
 
 
 def as_pixels(frames: torch.Tensor) -> torch.Tensor:
-    """(B, F, H, W, 3) uint8 → (B, 3, F, H, W) float32 in [−1, 1]."""
+    """Convert (B, F, H, W, 3) uint8 to (B, 3, F, H, W) float32 in [−1, 1]."""
     return frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
 class SoundClips(Dataset):
-    """Crops of `mel_frames` log-mel frames with their waveform. Clips that are shorter are counted in `skipped`."""
+    """Crops of `mel_frames` log-mel frames with their waveform. Shorter clips are counted in `skipped`.
+
+    Args:
+        root: the curated set.
+        mel_frames: length of a crop, 100 frames/s.
+        sample_rate: of the waveform, Hz.
+        seed: of the run.
+        cache_mb: decoded clips in memory, MiB.
+
+    Raises:
+        ValueError: no clip is long enough.
+    """
 
     def __init__(self, root: str, mel_frames: int, sample_rate: int, seed: int, cache_mb: int) -> None:
         from model.mel import MelConfig, MelSpectrogram
@@ -200,24 +238,24 @@ class SoundClips(Dataset):
         self.tokens = {key: -(-mel_frames // 4)}
         self._cache: Cache[tuple[torch.Tensor, torch.Tensor]] = Cache(cache_mb)
 
-    def whole(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(2, T, 64) log-mel and (2, N) waveform of a whole clip."""
-        if (held := self._cache.get(row)) is not None:
-            return held
+    def clip_sound(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log-mel (2, T, 64) and waveform (2, N) of a complete clip."""
+        return self._cache.get(row, self._decode)
+
+    def _decode(self, row: int) -> tuple[tuple[torch.Tensor, torch.Tensor], int]:
         clip = self.clips[row]
         data = read_member(self.root, clip.shard, clip.offset, clip.size)
         waveform = decode.decode_audio(data, clip.start_s, clip.end_s, self.sample_rate, 2)
         at_mel_rate = decode.resample(waveform, self.sample_rate, self._mel.config.sample_rate)
         mel = self._mel(torch.from_numpy(at_mel_rate)[None])[0]
-        pair = mel, torch.from_numpy(waveform)
-        self._cache.put(row, pair, mel.nbytes + waveform.nbytes)
-        return pair
+        return (mel, torch.from_numpy(waveform)), mel.nbytes + waveform.nbytes
 
     def batch(self, micro: MicroBatch, step: int) -> SoundBatch:
+        """Decode the clips of a micro-batch and crop mel and waveform to one span."""
         hop = round(self.sample_rate / self.mel_rate)
         mels, waveforms = [], []
         for row in micro.rows:
-            mel, waveform = self.whole(row)
+            mel, waveform = self.clip_sound(row)
             draw = generator(self.seed, f"{self.clips[row].clip_id}/crop", step)
             last = min(mel.shape[1], waveform.shape[1] // hop) - self.mel_frames
             t = int(torch.randint(max(0, last) + 1, (), generator=draw))

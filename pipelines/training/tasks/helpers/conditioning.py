@@ -1,15 +1,15 @@
-"""Which tokens of a sample are given clean, for the model to make the rest: conditioning by per-token timesteps.
+"""Conditioning by per-token timesteps: which tokens of a sample are given clean, so that the model generates the rest.
 
-A given token enters as it is, with σ = 0, and is left out of the loss (as LTX-Video conditions on images, arXiv
-2501.00103). At most one kind per sample, drawn with the probabilities of the settings:
+A given token enters without noise, with σ = 0, and has no loss (as LTX-Video conditions on images, arXiv 2501.00103).
+A sample has at most one kind of conditioning, drawn with the probabilities of the settings:
 
     first frame                the first latent frame, which is one pixel frame
-    extension                  some of the first (forward) or last (backward) latent frames with their sound
-    inpainting, outpainting    the picture outside, or inside, one rectangle that all frames share
-    audio to video and back    the whole other stream
+    extension                  some of the first (forward) or last (backward) latent frames, with their sound
+    inpainting, outpainting    the picture outside, or inside, a rectangle that is the same in all frames
+    audio to video and back    all of the other stream
 
-A kind that a sample has no room for (one latent frame, one latent pixel) gives nothing. The latents come from a causal
-encoder: those of a later frame know of earlier ones, so a backward extension sees a little of what it must make.
+A sample too small for its kind (one latent frame, one latent pixel) is given nothing. The latents come from a causal
+encoder, so a later latent depends on earlier frames: a backward extension sees a little of what it must generate.
 """
 
 import torch
@@ -22,12 +22,17 @@ from pipelines.training.settings import ConditioningSettings
 def draw_given(
     settings: ConditioningSettings, draw: torch.Generator, shape: tuple[int, int, int], audio_tokens: int, fps: float
 ) -> tuple[Tensor, Tensor]:
-    """The given tokens of one sample, bool (f·h·w,) and (audio_tokens,).
+    """Draw the given tokens of one sample.
 
     Args:
-        draw: the sample's random source, on the CPU.
+        settings: the probability of each kind.
+        draw: the sample's generator, on the CPU.
         shape: f, h, w latents of the video.
-        fps: frames per second, for an extension's share of the sound.
+        audio_tokens: number of audio tokens.
+        fps: frames per second; an extension's sound covers the time of its frames.
+
+    Returns:
+        bool (f·h·w,) of the video and (audio_tokens,) of the audio, True for a given token.
     """
     f, h, w = shape
     video, audio = torch.zeros(f, h, w, dtype=torch.bool), torch.zeros(audio_tokens, dtype=torch.bool)
@@ -52,11 +57,11 @@ def draw_given(
     return video.flatten(), audio
 
 
-_SLACK_S = 1e-4  # bounds of both streams are float32 seconds
+_SLACK_S = 1e-4  # the bounds of both streams are float32 seconds
 
 
 def _kind(settings: ConditioningSettings, u: float) -> str:
-    """The kind that a uniform draw falls on; "" for none."""
+    """Return the kind that a uniform draw falls on; "" for none."""
     for name, probability in settings:
         if u < probability:
             return name
@@ -69,13 +74,13 @@ def _between(low: int, high: int, draw: torch.Generator) -> int:
 
 
 def _time_s(shape: tuple[int, int, int], fps: float) -> Tensor:
-    """(f, 2) start and end of each latent frame, seconds."""
+    """Return (f, 2): start and end of each latent frame, seconds."""
     f, h, w = shape
     return video_positions(f, h, w, fps)[0, 0].view(f, h * w, 2)[:, 0]
 
 
 def _rectangle(h: int, w: int, draw: torch.Generator) -> tuple[slice, slice]:
-    """Rows and columns of a rectangle of at least one latent pixel, and not of all."""
+    """Draw the rows and columns of a rectangle with at least one latent pixel, and not all of them."""
     height, width = _between(1, h, draw), _between(1, w, draw)
     if (height, width) == (h, w):
         height, width = (h - 1, w) if h > 1 else (h, w - 1)

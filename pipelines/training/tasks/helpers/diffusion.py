@@ -1,14 +1,14 @@
-"""The diffusion loss, as `dit` and `text-projection` train with it: rectified flow on both modalities
-(arXiv 2601.03233 §3; x_σ = (1 − σ)·x₀ + σ·ε, target ε − x₀).
+"""What `dit` and `text-projection` share: the diffusion loss, rectified flow on both modalities.
 
-Each sample draws σ per modality (or one for both), its noise, what it is given clean (`conditioning`), and two
-dropouts: its caption (all registers, the unconditional of text guidance) and its A↔V attention (the single-modality
-prediction of modality guidance).
+x_σ = (1 − σ)·x₀ + σ·ε, and the model predicts the velocity ε − x₀ (arXiv 2601.03233 §3).
 
-A stream's own σ, which the other stream sees, is that of its noisiest token: 0 for a stream that is given whole.
+Each sample draws σ per modality (or one σ for both), noise, the tokens that are given clean (`conditioning`), and two
+dropouts: of its caption (registers only: the unconditional prediction of text guidance) and of its A↔V attention (the
+single-modality prediction of modality guidance).
+
+The σ of a stream, which the other stream sees, is the σ of its noisiest token: 0 for a stream that is given clean.
 """
 
-from abc import abstractmethod
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from data_prep.loading.batch_plan import MicroBatch
 from data_prep.loading.buckets import parse_key
 from data_prep.loading.loader import EncodedSamples, LatentBatch
 from model import build_component, weights
@@ -25,16 +26,25 @@ from model.flow import TrainingSigma, add_noise, velocity_target
 from model.modality import Modality, audio_positions, patchify_audio, patchify_video, video_positions
 from model.text_conditioner import TextConditioner
 from model.transformer import DualStreamBlock, DualStreamTransformer
+from pipelines.training.metrics import Mean
 from pipelines.training.sequence_parallel import SequenceGroup
 from pipelines.training.settings import DiffusionSettings
-from pipelines.training.tasks.base import Dataset, Mean, Task, Trainee, generator, noise_like
+from pipelines.training.tasks.base import Dataset, Task, Trainee
 from pipelines.training.tasks.helpers.conditioning import draw_given
+from pipelines.training.tasks.helpers.random_draws import generator, noise_like
 
 
 class LatentDataset(Dataset):
-    """An encoded set as the task's samples; what of the text a batch holds, its subclasses say."""
+    """The samples of an encoded set.
 
-    def __init__(self, root: str) -> None:
+    Args:
+        root: the set.
+        registers: batches hold the stored text features, padded to a multiple of so many tokens; None: batches hold
+            the captions instead.
+    """
+
+    def __init__(self, root: str, registers: int | None) -> None:
+        self._registers = registers
         self.samples = EncodedSamples(root)
         buckets = self.samples.index["bucket"]
         self.buckets = buckets
@@ -44,19 +54,30 @@ class LatentDataset(Dataset):
             self.tokens[key] = shape.video_tokens + shape.audio_tokens
         self.skipped = {}
 
+    def batch(self, micro: MicroBatch, step: int) -> LatentBatch:
+        """Read the latents of a micro-batch, with text features or captions."""
+        if self._registers is None:
+            return self.samples.captioned_batch(micro.rows, micro.weights)
+        return self.samples.batch(micro.rows, micro.weights, self._registers)
+
 
 class DiffusionTrainee(Trainee):
-    """Transformer and text conditioner under the diffusion loss.
+    """Transformer and text conditioner under the diffusion loss, on stored text features.
+
+    Args:
+        components: "transformer" and "text_conditioner".
+        task: the task of the run; it marks which parameters are trained.
 
     Attributes:
         context_tokens: text tokens that the transformer attended to in the last forward.
     """
 
-    fetched_whole = (DualStreamBlock,)
+    leaf_classes = (DualStreamBlock,)
     context_tokens: int
 
     def __init__(self, components: dict[str, nn.Module], task: "DiffusionTask") -> None:
         super().__init__()
+        self._trained = task.trained
         self.transformer = cast(DualStreamTransformer, components["transformer"])
         self.transformer.set_activation_checkpointing(task.settings.workers.recompute)
         self.text_conditioner = cast(TextConditioner, components["text_conditioner"])
@@ -70,24 +91,30 @@ class DiffusionTrainee(Trainee):
         if task.settings.workers.compile:
             self.transformer.compile_blocks()
 
+    def components(self) -> dict[str, nn.Module]:
+        """Return the components that the task trains."""
+        return {name: self.get_submodule(name) for name in self._trained}
+
     @cached_property
     def trained_share(self) -> float:
-        """Part of the transformer's parameters that is trained."""
-        # A partitioned parameter says how many values it has as a whole.
+        """Trained part of the transformer's parameters, in [0, 1]."""
+        # A partitioned parameter has the number of its values in ds_numel.
         sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in self.transformer.parameters()]
         return sum(size for size, trained in sizes if trained) / sum(size for size, _ in sizes)
 
-    @abstractmethod
     def text(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Projected text features (B, S, ·) of video and audio, and their left-padded mask (B, S) bool."""
+        """Return the projected text features (B, S, ·) of video and audio, and their left-padded mask (B, S), bool."""
+        return batch.video_features, batch.audio_features, batch.text_mask
 
     def forward(self, batch: LatentBatch, step: int) -> tuple[Tensor, dict[str, Mean]]:
+        """Add noise to the latents of a batch, predict its velocity, and return the loss and the means to log."""
         o = self._options
         f, h, w = batch.video_latent.shape[2:]
         x0 = {"video": patchify_video(batch.video_latent), "audio": patchify_audio(batch.audio_latent)}
         sigma, drop_caption, skip_cross_modal = self._draw(batch, step, x0["video"].shape[1], x0["audio"].shape[1])
         given = self._given(batch, step)
 
+        # Text: drop captions, then let the connectors turn features into contexts.
         video_features, audio_features, mask = self.text(batch)
         mask = mask & ~drop_caption[:, None]
         video_features, audio_features = (x * mask[..., None] for x in (video_features, audio_features))
@@ -95,6 +122,7 @@ class DiffusionTrainee(Trainee):
         context = {"video": video_context, "audio": audio_context}
         self.context_tokens = video_context.shape[1]
 
+        # Noise: σ per sample, 0 for the given tokens.
         device = mask.device
         positions = {
             "video": torch.cat([video_positions(f, h, w, fps, device=device) for fps in batch.fps.tolist()]),
@@ -116,15 +144,19 @@ class DiffusionTrainee(Trainee):
             )
         if self._shared is not None:
             streams = {name: self._shared.part(name, stream) for name, stream in streams.items()}
+
+        # Predict the velocity of both streams.
         predicted: dict[str, Tensor] = {}
         predicted["video"], predicted["audio"] = self.transformer(streams["video"], streams["audio"], skip_cross_modal)
+
+        # Loss, and its means over the real samples, also by bin of σ.
         real = (batch.weights > 0).float()
         loss = torch.zeros((), device=device)
         means: dict[str, Mean] = {}
         for name, weight in (("video", o.video_weight), ("audio", o.audio_weight)):
             error = self._error(predicted[name], velocity_target(x0[name], noise[name]), given.get(name))
             loss = loss + weight * (batch.weights * error).mean()
-            # A stream that is given whole has no loss to be logged.
+            # A stream that is given clean has no loss to log.
             counted = real * (~given[name]).any(1) if name in given else real
             bins = (sigma[name] * o.sigma_bins).long().clamp(max=o.sigma_bins - 1)
             zeros = torch.zeros(o.sigma_bins, device=device)
@@ -138,18 +170,18 @@ class DiffusionTrainee(Trainee):
         return loss, means
 
     def _error(self, predicted: Tensor, target: Tensor, given: Tensor | None) -> Tensor:
-        """(B,): `token_error`, or this rank's part of it, so many times as ranks share a sample."""
+        """Return (B,): `token_error`; with sequence parallelism, this rank's part of it times the ranks of a group."""
         if self._shared is None:
             return token_error(predicted, target, given)
         if given is None:
             given = torch.zeros(target.shape[:2], dtype=torch.bool, device=target.device)
-        own, part = self._shared.own(target), self._shared.own(given)
-        return self._shared.size * token_error(predicted, own, part, made=(~given).sum(1))
+        target, part = self._shared.split(target), self._shared.split(given)
+        return self._shared.size * token_error(predicted, target, part, generated=(~given).sum(1))
 
     def _draw(
         self, batch: LatentBatch, step: int, video_tokens: int, audio_tokens: int
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """σ of both streams (B,), and which samples lose their caption, and their A↔V attention: bool (B,)."""
+        """Return σ (B,) of both streams, and which samples lose their caption and their A↔V attention, bool (B,)."""
         rows = []
         for sample_id in batch.ids:
             draw = generator(self._seed, f"{sample_id}/sigma", step)
@@ -160,7 +192,7 @@ class DiffusionTrainee(Trainee):
         return {"video": video, "audio": audio}, caption < o.caption_dropout, cross < o.cross_modal_dropout
 
     def _given(self, batch: LatentBatch, step: int) -> dict[str, Tensor]:
-        """Stream → its given tokens, bool (B, T); no stream of which no sample is given anything."""
+        """Return the given tokens, bool (B, T), by stream; a stream without a given token is left out."""
         if not self._options.conditioning.total:
             return {}
         f, h, w = batch.video_latent.shape[2:]
@@ -172,31 +204,33 @@ class DiffusionTrainee(Trainee):
         found = {}
         for name, masks in zip(("video", "audio"), zip(*rows, strict=True), strict=True):
             given = torch.stack(masks)
-            # Asked on the CPU. One σ for all tokens of a sample needs one row of modulation, not one per token.
+            # Test on the CPU. With one σ for all tokens of a sample, the model computes one modulation, not one each.
             if given.any():
                 found[name] = given.to(batch.weights.device, non_blocking=True)
         return found
 
 
-def token_error(predicted: Tensor, target: Tensor, given: Tensor | None, made: Tensor | None = None) -> Tensor:
-    """(B,): mean squared error of (B, T, C) over the tokens that are not given; 0 where all are.
+def token_error(predicted: Tensor, target: Tensor, given: Tensor | None, generated: Tensor | None = None) -> Tensor:
+    """Return (B,): mean squared error over the tokens that are not given; 0 for a sample that is given completely.
 
     Args:
+        predicted: (B, T, C).
+        target: (B, T, C).
         given: bool (B, T), or None for no token.
-        made: (B,), how many tokens of each sample are not given, where the T here are not all.
+        generated: (B,) number of tokens that are not given, when T are only a part of the sample's tokens.
     """
     squared = (predicted.float() - target.float()).square()
     if given is None:
         return squared.mean((1, 2))
     total = squared.mean(2).masked_fill(given, 0.0).sum(1)
-    return total / ((~given).sum(1) if made is None else made).clamp(min=1)
+    return total / ((~given).sum(1) if generated is None else generated).clamp(min=1)
 
 
 def freeze(module: nn.Module, patterns: tuple[str, ...]) -> None:
-    """No gradient for the parameters whose names fit one of the patterns (shell wildcards).
+    """Freeze the parameters whose names match one of the patterns (shell wildcards).
 
     Raises:
-        ValueError: a pattern fits no parameter, or nothing is left to train.
+        ValueError: a pattern matches no parameter, or no parameter is left to train.
     """
     names = [name for name, _ in module.named_parameters()]
     for pattern in patterns:
@@ -214,16 +248,24 @@ class DiffusionTask(Task):
 
     Attributes:
         options: its section of the settings.
-        frozen: patterns of the parameters that it does not train: its own, and those of the settings.
+        frozen: name patterns of the parameters that stay as they are: the task's, and those of the settings.
+        trained: components that are written at the end.
     """
 
+    needs = "an encoded set (kinotone encode)"
     zero_stage = 3
     shares_samples = True
     uses = ("transformer", "text_conditioner")
     options: DiffusionSettings
     frozen: tuple[str, ...]
+    trained: tuple[str, ...] = ("transformer", "text_conditioner")
 
-    def check(self, dataset: Dataset, files: dict[str, Path]) -> None:
+    def build(self, components: dict[str, nn.Module]) -> DiffusionTrainee:
+        """Build the trainee from transformer and text conditioner."""
+        return DiffusionTrainee(components, self)
+
+    def validate(self, dataset: Dataset, files: dict[str, Path]) -> None:
+        """Check that latents, transformer, VAEs and workers fit together."""
         tensors, about = cast(LatentDataset, dataset).samples.read(0)
         transformer = self.config("transformer", files)
         channels = tensors["video_latent"].shape[0]
@@ -245,21 +287,24 @@ class DiffusionTask(Task):
                     f"the latents of {self.settings.input} were made by another {component} than {files[component]}; "
                     f"encode again with these weights, or give those that encode used"
                 )
-        # On shapes alone: a mistake is found before a worker builds anything.
+        # On the meta device: find a mistake before a worker builds anything.
         components = {name: build_component(self.config(name, files), device="meta") for name in self.uses}
         self.mark_trained(nn.ModuleDict(components))
 
     def mark_trained(self, module: nn.Module) -> None:
-        """Leave gradients to what is trained of a module that has the parts by their names.
+        """Freeze what the task does not train.
+
+        Args:
+            module: with the components as submodules, by their names.
 
         Raises:
-            ValueError: a pattern of the settings fits nothing.
+            ValueError: a pattern of the settings matches no parameter.
         """
         freeze(module, self.frozen)
 
     def flops(self, trainee: Trainee, batch: LatentBatch) -> float:
-        """Of the transformer; the connectors' few are not counted."""
-        own = cast(DiffusionTrainee, trainee)
+        """Count the transformer's operations. The connectors are not counted; they have few."""
+        trainee = cast(DiffusionTrainee, trainee)
         size, _, f, h, w = batch.video_latent.shape
-        config, audio = own.transformer.config, batch.audio_latent.shape[2]
-        return training_flops(config, f * h * w, audio, own.context_tokens, size, own.trained_share)
+        config, audio = trainee.transformer.config, batch.audio_latent.shape[2]
+        return training_flops(config, f * h * w, audio, trainee.context_tokens, size, trainee.trained_share)

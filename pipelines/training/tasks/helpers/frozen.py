@@ -1,4 +1,4 @@
-"""A module that a task uses and does not train: it is neither sharded, nor cast, nor saved with what is trained."""
+"""A module that a task uses but does not train; DeepSpeed does not shard, cast or save it."""
 
 from typing import Generic, TypeVar
 
@@ -9,11 +9,15 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Frozen(Generic[M]):
-    """Holds a module where torch does not look for submodules, in evaluation mode and without gradients of its own."""
+    """A holder that torch does not search for submodules.
+
+    Args:
+        module: put into evaluation mode, without gradients for its parameters.
+    """
 
     def __init__(self, module: M) -> None:
         self._module = module.requires_grad_(False).eval()
 
     def on(self, device: torch.device) -> M:
-        """The module on a device, where it then stays."""
+        """Move the module to a device and return it."""
         return self._module.to(device)

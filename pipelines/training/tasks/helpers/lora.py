@@ -1,7 +1,7 @@
-"""Low-rank adapters on a transformer that stays as it is (LoRA, arXiv 2106.09685), by `peft`.
+"""Low-rank adapters on a frozen transformer (LoRA, arXiv 2106.09685), with `peft`.
 
-An adapter's A starts at random and its B at zero, so that training starts from the given weights' own loss. What the
-adapters lie on, and nothing else, is frozen; the file that they are exported to is `model.lora`'s.
+An adapter's A starts at random and its B at zero, so that training starts from the loss of the given weights. Only the
+adapters train. `model.lora` defines the file that they are exported to.
 """
 
 from collections.abc import Iterator
@@ -16,14 +16,19 @@ from model.weight_files import Spec
 from pipelines.training.partitions import specs, stream_state
 from pipelines.training.settings import LoRASettings
 
-_NAME = "default"  # peft's for the one adapter of a module
+_NAME = "default"  # peft's name for the only adapter of a module
 
 
 def add_adapters(module: nn.Module, options: LoRASettings, seed: int) -> None:
-    """Put adapters on the linear layers that fit `options.targets`, in place; all other parameters are frozen.
+    """Put adapters on the linear layers that match `options.targets`, in place, and freeze all other parameters.
+
+    Args:
+        module: the transformer.
+        options: rank, scale and targets.
+        seed: of the adapters' random start.
 
     Raises:
-        ValueError: a pattern fits no linear layer.
+        ValueError: a pattern matches no linear layer.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -45,10 +50,14 @@ def add_adapters(module: nn.Module, options: LoRASettings, seed: int) -> None:
 
 
 def save_adapters(module: nn.Module, options: LoRASettings, path: Path, rank: int, base: str) -> None:
-    """Write the adapters, gathered one at a time; every rank calls it, rank 0 writes.
+    """Gather the adapters one at a time and write them; every rank calls it, rank 0 writes.
 
     Args:
-        base: fingerprint of the weights that they lie on.
+        module: the transformer with its adapters.
+        options: rank and scale.
+        path: of the file.
+        rank: of this process.
+        base: fingerprint of the weights that the adapters belong to.
     """
     trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     scale = options.alpha / options.rank

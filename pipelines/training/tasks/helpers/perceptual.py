@@ -1,9 +1,10 @@
-"""Perceptual distance of pictures (LPIPS; Zhang et al. 2018, arXiv 1801.03924 §3): squared differences of a VGG-16's
-channel-normalised activations after five of its blocks, weighted per channel by the published heads where they are
-given and summed over channels where not.
+"""Perceptual distance of pictures (LPIPS; Zhang et al. 2018, arXiv 1801.03924 §3).
 
-The weights are files that the recipe names: torchvision's `vgg16` (`.pth` or `.safetensors`; its classifier is not
-read), and the heads as the package `lpips` carries them (`lpips/weights/v0.1/vgg.pth`).
+The distance is the squared difference of a VGG-16's channel-normalised activations after five of its blocks, weighted
+per channel by the published heads, or summed over channels without heads.
+
+The recipe names the weight files: torchvision's `vgg16` (`.pth` or `.safetensors`; the classifier is not read), and the
+heads of the package `lpips` (`lpips/weights/v0.1/vgg.pth`).
 """
 
 from pathlib import Path
@@ -21,7 +22,12 @@ _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class PerceptualDistance(nn.Module):
-    """(B, 3, F, H, W) × 2 in [−1, 1] → (B,): mean over frames and positions, summed over the five blocks."""
+    """The distance of two batches of pictures: mean over frames and positions, summed over the five blocks.
+
+    Args:
+        features: the convolutional part of VGG-16.
+        heads: weights per channel, one (1, C, 1, 1) per block; None to sum over channels.
+    """
 
     def __init__(self, features: nn.Sequential, heads: list[Tensor] | None) -> None:
         super().__init__()
@@ -34,13 +40,14 @@ class PerceptualDistance(nn.Module):
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1))
 
     def forward(self, x_bcfhw: Tensor, y_bcfhw: Tensor) -> Tensor:
+        """Return the distances (B,) of pixels (B, 3, F, H, W) in [−1, 1]."""
         size = len(x_bcfhw)
         both = torch.cat([x_bcfhw, y_bcfhw]).transpose(1, 2).flatten(0, 1).float()
         both = (both - self.get_buffer("shift")) / self.get_buffer("scale")
         total = torch.zeros(size, device=both.device)
         for n, block in enumerate(self.blocks):
             both = block(both)
-            # The floor lies under the root: at an activation of zero the norm has no gradient.
+            # The floor is inside the root: at an activation of zero the norm has no gradient.
             unit = both * torch.rsqrt(both.square().sum(1, keepdim=True) + 1e-10)
             x, y = unit.chunk(2)
             square = (x - y).square()
@@ -50,10 +57,14 @@ class PerceptualDistance(nn.Module):
 
 
 def load_perceptual(backbone: str, heads: str) -> PerceptualDistance:
-    """The distance with the weights of two files; `heads` may be empty.
+    """Load the distance from two weight files.
+
+    Args:
+        backbone: file of torchvision's vgg16.
+        heads: file of the LPIPS heads; empty for none.
 
     Raises:
-        ValueError: a file is missing, no weight file, or one of another network.
+        ValueError: a file is missing, is no weight file, or belongs to another network.
     """
     from torchvision.models.vgg import cfgs, make_layers
 

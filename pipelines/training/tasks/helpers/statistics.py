@@ -8,30 +8,42 @@ from torch import Tensor
 
 
 class Moments:
-    """Running sums, float64, of C channels."""
+    """Running sums of the values of C channels and of their squares, in float64."""
 
     def __init__(self, channels: int, device: torch.device) -> None:
+        self.device = device
         self._sums = torch.zeros(2, channels, dtype=torch.float64, device=device)
         self._count = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, values_cn: Tensor) -> None:
-        """N values of each channel, (C, N)."""
+        """Add N values of each channel, (C, N)."""
         values_cn = values_cn.double()
         self._sums += torch.stack([values_cn.sum(1), values_cn.square().sum(1)])
         self._count += values_cn.shape[1]
 
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
-        """(C,) float32 each, over all ranks' values; the deviation is at least 1e-3, for a channel that is constant."""
+        """Return mean and standard deviation over all ranks' values, (C,) float32 each; every rank calls it.
+
+        The deviation is at least 1e-3, for channels that are constant.
+        """
         dist.all_reduce(self._sums)
         dist.all_reduce(self._count)
         mean, square = self._sums / self._count
         return mean.float(), (square - mean.square()).clamp(min=1e-6).sqrt().float()
 
 
-def spread(samples: int, rank: int, world: int, limit: int) -> Iterator[tuple[int, bool]]:
-    """This rank's share of at most `limit` rows spread evenly over `samples`, as (row, whether it counts).
+def rank_rows(samples: int, rank: int, world: int, limit: int) -> Iterator[tuple[int, bool]]:
+    """Divide at most `limit` rows, spaced evenly over the samples, among the ranks.
 
-    Every rank gets the same number of rows, for all ranks must run the same modules; a filled-up row does not count.
+    Args:
+        samples: number of samples in the set.
+        rank: of this process.
+        world: number of ranks.
+        limit: largest number of rows.
+
+    Yields:
+        This rank's rows, each with whether it counts. Every rank gets the same number of rows, because all ranks must
+        run the same modules; a row that only fills up this number does not count.
     """
     taken = min(samples, limit)
     rows = [i * samples // taken for i in range(taken)]

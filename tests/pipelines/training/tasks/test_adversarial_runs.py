@@ -1,4 +1,4 @@
-"""Real training runs against discriminators: Ray Train, two DeepSpeed engines, two worker processes."""
+"""Real adversarial training runs: Ray Train, two DeepSpeed engines, two worker processes."""
 
 import json
 
@@ -7,11 +7,11 @@ import torch
 
 import model
 from pipelines.training.driver import train
+from pipelines.training.metrics import METRICS, read_metrics
 from pipelines.training.settings import TrainSettings
-from pipelines.training.worker import METRICS, read_metrics
 from tests.pipelines.killing import train_until_killed
-from tests.pipelines.training.curated_set import write_curated_set
-from tests.pipelines.training.training_runs import exact
+from tests.pipelines.training.support.curated_set import write_curated_set
+from tests.pipelines.training.support.training_runs import exact
 
 START = 2
 ADVERSARY = {"weight": 0.5, "start_step": START, "channels": 16, "lr": 1e-3}
@@ -72,7 +72,7 @@ def test_an_adversary_joins_at_its_step_and_stays_out_of_the_weights(ray_session
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "stage"), [("video-vae", 1), ("video-vae", 3), ("vocoder", 1)])
 def test_a_run_that_is_killed_goes_on_to_the_bit(ray_session, data, tmp_path, task, stage):
-    """SIGKILL after the fifth step: the discriminators have learnt for one step in the checkpoint of the third."""
+    """SIGKILL after step 5: in the checkpoint of step 3 the discriminators have trained for one step."""
     chosen = settings(task, data, workers={"zero_stage": stage})
     train(task, chosen, tmp_path / "reference")
     output = tmp_path / "run"
@@ -86,16 +86,16 @@ def test_a_run_that_is_killed_goes_on_to_the_bit(ray_session, data, tmp_path, ta
 
 
 def smooth(task: str) -> dict:
-    """Settings of an optimizer that does not magnify rounding.
+    """Return settings of an optimizer that does not magnify rounding errors.
 
-    AdamW moves a weight by its rate whatever the size of its gradient, and so makes a whole step of the sign of a
-    rounding error: two runs whose first weights differ by 1e-7 part by a tenth within seven steps (docs/training.md).
-    With ε far above the gradients a step is in proportion to the gradient, and runs stay together, but for a loss or a
-    gradient that is counted wrongly.
+    AdamW moves a weight by the learning rate, however small the gradient is, and so turns the sign of a rounding error
+    into a full step: two runs whose first weights differ by 1e-7 differ by a tenth after seven steps
+    (docs/training.md). With ε far above the gradients, a step is proportional to the gradient, and two runs stay
+    together unless a loss or a gradient is wrong.
     """
     section = task.replace("-", "_")
     own = TASKS[task][section]
-    lr = {"video-vae": 3e-3, "audio-vae": 1e-2, "vocoder": 1e-3}[task]  # by the steepness of their losses
+    lr = {"video-vae": 3e-3, "audio-vae": 1e-2, "vocoder": 1e-3}[task]  # by the size of the gradients
     optimizer = {"lr": lr, "warmup_steps": 0, "schedule": "constant", "eps": 1.0}
     return {"optimizer": optimizer, section: own | {"adversary": own["adversary"] | {"lr": 3e-2}}}
 
@@ -105,7 +105,7 @@ def smooth(task: str) -> dict:
 def test_stages_of_zero_and_numbers_of_workers_train_alike(ray_session, data, tmp_path, task):
     train(task, settings(task, data, **smooth(task)), tmp_path / "reference")
     reference = exact(tmp_path / "reference")
-    # Both sides learn: what is compared depends on the steps before.
+    # Both sides learn, so the compared values depend on the earlier steps.
     for key, since in (("loss", 0), ("discriminator/loss", START)):
         assert abs(reference[-1][key] / reference[since][key] - 1) > 1e-2
     for name, workers in {"zero 3": {"zero_stage": 3}, "zero 2": {"zero_stage": 2}, "one worker": {"count": 1}}.items():
@@ -120,7 +120,7 @@ def test_stages_of_zero_and_numbers_of_workers_train_alike(ray_session, data, tm
 @pytest.mark.slow
 @pytest.mark.parametrize("task", list(TASKS))
 def test_bfloat16_trains_against_an_adversary(ray_session, data, tmp_path, task):
-    """Weights and gradients of the generator in bfloat16 on two ranks: near the float32 run, and both sides learn."""
+    """The generator in bfloat16 on two ranks: the run stays near the float32 run, and both sides learn."""
     seen = []
     for precision in ("fp32", "bf16"):
         chosen = settings(task, data, steps=5, workers={"precision": precision}, **smooth(task))

@@ -14,9 +14,9 @@ from pipelines.settings import GenerateSettings, TrackingSettings
 from pipelines.training.driver import train
 from pipelines.training.settings import TrainSettings
 from tests.pipelines.killing import train_until_killed
-from tests.pipelines.training.curated_set import write_curated_set
-from tests.pipelines.training.encoded_set import BUCKET, write_encoded_set
-from tests.pipelines.training.training_runs import exact
+from tests.pipelines.training.support.curated_set import write_curated_set
+from tests.pipelines.training.support.encoded_set import BUCKET, write_encoded_set
+from tests.pipelines.training.support.training_runs import exact
 from tests.tiny_gemma import write_gemma
 
 CODECS = ("video_vae", "audio_vae", "vocoder")
@@ -24,7 +24,7 @@ CODECS = ("video_vae", "audio_vae", "vocoder")
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoded set, a curated one, a text encoder, and the codecs that the runs are given."""
+    """Write an encoded set, a curated set, a text encoder, and the codecs that the runs start from."""
     root = tmp_path_factory.mktemp("tasks")
     write_encoded_set(root / "encoded", samples=4)
     (root / "curated").mkdir()
@@ -60,7 +60,7 @@ def settings(task: str, root: Path, **changes: Any) -> TrainSettings:
 
 @pytest.fixture(scope="module")
 def runs(ray_session: None, root: Path) -> Any:
-    """Task → the output of its uninterrupted run and its summary; run when it is first asked for."""
+    """Return a function: task → output and summary of its uninterrupted run, which runs on the first call."""
     done: dict[str, tuple[Path, dict[str, Any]]] = {}
 
     def run(task: str) -> tuple[Path, dict[str, Any]]:
@@ -79,7 +79,7 @@ def test_text_projection_leaves_a_model_that_generates(runs, root, tmp_path):
     for name in CODECS:
         assert weights.fingerprint(output / "weights", name) == weights.fingerprint(root / "codecs", name)
     w = "text_embedding_projection.aggregate_embed.weight"
-    torch.manual_seed(sum(b"text_conditioner"))  # as the run draws its start
+    torch.manual_seed(sum(b"text_conditioner"))  # the seed that the run uses for this component
     start = model.build("tiny", components=["text_conditioner"]).text_conditioner.state_dict()[w]
     moved = (trained.text_conditioner.state_dict()[w] - start).abs()
     assert 0 < moved.max() < 0.1
@@ -107,7 +107,7 @@ def test_upscaler_leaves_an_upscaler_that_fits_the_vae(runs, root):
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["text-projection", "upscaler"])
 def test_a_run_that_is_killed_goes_on_to_the_bit(task, runs, root, tmp_path):
-    """SIGKILL of driver and workers after step 4 or later; the checkpoint of step 3, or of step 6, is the newest."""
+    """SIGKILL of driver and workers after step 4 or later, when the newest checkpoint is that of step 3 or 6."""
     reference, _ = runs(task)
     output = tmp_path / "run"
     train_until_killed(task, settings(task, root), output, steps=4)

@@ -1,4 +1,4 @@
-"""Task text-projection: captions encoded online, W and the connectors learnt through the diffusion loss."""
+"""Task text-projection: captions are encoded in the step; W and the connectors learn by the diffusion loss."""
 
 from dataclasses import replace
 from functools import partial
@@ -15,8 +15,8 @@ from data_prep.loading.loader import CaptionedBatch
 from model.text_encoder import GemmaTextEncoder
 from pipelines.training.settings import TrainSettings
 from pipelines.training.tasks.text_projection import TextProjectionTask, TextProjectionTrainee
-from tests.pipelines.training.encoded_set import write_encoded_set
-from tests.pipelines.training.training_runs import changed, learn, mistake, state
+from tests.pipelines.training.support.encoded_set import write_encoded_set
+from tests.pipelines.training.support.training_runs import changed, learn, mistake, state
 from tests.tiny_gemma import write_gemma
 
 CAPTIONS = ("a ball bounces", "a", "someone speaks and a ball bounces and someone speaks", "")
@@ -42,7 +42,9 @@ def made(encoded: Path, gemma: Path, **section: Any) -> tuple[TextProjectionTrai
     task = TextProjectionTask(settings(encoded, gemma, **section))
     torch.manual_seed(0)
     trainee = task.build(model.build("tiny", components=task.uses).components)
-    return trainee, task.dataset().batch(MicroBatch((0, 1, 2, 3), (1.0,) * 4), 0).to("cpu")
+    batch = task.dataset().batch(MicroBatch((0, 1, 2, 3), (1.0,) * 4), 0).to("cpu")
+    assert isinstance(batch, CaptionedBatch)
+    return trainee, batch
 
 
 def test_a_batch_of_captions_equals_each_alone(encoded, gemma):
@@ -51,12 +53,12 @@ def test_a_batch_of_captions_equals_each_alone(encoded, gemma):
     features, audio, mask = trainee.text(replace(batch, captions=CAPTIONS))
     assert audio is features
     assert mask.sum(1).tolist() == [4, 2, 10, 1]
-    assert not (mask[:, :-1] & ~mask[:, 1:]).any()  # pads on the left
+    assert not (mask[:, :-1] & ~mask[:, 1:]).any()  # padding on the left
     for row, caption in enumerate(CAPTIONS):
         alone, _, own = trainee.text(replace(batch, captions=(caption,)))
         assert own.all()
         torch.testing.assert_close(features[row, mask[row]], alone[0], rtol=1e-4, atol=1e-4)
-    # And the contexts that the transformer reads.
+    # The same for the contexts that the transformer reads.
     together = trainee.text_conditioner.connect(features, audio, mask)[0]
     single = trainee.text_conditioner.connect(*trainee.text(replace(batch, captions=CAPTIONS[1:2])))[0]
     torch.testing.assert_close(together[1:2], single, rtol=1e-4, atol=1e-4)
@@ -88,7 +90,7 @@ def test_the_loss_falls_and_everything_but_the_encoder_learns(encoded, gemma):
 def test_a_frozen_transformer_stays_to_the_bit_and_w_still_learns(encoded, gemma):
     trainee, batch = made(encoded, gemma, train_transformer=False)
     for parameter in trainee.transformer.parameters():
-        if not parameter.any():  # as if trained: a fresh one's gates and outputs are zeros
+        if not parameter.any():  # as if trained: gates and outputs of a new one are zeros
             nn.init.normal_(parameter, std=0.05)
         elif parameter.ndim == 2 and len(parameter) in (5, 6):  # modulation tables, whose rows of gates are zeros
             nn.init.normal_(parameter, std=0.2)

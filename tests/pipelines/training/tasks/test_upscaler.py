@@ -1,4 +1,4 @@
-"""Task upscaler: pairs of latents of one crop, a frozen VAE, and an upscaler that learns to make one of the other."""
+"""Task upscaler: latents of one crop at two resolutions, a frozen VAE, and an upscaler that learns between them."""
 
 from dataclasses import asdict
 from functools import partial
@@ -15,8 +15,8 @@ from model.upscaler import UpscalerConfig
 from pipelines.training.settings import TrainSettings
 from pipelines.training.tasks.helpers.clips import PixelBatch
 from pipelines.training.tasks.upscaler import SCALES, UpscalerTask, UpscalerTrainee, scaled_down
-from tests.pipelines.training.curated_set import write_curated_set
-from tests.pipelines.training.training_runs import changed, learn, mistake, state
+from tests.pipelines.training.support.curated_set import write_curated_set
+from tests.pipelines.training.support.training_runs import changed, learn, mistake, state
 
 CPU = torch.device("cpu")
 # scale → frames and size of the smallest crop, frames and size of its low version
@@ -71,7 +71,7 @@ def test_what_is_made_has_the_size_of_the_crops_latent(curated, vae, scale):
 
 
 def test_the_low_version_is_the_same_picture():
-    # A picture that is straight lines of brightness is the same at any resolution, but for its edges.
+    # A linear ramp of brightness is the same at any resolution, except at its edges.
     y, x = torch.meshgrid(torch.linspace(-1, 1, 96), torch.linspace(-1, 1, 96), indexing="ij")
     high = torch.stack([y, x, 0.5 * (x + y)])[None, :, None].expand(1, 3, 9, 96, 96)
     for name, size in (("x2", 48), ("x1.5", 64)):

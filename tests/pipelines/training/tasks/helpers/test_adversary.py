@@ -1,4 +1,4 @@
-"""The adversary, its adaptive weight and the losses beside it, without workers: a plain engine in DeepSpeed's place."""
+"""The adversary, its adaptive weight and the other losses, without workers: a plain engine replaces DeepSpeed's."""
 
 import copy
 import itertools
@@ -18,7 +18,7 @@ from model.video_vae import VideoVAE
 from model.vocoder import Vocoder, VocoderConfig, VocoderWithBWE, VocoderWithBWEConfig
 from pipelines.training.settings import AdversarySettings, OptimizerSettings, TrainSettings
 from pipelines.training.tasks.audio_vae import AudioVAETask, coarse_error
-from pipelines.training.tasks.helpers.adversary import Adversary, Discriminators, own_optimizer
+from pipelines.training.tasks.helpers.adversary import Adversary, Discriminators, discriminator_optimizer
 from pipelines.training.tasks.helpers.clips import PixelBatch, SoundBatch
 from pipelines.training.tasks.helpers.perceptual import load_perceptual
 from pipelines.training.tasks.video_vae import VideoVAETask
@@ -28,7 +28,7 @@ RUN = OptimizerSettings(lr=1e-3, warmup_steps=0, schedule="constant")
 
 
 class PlainEngine:
-    """What `Adversary` uses of a DeepSpeed engine, in plain PyTorch."""
+    """The part of a DeepSpeed engine that `Adversary` uses, in plain PyTorch."""
 
     def __init__(self, module: nn.Module, options: OptimizerSettings) -> None:
         self.module, self.device, self.skipped_steps = module, torch.device("cpu"), 0
@@ -51,7 +51,7 @@ class PlainEngine:
 
 def adversary(discriminators: Discriminators | None, steps: int = 100) -> Adversary:
     assert discriminators is not None
-    options = own_optimizer(RUN, discriminators.options)
+    options = discriminator_optimizer(RUN, discriminators.options)
     return Adversary(PlainEngine(discriminators, options), options, steps)
 
 
@@ -88,7 +88,7 @@ def trained(vae: VideoVAE | AudioVAE) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("kind", ["video", "audio"])
 def test_the_generator_hears_the_adversary_by_the_adaptive_weight(kind, request):
-    """Against plain autograd through discriminators and decoder together, and eq. 7 at the last layer's own weight."""
+    """Compare with plain autograd through discriminators and decoder, and with eq. 7 at the last layer's weight."""
     task, vae, batch = request.getfixturevalue(kind)
     torch.manual_seed(1)
     against = adversary(task.discriminators())
@@ -105,7 +105,7 @@ def test_the_generator_hears_the_adversary_by_the_adaptive_weight(kind, request)
     both = trained(vae)
     assert all(p.grad is None for p in against.engine.module.parameters())
 
-    # The same once more, by hand: the discriminator as it was, one graph through both.
+    # Compute the same by hand: the earlier discriminator, and one graph through both modules.
     made = {}
     hook = vae.decoder.register_forward_hook(lambda module, inputs, output: made.update(output=output))
     plain, again = trainee(batch, 5)
@@ -130,7 +130,7 @@ def test_the_generator_hears_the_adversary_by_the_adaptive_weight(kind, request)
 
 @pytest.mark.parametrize("kind", ["video", "audio"])
 def test_bfloat16_gives_nearly_the_same(kind, request):
-    """As under DeepSpeed's bf16: the generator's weights in bfloat16; discriminators and data in float32."""
+    """As with DeepSpeed's bf16: weights of the generator in bfloat16, discriminators and data in float32."""
     task, vae, batch = request.getfixturevalue(kind)
     seen = []
     for type_ in (torch.float32, torch.bfloat16):
@@ -152,7 +152,7 @@ def test_the_adversary_begins_at_its_step_with_a_rate_of_its_own():
     options = AdversarySettings(weight=1.0, start_step=3, lr=0.5)
     warming = OptimizerSettings(lr=1e-3, warmup_steps=2, schedule="constant")
     judge = PatchDiscriminator(PatchDiscriminatorConfig(dims=2, in_channels=2, channels=4))
-    own = own_optimizer(warming, options)
+    own = discriminator_optimizer(warming, options)
     against = Adversary(PlainEngine(Discriminators(judge, "hinge", options), own), own, steps=10)
     assert [against.begin(step) for step in range(5)] == [False, False, False, True, True]
     rates = []
@@ -181,7 +181,7 @@ def test_the_adversary_learns(video):
         assert against.end()["discriminator/grad_norm"][0].isfinite()
         losses.append(means["discriminator/loss"][0].item() / 2)
         gaps.append((means["discriminator/real"][0] - means["discriminator/fake"][0]).item() / 2)
-    assert losses[0] == pytest.approx(1, abs=0.1)  # the hinge loss of one that says nothing
+    assert losses[0] == pytest.approx(1, abs=0.1)  # the hinge loss of a discriminator that returns 0
     assert sum(losses[-5:]) / 5 < 0.7
     assert sum(gaps[-5:]) / 5 > 0.5
 
@@ -202,7 +202,7 @@ def test_a_repeat_of_weight_zero_teaches_nobody(video):
 
 
 def test_spectral_norms_do_not_depend_on_the_micro_batches_of_a_rank(video):
-    """A rank of one takes twice the micro-batches of a rank of two; the estimates must not be better for it."""
+    """One rank runs twice the micro-batches of each of two ranks; the estimates must be the same."""
     seen = []
     for micro_batches in (1, 2):
         torch.manual_seed(0)
@@ -220,8 +220,11 @@ def test_spectral_norms_do_not_depend_on_the_micro_batches_of_a_rank(video):
 
 
 def test_the_same_sound_is_judged_alike_in_every_micro_batch_of_a_step():
-    """Feature matching judges twice; were the norms estimated twice, the first micro-batch of each rank alone would be
-    judged by the worse ones, and more ranks would have more of them."""
+    """Feature matching judges twice, but must update the estimates only once.
+
+    With two updates only the first micro-batch of each rank would use the earlier estimates, and the result would
+    depend on the number of ranks.
+    """
     torch.manual_seed(0)
     against = adversary(VocoderTask(settings(vocoder={"adversary": AGAINST})).discriminators())
     real, fake = torch.randn(2, 1, 2, 2048).unbind(0)
@@ -306,7 +309,7 @@ def test_the_vocoder_hears_decoded_mels_in_a_part_of_the_steps_and_does_not_chan
             logged["loss/adversarial"][0] + 2 * logged["loss/feature_matching"][0]
         )
         assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
-        # Least squares of eight judges that say 0: 1 from the real ones each.
+        # Least squares of eight sub-discriminators that return 0: each has a loss of 1 on the real samples.
         assert 0 < learnt["discriminator/loss"][0].item() < 16
     for name, value in vae.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -360,7 +363,7 @@ def test_a_plain_vocoder_needs_no_audio_vae():
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory) -> Path:
-    """A vgg16 of torchvision's with random weights, its classifier left out, and random heads; in one folder."""
+    """Write torchvision's vgg16 with random weights, without its classifier, and random heads into one folder."""
     from torchvision.models.vgg import cfgs, make_layers
 
     torch.manual_seed(0)
@@ -384,9 +387,9 @@ def test_the_perceptual_distance(backbone):
     distance = plain(x, noisy)
     assert (distance > 0).all()
     assert torch.equal(again(x, noisy), distance)
-    # Heads between 0 and 1 take a part of each channel.
+    # Heads between 0 and 1 reduce each channel's part.
     assert (weighted(x, noisy) < distance).all()
-    # By sample, and the mean over frames.
+    # Per sample, with the mean over frames.
     torch.testing.assert_close(plain(x[1:], noisy[1:])[0], distance[1])
     frames = torch.stack([plain(x[:1, :, n : n + 1], noisy[:1, :, n : n + 1])[0] for n in range(x.shape[2])])
     torch.testing.assert_close(frames.mean(), distance[0])

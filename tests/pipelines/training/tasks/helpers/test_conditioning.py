@@ -1,4 +1,4 @@
-"""Conditioning: what each kind gives, that given tokens stay as they are, and that nothing is learnt from them."""
+"""Conditioning: the tokens that each kind gives; given tokens stay clean and have no part in the loss."""
 
 from collections import Counter
 from pathlib import Path
@@ -21,7 +21,7 @@ from pipelines.training.tasks.dit import DiTTask
 from pipelines.training.tasks.helpers import diffusion
 from pipelines.training.tasks.helpers.conditioning import draw_given
 from pipelines.training.tasks.helpers.diffusion import freeze, token_error
-from tests.pipelines.training.encoded_set import write_encoded_set
+from tests.pipelines.training.support.encoded_set import write_encoded_set
 
 KINDS = tuple(ConditioningSettings.model_fields)
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5))
@@ -44,7 +44,7 @@ def test_extensions_give_frames_and_their_sound(shape, audio, fps, seed):
     for kind in ("extend_forward", "extend_backward"):
         video, sound = drawn(kind, shape, audio, fps, seed)
         frames = video.flatten(1).any(1)
-        assert torch.equal(frames, video.flatten(1).all(1))  # frames are given whole
+        assert torch.equal(frames, video.flatten(1).all(1))  # complete frames are given
         if f == 1:
             assert not video.any()
             assert not sound.any()
@@ -107,7 +107,7 @@ def test_kinds_come_as_often_as_the_settings_say():
 
 
 class Recorder(nn.Module):
-    """A transformer that puts out what it is told, and remembers what it was given."""
+    """A transformer that returns fixed outputs and records its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Recorder(nn.Module):
         self.seen: dict[str, Modality] = {}
 
     def set_activation_checkpointing(self, every: int) -> None:
-        assert every == 0  # nothing is kept here that could be recomputed
+        assert every == 0  # there is nothing to recompute here
 
     def forward(self, video: Modality, audio: Modality, skip: Tensor) -> tuple[Tensor, Tensor]:
         self.seen = {"video": video, "audio": audio}
@@ -169,7 +169,7 @@ def test_given_tokens_are_untouched_and_out_of_the_loss(encoded, components, kin
         gradient = recorder.out[name].grad
         assert not gradient[mask].any()
         assert gradient[~mask].any(dim=-1).all()
-        # The same, sample by sample and token by token.
+        # Compute the same per sample and per token.
         noise = diffusion.noise_like(x0[name], 0, batch.ids, step, f"{name}-noise")
         target = velocity_target(x0[name], noise)
         errors = []
@@ -201,7 +201,7 @@ def test_the_gradient_does_not_depend_on_the_noise_of_given_tokens(encoded, comp
 
         monkeypatch.setattr(diffusion, "noise_like", spoilt)
         trainee.zero_grad()
-        # A fresh transformer puts out zeros, through which no gradient flows.
+        # A new transformer returns zeros, which block the gradient.
         nn.init.ones_(trainee.transformer.proj_out.weight)
         nn.init.ones_(trainee.transformer.audio_proj_out.weight)
         trainee(batch, 3)[0].backward()

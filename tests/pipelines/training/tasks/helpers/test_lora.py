@@ -1,4 +1,4 @@
-"""Adapters: only they train, merged they give what they gave unmerged, and the field's loaders read them."""
+"""Adapters: only they train; merging changes no output; other libraries can load them."""
 
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from pipelines.training.tasks.helpers.lora import add_adapters, save_adapters
 from tests.model.sizes import random_model, tiny_2_0
 from tests.model.test_weights_oracles import equal, streams
 from tests.pipelines.killing import train_until_killed
-from tests.pipelines.training.encoded_set import BUCKET, write_conditioner, write_encoded_set
-from tests.pipelines.training.training_runs import changed, exact, learn, mistake, state
+from tests.pipelines.training.support.encoded_set import BUCKET, write_conditioner, write_encoded_set
+from tests.pipelines.training.support.training_runs import changed, exact, learn, mistake, state
 
 LORA = {"rank": 4, "alpha": 6, "targets": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.*")}
 
@@ -33,7 +33,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory) -> Path:
-    """A model folder with the conditioner that encode used and a transformer that was trained."""
+    """Write a model folder with the conditioner that encode used and a trained transformer."""
     folder = write_conditioner(tmp_path_factory.mktemp("given") / "weights")
     weights.save(random_model(model.preset("tiny"), seed=5).transformer, folder)
     return folder
@@ -54,7 +54,7 @@ def settings(data: Path, given: Path, **changes) -> TrainSettings:
 
 
 def adapted(ltx2: model.LTX2, folder: Path) -> nn.Module:
-    """The transformer with adapters of random values, which lie at `folder` with the weights below them."""
+    """Add random adapters to the transformer, and save its weights and the adapters in `folder`."""
     weights.save(ltx2.transformer, folder)
     options = LoRASettings.model_validate(LORA)
     add_adapters(ltx2.transformer, options, seed=0)
@@ -168,7 +168,7 @@ def test_mistakes_are_told_before_a_worker_starts(data, given, tmp_path):
 
 
 def test_a_run_leaves_an_adapter_beside_the_given_weights(ray_session, data, given, tmp_path):
-    """ZeRO-3 on two ranks: the checkpoint holds what is trained, the result is read merged."""
+    """ZeRO-3 on two ranks: a checkpoint holds only the trained parameters; the result loads merged."""
     output = tmp_path / "run"
     chosen = settings(data, given)
     train("dit", chosen, output)
@@ -187,13 +187,13 @@ def test_a_run_leaves_an_adapter_beside_the_given_weights(ray_session, data, giv
     said = checkpoint.committed(newest)
     assert said is not None
     held = sum(size for name, size in said["files"].items())
-    # Weights, two moments and the average in fp32; names and pickles' padding are not counted in.
+    # Weights, two moments and the average in fp32, without names and padding of the pickles.
     assert 16 * trained < held < 16 * trained + 2_000_000
     assert held < 4 * sum(value.numel() for value in before.values())
 
     kept = (given / "transformer.safetensors").read_bytes()
     weights.save(random_model(model.preset("tiny"), seed=6).transformer, given)
-    with pytest.raises(ValueError, match=r"the transformer of train\.init_from is not what .* was begun with"):
+    with pytest.raises(ValueError, match=r"the transformer of train\.init_from is not what .* was started with"):
         train("dit", settings(data, given, steps=8), output)
     (given / "transformer.safetensors").write_bytes(kept)
 

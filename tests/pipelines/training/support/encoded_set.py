@@ -1,4 +1,4 @@
-"""An encoded set and start weights for training tests: what encode leaves, with latents drawn from a simple law."""
+"""An encoded set, as encode writes it, and start weights for training tests."""
 
 import io
 import tarfile
@@ -23,11 +23,11 @@ def write_encoded_set(
     about: dict[str, str] | None = None,
     caption: bool = True,
 ) -> Path:
-    """Latents of one mean with a little noise; sample `spoilt` holds an infinity. Gives `root`.
+    """Write latents of one mean with a little noise; sample `spoilt` holds an infinity. Return `root`.
 
     Args:
-        about: further metadata of every sample.
-        caption: False for a set as it was before samples held their captions.
+        about: more metadata for every sample.
+        caption: False for a set of an older version, whose samples hold no caption.
     """
     (root / "shards").mkdir(parents=True)
     g = torch.Generator().manual_seed(7)
@@ -48,7 +48,7 @@ def write_encoded_set(
             data = save(tensors, metadata={"fps": "24", **said, **(about or {})})
             entry = tarfile.TarInfo(f"clip{n}.safetensors")
             entry.size = len(data)
-            # A small member's data follow its header of 512 bytes.
+            # The data of a small member begin after its header of 512 bytes.
             offset = buffer.tell() + 512
             tar.addfile(entry, io.BytesIO(data))
             rows.append(
@@ -69,7 +69,7 @@ def write_encoded_set(
 
 
 def write_conditioner(folder: Path) -> Path:
-    """The text conditioner that "encode used": a model folder with that one part. Gives `folder`."""
+    """Write a model folder with the text conditioner that "encode used", and return `folder`."""
     torch.manual_seed(3)
     model.weights.save(model.build("tiny", components=["text_conditioner"]), folder)
     return folder

@@ -1,4 +1,4 @@
-"""Floating-point operations of a convolutional model, counted once per input shape on shapes alone."""
+"""Floating-point operations of a convolutional model, counted once per input shape, on shapes alone."""
 
 import copy
 from collections.abc import Callable
@@ -11,14 +11,20 @@ _COUNTED: dict[tuple[type, tuple[int, ...]], float] = {}
 
 
 def forward_flops(module: nn.Module, shape: tuple[int, ...], run: Callable[[Any, Tensor], Any]) -> float:
-    """FLOPs of `run(module, x)` for an x of `shape`, by torch's counter on the meta device."""
+    """Count the operations of `run(module, x)`, by torch's counter on the meta device.
+
+    Args:
+        module: a component with a `config`. The result is stored per class and shape.
+        shape: of x.
+        run: what is counted.
+    """
     key = type(module), shape
     if key not in _COUNTED:
         from torch.utils.flop_counter import FlopCounterMode
 
         from model.ltx2 import build_component
 
-        # Built anew from its configuration: the module at hand may be partitioned, without its shapes.
+        # Build a new one from the configuration: the parameters of this module may be partitioned, without a shape.
         config: Any = copy.deepcopy(module.config)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             run(build_component(config, device="meta"), torch.empty(shape, device="meta"))

@@ -11,12 +11,12 @@ from data_prep.media.write_mp4 import write_mp4
 
 
 def write_curated_set(root: Path, sizes: list[tuple[int, int]], dropped: int | None = None) -> str:
-    """One clip of 50 frames for each (width, height); the `dropped`-th is not kept. Gives the set's place."""
+    """Write one clip of 50 frames per (width, height), and return the set's path; clip `dropped` is not kept."""
     clips = []
     for n, (width, height) in enumerate(sizes):
         frames = np.zeros((50, height, width, 3), np.uint8)
         frames[:, :, : width // 2] = 40 + 60 * (n % 4)
-        frames[np.arange(50), :, np.arange(50) + 20] = 255  # a line that moves by a pixel a frame
+        frames[np.arange(50), :, np.arange(50) + 20] = 255  # a line that moves one pixel per frame
         t = np.arange(100_000) / 48_000
         sound = np.stack([0.2 * np.sin(2 * np.pi * 300 * (n + 1) * t), 0 * t]).astype(np.float32)
         path = root / f"{n}.mp4"

@@ -1,4 +1,4 @@
-"""The task `dit`, whose workers write down the samples that they train on."""
+"""The task `dit` with workers that record which samples they train on."""
 
 import json
 import os
@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipelines.training.tasks.base import Mean
-from pipelines.training.tasks.dit import DiTTask, DiTTrainee
+from pipelines.training.metrics import Mean
+from pipelines.training.tasks.dit import DiTTask
+from pipelines.training.tasks.helpers.diffusion import DiffusionTrainee
 
 
-class RecordedTrainee(DiTTrainee):
-    """Each process appends (step, ids of the samples that count) to a file of its own beside the data."""
+class RecordedTrainee(DiffusionTrainee):
+    """Appends (step, ids of the samples with a weight) to one file per process, beside the data."""
 
     def __init__(self, components: dict[str, nn.Module], task: DiTTask) -> None:
         super().__init__(components, task)
@@ -34,7 +35,7 @@ class RecordedDiT(DiTTask):
 
 
 def seen(data: Path, steps: range) -> list[str]:
-    """The ids of the samples of some steps, sorted, by what all processes wrote down."""
+    """Return the ids of the samples of some steps, sorted, from the records of all processes."""
     found: Counter[str] = Counter()
     for file in data.with_name("seen").iterdir():
         for line in file.read_text().splitlines():

@@ -1,0 +1,1 @@
+"""Helpers of the training tests: small sets, recorded samples, and the comparison of runs."""
