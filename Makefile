@@ -11,7 +11,7 @@ RUNS   ?= runs/demo
 GPU_PYTHON ?= 3.12
 GPU_WHEELS := $(addprefix --platform manylinux,_2_28_x86_64 _2_27_x86_64 _2_17_x86_64 2014_x86_64 1_x86_64)
 
-.PHONY: help install demo ui test test-all lint format lock gpu-bundle clean
+.PHONY: help install demo ui test test-ci test-all lint format docs lock gpu-bundle clean
 
 help:       ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | column -t -s "$$(printf '\t')"
@@ -25,9 +25,12 @@ ui: $(STAMP)        ## open the MLflow page of the demo's runs
 	@test -f $(RUNS)/mlflow.db || { echo "make: $(RUNS)/mlflow.db is not there yet; run make demo first" >&2; exit 2; }; $(BIN)/mlflow ui --backend-store-uri sqlite:///$(RUNS)/mlflow.db
 
 test: $(STAMP)      ## every test that takes seconds (≤ 15 minutes on 2 cores)
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow and not ci"
 
-test-all: $(STAMP)  ## also the slow tests
+test-ci: $(STAMP)   ## the end-to-end tests that CI adds to make test (≤ 20 minutes on 2 cores)
+	@$(BIN)/python -m pytest -m "ci and not slow"
+
+test-all: $(STAMP)  ## every test, also the slow ones
 	@$(BIN)/python -m pytest
 
 lint: $(STAMP)      ## ruff and pyright
@@ -35,6 +38,9 @@ lint: $(STAMP)      ## ruff and pyright
 
 format: $(STAMP)    ## let ruff lay the code out
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+docs: $(STAMP)      ## build the documentation site into build/site; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "Open build/site/index.html"
 
 lock: $(STAMP)      ## resolve pyproject.toml anew into requirements.lock (versions and hashes, no addresses)
 	@$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --generate-hashes \
