@@ -99,7 +99,8 @@ def test_initialisation_is_stable_and_without_checkerboard(name: str) -> None:
     if name == "x2":
         with torch.no_grad():
             raised = upscaler.upsampler(torch.randn(1, 32, 1, 3, 3))
-        assert torch.equal(raised[..., ::2, ::2], raised[..., 1::2, 1::2])
+        # Up to rounding: on some CPUs a convolution adds up one output channel in another order than the next.
+        torch.testing.assert_close(raised[..., ::2, ::2], raised[..., 1::2, 1::2])
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def _same(output: str | Path, whole: Path, count: int = FILMS) -> None:
     assert len(list(Ledger(output).entries())) == count + 1
 
 
+@pytest.mark.ci
 def test_each_kind_of_process_is_killed_once(tmp_path: Path) -> None:
     count = 12
     source, whole, output = films(tmp_path / "films", count), tmp_path / "whole", tmp_path / "killed" / "out"
