@@ -42,7 +42,7 @@ format: $(STAMP)    ## let ruff lay the code out
 docs: $(STAMP)      ## build the documentation site into build/site; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "Open build/site/index.html"
 
-lock: $(STAMP)      ## resolve pyproject.toml anew into requirements.lock (versions and hashes, no addresses)
+lock: $(STAMP)      ## resolve pyproject.toml again into requirements.lock (versions and hashes, no addresses)
 	@$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --generate-hashes \
 	  --no-header --no-annotate --no-emit-index-url --upgrade -o requirements.lock
 
@@ -56,7 +56,7 @@ clean:              ## remove the environment and every run
 
 # uv comes from the machine or, else, from the package index through the new environment's own pip.
 # The stamp is written last, so a set-up that was cut off is done again. Bytecode is compiled here: where Python may not
-# write it (PYTHONDONTWRITEBYTECODE), each of Ray's many processes would compile torch anew, and a run start twice as slow.
+# write it (PYTHONDONTWRITEBYTECODE), each of Ray's many processes would compile torch again, and a run start twice as slow.
 $(STAMP): requirements.lock pyproject.toml
 	@set -e; start=$$SECONDS; \
 	command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing; install it (Debian/Ubuntu: apt-get install python3.11 python3.11-venv), or name another 3.11 with PYTHON=…" >&2; exit 2; }; \

@@ -66,7 +66,7 @@ def test_every_link_and_path_exists() -> None:
 
 
 def test_every_room_exists() -> None:
-    (drawing,) = re.findall(r"## The rooms\n\n```\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    (drawing,) = re.findall(r"## The packages\n\n```\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     folder = ROOT
     drawn: set[Path] = set()
     for line in drawing.splitlines():
