@@ -53,7 +53,7 @@ def contact_sheet(frames: np.ndarray, columns: int = 4, rows: int = 2, width: in
 
 
 def spectrogram(audio: np.ndarray, sample_rate: int, width: int = 640, height: int = 160) -> bytes:
-    """Draw the level over time and frequency.
+    """Draw the spectrogram of a sound: its level over time (left to right) and frequency (bottom to top).
 
     Colours span 80 dB below the loudest point, or below the level of a tone of −28 dBFS if nothing is as loud.
 
@@ -88,7 +88,7 @@ def spectrogram(audio: np.ndarray, sample_rate: int, width: int = 640, height: i
 
 
 def waveform(audio: np.ndarray, sample_rate: int, width: int = 640, height: int = 80) -> bytes:
-    """Draw the peak and RMS level over time, one band per channel.
+    """Draw the peak and RMS level of a sound over time, each channel in a strip of its own.
 
     Args:
         audio: float (channels, N) in [-1, 1]; the first two channels are drawn.
@@ -118,6 +118,7 @@ def waveform(audio: np.ndarray, sample_rate: int, width: int = 640, height: int 
 
 
 def _mono(audio: np.ndarray) -> np.ndarray:
+    """Return the mean of the channels, float32 (N,)."""
     return np.atleast_2d(np.asarray(audio, dtype=np.float32)).mean(axis=0)
 
 
@@ -130,7 +131,7 @@ def _from_mel(mel: np.ndarray) -> np.ndarray:
 
 
 def _to_colours(shade: np.ndarray) -> np.ndarray:
-    """Map values in [0, 1] to colours, uint8 (…, 3)."""
+    """Map values in [0, 1], of any shape, to colours of `_COLOUR_MAP`, uint8 (…, 3)."""
     at = shade * (len(_COLOUR_MAP) - 1)
     channels = [np.interp(at, np.arange(len(_COLOUR_MAP)), _COLOUR_MAP[:, c]) for c in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
