@@ -37,7 +37,7 @@ def read_prompts(path: Path) -> list[str]:
     """Read prompts from a text file, one per line; empty lines are skipped.
 
     Raises:
-        ValueError: the file does not exist or holds no prompt.
+        ValueError: the file does not exist or has no prompt.
     """
     if not path.is_file():
         raise ValueError(f"prompts {path}: no such file; give a text file with one prompt per line")

@@ -39,7 +39,7 @@ def run_calibrate(labels: str | Path, source: str | Path, output: str | Path) ->
         The content of `summary.json`.
 
     Raises:
-        ValueError: the labels cannot be read, or the set holds no labelled source.
+        ValueError: the labels cannot be read, or the set has no source that is labelled.
     """
     truth = calibration.read_labels(labels)
     policy = read_policy(source)

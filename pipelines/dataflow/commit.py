@@ -71,7 +71,7 @@ def commit_segments(root: str | Path, segments: list[Segment], seconds: list[dic
 
 
 def claim(root: str | Path, settings: Mapping[str, Any], inputs: list[str]) -> None:
-    """Make `root` the output of these settings: write `settings.yaml`, or compare it with the existing one.
+    """Write `settings.yaml` into `root`; if it has segments, check first that they were made with these settings.
 
     Inputs may grow from run to run; they are recorded but not compared. Settings must stay equal, because the segments
     of one set must be judged alike. They may change while no segment is committed, so that the user can fix a mistake.

@@ -55,7 +55,7 @@ def fingerprints(settings: EncodeSettings) -> dict[str, str]:
 
 
 class Encoder:
-    """The callable of the encode stage. Its constructor loads the models, to the GPU if there is one; one per worker.
+    """The callable of the encode stage. It loads the models, to the GPU if there is one; make one per worker.
 
     Args:
         settings: the buckets and the weights.
@@ -214,7 +214,7 @@ def _decode(clip: Clip, bucket: Bucket) -> tuple[np.ndarray, np.ndarray]:
 
 
 def to_safetensors(tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str]) -> bytes:
-    """Convert tensors to bfloat16 and to a safetensors file, whose bytes depend on nothing but its content.
+    """Convert tensors to bfloat16 and return them as a safetensors file. Equal content gives equal bytes.
 
     The library writes the metadata in a different order in every process; so this function writes the header itself.
 

@@ -15,9 +15,9 @@ A row is always one segment: it is never split into clips, which are a list insi
 
 Four facts about Ray 2.60 decide the design:
 
-- A worker process costs about 2 s of CPU before its first row. So the graph has no operators besides the stages.
-- A pool whose actors hold every CPU starves the other operators, and the job waits forever. So pools have a fixed size
-  and take fractions of the CPUs that leave some free (`size_pools`).
+- A worker process costs about 2 s of CPU before its first row. So the graph has no operators except the stages.
+- If the actors of a pool occupy every CPU, the other operators get none, and the job waits forever. So pools have a
+  fixed size and take fractions of the CPUs that leave some free (`size_pools`).
 - Ray Data's checkpoints and `max_errored_blocks` lose clips. So resume is "segments without a ledger entry", and an
   error becomes the verdict of a clip (`apply`). An exception in an actor's constructor is retried, and its message is
   lost. So the constructor stores the exception, and the first call raises it (`StageBuildError`).
@@ -221,7 +221,7 @@ class StageWorker:
         return pa.concat_tables(map(self._process_after_death, segments, seconds, deaths))
 
     def _process_after_death(self, segment: Segment, seconds: dict[str, float], deaths: int) -> pa.Table:
-        """Process one segment that a dead worker may have had; if that worker committed it, only return its summary."""
+        """Process one segment after a worker died. If that worker had committed it, only return the stored summary."""
         if self.commit_to:
             with suppress(ValueError):
                 return _to_summary_rows([SegmentSummary(read_committed(self.commit_to, segment.segment_id), seconds)])

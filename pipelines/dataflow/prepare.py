@@ -167,7 +167,7 @@ def _waves(listed: Iterable[Segment], done: set[str], wave: int = WAVE) -> Itera
 
 
 class _Dataflow:
-    """The state of a run: it sends waves of segments through the graph, counts and logs the results.
+    """A run of the dataflow: it sends waves of segments through the graph, and counts and logs the results.
 
     It also compacts ledger and manifest: it merges the files of many segments into one.
 
@@ -230,7 +230,7 @@ def _verb(stages: Sequence[str]) -> str:
 
 
 def _listed(first: str, inputs: list[str], root: str) -> tuple[str | None, Iterable[Segment]]:
-    """Return (the committed set to read; None if `first` is curate, the segments to process without their clips)."""
+    """Return (folder of the set to read, segments to process without their clips). The folder is None for curate."""
     if first == "curate":
         return None, each_source(inputs)
     if len(inputs) != 1:
@@ -314,7 +314,7 @@ def _build(name: str, settings: Settings) -> StageFunction:
 
 
 def _graph_stages(name: str, settings: Settings) -> list[Stage]:
-    """Return the graph's stages for a stage of the dataflow: one; two for captions by vLLM, which runs between them."""
+    """Return the graph stage of one dataflow stage; for captions by vLLM two, between which vLLM runs."""
     if _through_vllm(settings):
         from pipelines.dataflow.vllm_stage import caption_stages
 

@@ -138,7 +138,7 @@ class _PutAnswers:
         return to_rows(apply("caption", self._put, segments), seconds)
 
     def _put(self, segments: list[Segment]) -> list[Segment]:
-        """Replace each waiting clip in the segments by what its answer makes of it; return the same segments."""
+        """Replace each waiting clip by its captioned, failed or again waiting form. Return the same segments."""
         for segment, at, item in _waiting_clips(segments):
             reply = self._replies.get((segment.segment_id, at), NoAnswer("the engine gave no row"))
             done = self._answers.handle(item, reply, untrained=self._untrained)

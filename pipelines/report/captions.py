@@ -1,4 +1,4 @@
-"""`report/captions.html`: captions beside their clips, each sentence linked to its evidence on the clip's time line.
+"""`report/captions.html`: clips with their captions, each sentence linked to its evidence on the clip's time line.
 
 The evidence of a sentence is what it was made from: words, a voice, tagged events or the picture. The page filters the
 clips by language, sound class, the kind of claim that the checker removed, and the score of the evidence. It also

@@ -21,7 +21,7 @@ from data_prep.media.decode import decode_audio, decode_video
 from data_prep.media.write_mp4 import write_mp4
 from pipelines.report.previews import contact_sheet, spectrogram, waveform
 
-# A clip's file is embedded up to this size; otherwise a copy of at most this duration and width.
+# A clip's file is embedded if it has at most this many bytes; otherwise a copy of at most these seconds and pixels.
 EMBED_BYTES, PREVIEW_S, PREVIEW_WIDTH = 600_000, 5.0, 320
 # Seconds to wait for an example. The first example of a process includes its imports.
 TIMEOUT_S = 40.0

@@ -77,7 +77,7 @@ def spectrogram(audio: np.ndarray, sample_rate: int, width: int = 640, height: i
     top = sample_rate / 2
     edges_hz = _from_mel(np.linspace(_to_mel(40.0), _to_mel(top), height + 1))
     edges = np.clip(edges_hz / top * (window // 2), 0, window // 2)
-    # Mean power between two edges. The cumulative sum serves low bands narrower than one FFT bin and wide high bands.
+    # Mean power between two edges. The cumulative sum works for bands narrower than an FFT bin and for wide ones.
     cumulative = np.concatenate([np.zeros((width, 1)), np.cumsum(power, axis=1)], axis=1)
     sums = np.stack([np.interp(edges, np.arange(cumulative.shape[1]), row) for row in cumulative])
     bands = np.diff(sums, axis=1) / np.maximum(np.diff(edges), 1e-6)

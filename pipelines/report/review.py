@@ -1,6 +1,6 @@
 """Human review of captions: write a table of sentences to judge, and summarise the filled table.
 
-`report/review.tsv` is written beside the caption page and has a line for each sentence of each clip that the page
+`report/review.tsv` is in the folder of the caption page and has a line for each sentence of each clip that the page
 shows. A person who has watched the clip writes yes or no into the column `true`; `kinotone calibrate --labels
 review.tsv` reads it back.
 """

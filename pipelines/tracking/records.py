@@ -27,7 +27,7 @@ class Metric:
     step: int
 
     def to_mlflow(self, **more: str) -> Any:
-        """Return the metric as MLflow's class of it; `more` are further arguments of that class, such as `model_id`."""
+        """Convert the metric to `mlflow.entities.Metric`; `more` are further arguments of it, such as `model_id`."""
         from mlflow.entities import Metric as Entity
 
         return Entity(self.key, self.value, self.time_ms, self.step, **more)
@@ -108,7 +108,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The data set that a run reads; MLflow shows it as the run's lineage."""
+    """The data set that a run reads; MLflow shows it among the run's inputs."""
 
     name: str
     digest: str

@@ -178,7 +178,7 @@ class Run:
         self._enqueue(Tags({key: str(value) for key, value in values.items()}))
 
     def dataset(self, name: str, digest: str, uri: str) -> None:
-        """Log the data set that the run reads, for its lineage.
+        """Log which data set the run reads. MLflow shows it among the run's inputs.
 
         Args:
             name: the set's name.

@@ -18,7 +18,7 @@ from data_prep.clip import Segment
 
 
 class WorkerMetrics:
-    """The counters of this worker process."""
+    """The counters of a worker process, which Ray exports to Prometheus."""
 
     def __init__(self) -> None:
         from ray.util.metrics import Counter
