@@ -17,7 +17,7 @@ DESCRIPTION = "Kinotone: a raw video corpus → a trained joint audio-video foun
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb.
+    """Run the verb that the command line names.
 
     Args:
         argv: the arguments after the program's name; those of the process by default.

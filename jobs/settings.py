@@ -99,7 +99,7 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _fields_at(model: Any, place: list[str]) -> list[str]:
-    """Return the field names of the settings at `place`: field names, dict keys and list positions, from `model` on."""
+    """Return the sorted field names of the settings class to which the keys `place` lead from `model`."""
     for part in place:
         fields = getattr(model, "model_fields", None)
         model = fields[part].annotation if fields is not None else model.__args__[-1 if model.__origin__ is dict else 0]

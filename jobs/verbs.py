@@ -43,7 +43,7 @@ class Verb(Settings):
         return cls.model_construct(**values)
 
     def run(self, display: Display) -> None:
-        """Run the verb.
+        """Do the verb's work with the settings of this object.
 
         Args:
             display: shows progress.
