@@ -17,7 +17,7 @@ DESCRIPTION = "Kinotone: a raw video corpus → a trained joint audio-video foun
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb.
+    """Run the verb that the command line names.
 
     Args:
         argv: the arguments after the program's name; those of the process by default.
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(name: str, args: list[str]):
-    """Return the verb's settings: the command line over the recipe, and the recipe over the defaults."""
+    """Return the verb with its settings: from the command line, else from the recipe, else the defaults."""
     import tyro
 
     from jobs.settings import load_recipe
@@ -81,6 +81,7 @@ def _parse(name: str, args: list[str]):
 
 
 def _option(args: list[str], name: str) -> str | None:
+    """Return VALUE of `name VALUE` or `name=VALUE` among the arguments; None if `name` is not there."""
     for place, arg in enumerate(args):
         if arg == name and place + 1 < len(args):
             return args[place + 1]
@@ -90,13 +91,14 @@ def _option(args: list[str], name: str) -> str | None:
 
 
 def _one_line(box: str) -> str:
-    """Join the message inside tyro's box into one line."""
+    """Return the first message in the box that tyro prints for a mistake, as one line without the box."""
     lines = [line.strip("│╭╮╰╯─ \n") for line in box.splitlines()]
     rule = next((n for n, line in enumerate(box.splitlines()) if "────" in line and n > 0), len(lines))
     return " ".join(" ".join(line for line in lines[1:rule] if line).split())
 
 
 def _mistake(text: str) -> int:
+    """Print a mistake of the user to stderr, in one line. Return the exit code 2."""
     print(f"kinotone: {' '.join(text.split())}", file=sys.stderr)
     return 2
 

@@ -22,17 +22,17 @@ from pipelines.dataflow.prepare import run_prepare
 from pipelines.generate import generate
 from pipelines.training.driver import train
 
-# Trained first, in this order: they encode media to latents and decode them; the DiT learns in their latent space.
+# The tasks that are trained first, in this order: they encode media to latents, on which the DiT is trained.
 CODECS = ("video-vae", "audio-vae", "vocoder")
-PROMPTS = 4
+PROMPTS = 4  # samples to generate
 
 
 def run_demo(recipe: Recipe, output: Path, inputs: list[str], display: Display) -> None:
-    """Train a tiny model on clips and generate mp4 files with it; print where the results are.
+    """Run all stages: train a tiny model on clips, generate mp4 files with it, and print where the results are.
 
     Args:
         recipe: the settings of all stages.
-        output: the folder of all stages.
+        output: the folder in which each stage has a folder.
         inputs: the user's clips; empty: make a synthetic corpus.
         display: shows the progress.
     """
@@ -52,7 +52,7 @@ def run_demo(recipe: Recipe, output: Path, inputs: list[str], display: Display) 
 
 
 def _stages(recipe: Recipe, output: Path, inputs: list[str], display: Display) -> dict[str, Any]:
-    """Run all stages; return the summary of the DiT's training."""
+    """Run all stages, and return the summary of the DiT's training, which has its losses."""
     folders = {name: output / name for name in ("curated", "captioned", "encoded", "text-conditioner", *CODECS, "dit")}
 
     def fit(task: str, source: Path, init_from: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -92,10 +92,10 @@ def _stages(recipe: Recipe, output: Path, inputs: list[str], display: Display) -
 
 
 def _text_conditioner(recipe: Recipe, folder: Path) -> None:
-    """Write the text projection and connectors as initialised under the recipe's seed.
+    """Write untrained weights of the text projection and connectors to `folder/weights`, unless they are there.
 
-    They need no training of their own: a random projection keeps the information of the text encoder, and the
-    connectors train with the DiT.
+    The recipe's seed decides their values. The projection needs no training, because a random one keeps the information
+    of the text encoder; the connectors are trained together with the DiT.
     """
     settings = recipe.for_task("dit")
     if not (folder / "weights" / "text_conditioner.safetensors").exists():
@@ -104,7 +104,7 @@ def _text_conditioner(recipe: Recipe, folder: Path) -> None:
 
 
 def _prompts(encoded: Path) -> list[str]:
-    """Captions of the corpus, one of each sound class in turn, because the tiny model has seen no other text."""
+    """Return captions of the corpus, from each sound class in turn: the tiny model has seen no other text."""
     rows = read_manifest(encoded).select(["clip_id", "verdict", "sound_class", "caption"]).to_pylist()
     kept = [row for row in sorted(rows, key=lambda row: row["clip_id"]) if row["verdict"] == "kept"]
     if not kept:

@@ -13,12 +13,6 @@ def show(settings: TrainSettings, buckets: list[Bucket], cluster: Cluster, conso
     """Print the plan of a training run of task dit.
 
     Args:
-        settings: of the run.
-        buckets: the shapes of its clips.
-        cluster: the machines.
-        console: where to print.
-
-    Args:
         settings: the training settings of task dit.
         buckets: the buckets of the encoded set.
         cluster: the cluster to plan for.
@@ -51,6 +45,7 @@ def show(settings: TrainSettings, buckets: list[Bucket], cluster: Cluster, conso
 
 
 def _memory(found: Budget) -> Table:
+    """Return the table of the memory that a GPU needs, by purpose."""
     table = Table(title="GiB per GPU, for the bucket that needs the most", title_justify="left")
     table.add_column("what")
     table.add_column("GiB", justify="right")
@@ -63,6 +58,7 @@ def _memory(found: Budget) -> Table:
 
 
 def _steps(found: Budget, settings: TrainSettings, cluster: Cluster) -> Table:
+    """Return the table of what an optimizer step costs, with a row for each bucket."""
     table = Table(title="An optimizer step of each bucket", title_justify="left")
     for name in ("bucket", "clips", "tokens", "PFLOP", "compute s", "traffic s", "step s", "saved GiB"):
         table.add_column(name, justify="left" if name == "bucket" else "right", no_wrap=True)

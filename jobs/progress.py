@@ -16,7 +16,7 @@ EVERY_S = 30.0  # between two lines of one stage when the output is not a termin
 
 
 class Display:
-    """Shows progress. Use it as a context manager, and call it as `display(stage, done, total, note)`.
+    """The progress display. Use it as a context manager, and call it as `display(stage, done, total, note)`.
 
     A call with a new stage name adds a line.
 
@@ -71,5 +71,5 @@ class Display:
             self.console.print(f"  {stage:<34} {done}/{total}  {now - self._started_at[stage]:.0f} s  {note}".rstrip())
 
     def say(self, text: str) -> None:
-        """Print a line above the progress bars."""
+        """Print a text above the progress bars."""
         self.console.print(text)

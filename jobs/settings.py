@@ -1,8 +1,8 @@
-"""Recipes: one strict YAML file holds the settings of every stage; a verb takes its sections and dotted overrides.
+"""Recipes: a recipe is a YAML file with the settings of every stage. A verb reads its sections of it.
 
-A recipe is a file, or the name of one in a folder of `jobs/recipes/` ("tiny"). A section that it leaves out has its
-defaults. `train` holds what all training tasks share; `tasks.<name>` holds what differs for one task and is laid over
-it.
+A recipe is given as a file, or as the name of one in a folder of `jobs/recipes/` ("tiny"). A section that it leaves out
+has its defaults; an unknown key is an error. `train` has the settings that all training tasks share; `tasks.<name>` has
+those that differ for one task, and takes precedence.
 """
 
 from importlib import resources
@@ -34,7 +34,7 @@ class Recipe(Settings):
     tracking: TrackingSettings = TrackingSettings()
 
     def for_task(self, task: str) -> TrainSettings:
-        """Return the training settings of one task: `train` with `tasks.<task>` laid over it."""
+        """Return the training settings of one task: those of `tasks.<task>`, and of `train` where it has none."""
         return self.tasks.get(task, self.train)
 
 
@@ -45,10 +45,10 @@ def packaged_recipes() -> dict[str, Traversable]:
 
 
 def load_recipe(name: str | Path | None) -> Recipe:
-    """Load a recipe from a file, or the packaged one of that name.
+    """Load a recipe from a file, or from the packaged recipe of that name.
 
     Args:
-        name: path or name; None for a recipe of defaults.
+        name: path or name; None: a recipe that has only defaults.
 
     Raises:
         ValueError: no such recipe, not YAML, an unknown key or a wrong value; one line that names the file and the
@@ -99,7 +99,7 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _fields_at(model: Any, place: list[str]) -> list[str]:
-    """Return the fields of the model at a place, through fields, dict keys and list positions."""
+    """Return the sorted field names of the settings class to which the keys `place` lead from `model`."""
     for part in place:
         fields = getattr(model, "model_fields", None)
         model = fields[part].annotation if fields is not None else model.__args__[-1 if model.__origin__ is dict else 0]
@@ -107,5 +107,6 @@ def _fields_at(model: Any, place: list[str]) -> list[str]:
 
 
 def _laid_over(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with the keys of `over` added or replaced; dicts that both have are merged in the same way."""
     both = [key for key in over if isinstance(over[key], dict) and isinstance(base.get(key), dict)]
     return {**base, **over, **{key: _laid_over(base[key], over[key]) for key in both}}

@@ -31,7 +31,7 @@ _BAR = "\\|"  # a bar inside a cell of a table
 
 
 def reference() -> str:
-    """Return the whole page as Markdown."""
+    """Return the text of `docs/settings.md`, Markdown."""
     page = [_INTRODUCTION, "## Verbs\n"]
     for name, verb in VERBS.items():
         flags = {key: field for key, field in verb.model_fields.items() if key not in Recipe.model_fields}
@@ -49,11 +49,12 @@ def reference() -> str:
 
 
 def _section(values: Settings, path: str) -> Iterator[str]:
-    """Yield the table of one model, then those of the models inside it.
+    """Yield the heading and table of one section, then those of the settings inside it.
 
     Args:
-        values: the defaults here. They may differ from the model's: `generate.video` and `generate.audio` share one.
-        path: dotted key of the model.
+        values: the section's settings, all defaults. They may differ from those of the class: `generate.video` and
+            `generate.audio` are of one class.
+        path: the dotted key of the section.
     """
     fields: dict[str, FieldInfo] = {}
     inner: list[tuple[Settings, str]] = []
@@ -73,6 +74,7 @@ def _section(values: Settings, path: str) -> Iterator[str]:
 
 
 def _table(fields: Mapping[str, FieldInfo], defaults: Mapping[str, str], prefix: str = "") -> str:
+    """Return a Markdown table with a row for each field; `prefix` is written before each key."""
     rows = ["| key | type | default | meaning and unit |", "|---|---|---|---|"]
     for key, field in fields.items():
         cells = (f"`{prefix}{key}`", _type(field), defaults[key], field.description or "")
@@ -94,6 +96,7 @@ def _type(field: FieldInfo) -> str:
 
 
 def _type_name(annotation: Any) -> str:
+    """Return the words for a type annotation: `list[int] | None` is "list of integer or none"."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " or ".join(map(_shown, inner))
@@ -107,11 +110,12 @@ def _type_name(annotation: Any) -> str:
 
 
 def _default(field: FieldInfo) -> str:
+    """Return the default of a field as text; "required" if it has none."""
     return "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
 
 
 def _shown(value: Any) -> str:
-    """Write a default as YAML has it."""
+    """Return a default as text, written as in YAML."""
     if isinstance(value, Settings):
         value = value.model_dump(mode="json")
     if isinstance(value, list | tuple):
@@ -122,6 +126,7 @@ def _shown(value: Any) -> str:
 
 
 def _first_line(model: type[Settings]) -> str:
+    """Return the first line of the class's docstring."""
     return (model.__doc__ or "").splitlines()[0]
 
 

@@ -1,4 +1,4 @@
-"""The verbs of the `kinotone` command. A verb is its settings (flags) and `run`, which calls `pipelines`.
+"""The verbs of the `kinotone` command. A verb is a class: its fields are the flags, and `run` calls `pipelines`.
 
 `run` imports the implementation, so that the help loads neither torch nor Ray. A verb's docstring is its line in the
 help.
@@ -28,10 +28,10 @@ class Verb(Settings):
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, args: list[str]) -> "Verb":
-        """Return the verb with its defaults under a recipe.
+        """Return the verb with the defaults that a recipe gives it.
 
         Args:
-            recipe: gives the sections. A field that has no section and no default is required on the command line.
+            recipe: the recipe. A field that is no section of it and has no default is required on the command line.
             args: the command line after the verb, for a verb whose defaults depend on it.
         """
         values: dict[str, Any] = {}
@@ -43,7 +43,7 @@ class Verb(Settings):
         return cls.model_construct(**values)
 
     def run(self, display: Display) -> None:
-        """Run the verb.
+        """Do the verb's work with the settings of this object.
 
         Args:
             display: shows progress.
@@ -68,7 +68,7 @@ class Synth(Verb):
 
 
 class _DataVerb(Verb):
-    """A slice of the one dataflow."""
+    """The base of the verbs that run `stages` of the dataflow from sources to an encoded set."""
 
     stages: ClassVar[tuple[str, ...]]
     input: list[str] = Field(
@@ -178,7 +178,7 @@ class Train(Verb):
     @classmethod
     @override
     def from_recipe(cls, recipe: Recipe, args: list[str]) -> "Verb":
-        """Return the verb with the recipe's settings of the task that `args` names first."""
+        """Return the verb with the recipe's settings for the task, which is the first of `args`."""
         task = args[0] if args and not args[0].startswith("-") else ""
         return super().from_recipe(recipe.model_copy(update={"train": recipe.for_task(task)}), args)
 
@@ -205,7 +205,7 @@ class Plan(Verb):
     @classmethod
     @override
     def from_recipe(cls, recipe: Recipe, args: list[str]) -> "Verb":
-        """Return the verb with the recipe's settings of task dit."""
+        """Return the verb with the recipe's settings for task dit."""
         return super().from_recipe(recipe.model_copy(update={"train": recipe.for_task("dit")}), args)
 
     @override

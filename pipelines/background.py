@@ -1,4 +1,4 @@
-"""A thread that works beside a block of code and ends with it."""
+"""A thread that runs at the same time as a block of code, and ends with it."""
 
 import threading
 from collections.abc import Callable, Iterator

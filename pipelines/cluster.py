@@ -1,4 +1,4 @@
-"""A running Ray for the length of a block, and the attempts of a run, which outlive its workers."""
+"""Ray for the duration of a block of code, and counts of attempts that are not lost when a worker dies."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ def ray_running(cpus: int = 0) -> Iterator[None]:
     Ray is shut down after the block only if it was started here. Worker output stays in Ray's log files.
 
     Args:
-        cpus: the least number of CPUs that a local Ray counts, even where this machine has fewer.
+        cpus: a local Ray is told that it has at least this number of CPUs, even where this machine has fewer.
     """
     quiet_ray()
     import ray
@@ -43,10 +43,10 @@ def ray_running(cpus: int = 0) -> Iterator[None]:
 
 
 class Attempts:
-    """Counts, per piece of work, the attempts that began and did not end: the deaths of the worker that had it.
+    """The number of attempts on each segment that began and did not end, because the worker died.
 
-    The counts live in the cluster's control store (Ray's key-value store), so that the next worker sees them. They are
-    lost with the run: when the driver or Ray dies, no source is at fault.
+    The counts are in the cluster's control store (Ray's key-value store), so that the next worker sees them. They are
+    lost when the driver or Ray dies, as they should be: no segment caused that.
 
     Args:
         run: a unique name of the run; counts of other runs are not seen.
@@ -56,24 +56,24 @@ class Attempts:
         self.run = run
 
     def count(self, name: str) -> int:
-        """The number of attempts on `name` that began and did not end."""
+        """Return the number of attempts on the segment `name` that began and did not end."""
         from ray.experimental.internal_kv import _internal_kv_get
 
         return int(_internal_kv_get(f"{self.run}:{name}", namespace=_NAMESPACE) or 0)
 
     def begin(self, name: str, before: int) -> None:
-        """Record that an attempt on `name` begins, after `before` attempts that did not end."""
+        """Record that an attempt on the segment `name` begins; `before` is what `count` returned for it."""
         from ray.experimental.internal_kv import _internal_kv_put
 
         _internal_kv_put(f"{self.run}:{name}", str(before + 1), namespace=_NAMESPACE)
 
     def end(self, name: str) -> None:
-        """Record that the attempt on `name` ended with its worker alive, with or without an error."""
+        """Record that the attempt on `name` ended and the worker is alive. This sets its count to 0."""
         from ray.experimental.internal_kv import _internal_kv_del
 
         _internal_kv_del(f"{self.run}:{name}", namespace=_NAMESPACE)
 
 
 def _usable_cpus() -> int:
-    """The CPUs that this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0))

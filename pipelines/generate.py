@@ -1,4 +1,4 @@
-"""Generate mp4 files with stereo sound from prompts: encode the text, sample both latents, decode, write the file.
+"""Generate mp4 files with stereo sound from prompts: encode the text, sample video and audio latents, decode, write.
 
 The text encoder runs first and is freed before sampling, so that it never shares the memory with the transformer.
 Sample n of a run depends only on the weights, the settings and its prompt. A run that was stopped keeps its finished
@@ -37,7 +37,7 @@ def read_prompts(path: Path) -> list[str]:
     """Read prompts from a text file, one per line; empty lines are skipped.
 
     Raises:
-        ValueError: the file does not exist or holds no prompt.
+        ValueError: the file does not exist or has no prompt.
     """
     if not path.is_file():
         raise ValueError(f"prompts {path}: no such file; give a text file with one prompt per line")
@@ -61,7 +61,7 @@ def generate(
     `settings.yaml` and `summary.json`.
 
     Args:
-        checkpoint: a training run's output, or a model folder with all parts.
+        checkpoint: a training run's output, or a model folder with all `COMPONENTS`.
         prompts: the prompts, one per sample.
         settings: shape, steps, guidance and seed of the samples.
         output: the folder to write to.
@@ -69,11 +69,11 @@ def generate(
         progress: called with the verb, the samples made, and the number of samples.
 
     Returns:
-        The summary that `summary.json` holds.
+        The content of `summary.json`.
 
     Raises:
-        ValueError: the checkpoint does not exist, or a part or the text encoder is missing; raised before anything is
-            computed.
+        ValueError: the checkpoint does not exist, or a component or the text encoder is missing; raised before
+            anything is computed.
     """
     began = time.monotonic()
     folder = model_folder(checkpoint)
@@ -122,7 +122,7 @@ def generate(
 
 
 def _encode_prompts(folder: Path, prompts: list[str], settings: GenerateSettings, device) -> list[list[TextContext]]:
-    """Encode the prompts; [context, negative context] of each."""
+    """Encode each prompt. Return [its context, the context of the negative prompt] for each."""
     encoder = GemmaTextEncoder.load(resolve(settings.text_encoder), dtype=torch.float32, device=device)
     conditioner = weights.load(folder, device=device, components=["text_conditioner"]).text_conditioner.eval()
     contexts = []
@@ -131,7 +131,7 @@ def _encode_prompts(folder: Path, prompts: list[str], settings: GenerateSettings
             # Encode both prompts in one batch, so that they have the same length.
             states, mask = encoder.encode([prompt, settings.negative_prompt])
             if not settings.negative_prompt:
-                mask[1] = False  # leave only the registers, as caption dropout does in training
+                mask[1] = False  # only the connector's learned registers remain, as after caption dropout
             video, audio, _ = conditioner.connect(*conditioner.project(states, mask), mask)
             contexts.append([TextContext(video[n : n + 1], audio[n : n + 1]) for n in range(2)])
     del encoder
@@ -142,7 +142,7 @@ def _encode_prompts(folder: Path, prompts: list[str], settings: GenerateSettings
 def _sample(
     model: LTX2, contexts: list[TextContext], settings: GenerateSettings, seed: int, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sample and decode one clip: frames uint8 (F, H, W, 3), and sound float32 (2, N) of the same duration."""
+    """Sample and decode one clip. Return frames uint8 (F, H, W, 3), and sound float32 (2, N) of the same duration."""
     shape = settings.shape
     f, h, w = shape.latent_shape
     transformer = model.transformer.config
@@ -167,36 +167,37 @@ def _sample(
 
 
 def _scales(given: ScaleSettings) -> GuidanceScales:
-    """Convert one stream's settings to the model's guidance scales."""
+    """Convert the settings of one stream (video or audio) to the model's guidance scales."""
     return GuidanceScales(given.text, given.stg, given.modality, given.rescale)
 
 
 def _to_frames(pixels_bcfhw: Tensor) -> np.ndarray:
-    """The first clip's pixels in [-1, 1] as frames uint8 (F, H, W, 3)."""
+    """Convert the first clip of a batch, pixels in [-1, 1], to frames uint8 (F, H, W, 3)."""
     scaled = (pixels_bcfhw[0].float().clamp(-1, 1) + 1) * 127.5
     return scaled.round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
 
 
 def _cut_or_pad(waveform: Tensor, samples: int) -> np.ndarray:
-    """Cut the sound to `samples`, or pad it with silence: audio latents do not end exactly with the last frame."""
+    """Cut sound (2, N) to `samples`, or pad it with silence: audio latents do not end exactly with the last frame."""
     sound = waveform.float().clamp(-1, 1)[:, :samples]
     return torch.nn.functional.pad(sound, (0, samples - sound.shape[1])).cpu().numpy()
 
 
 def _device(name: str) -> torch.device:
+    """Return the device of the setting `auto`, `cpu` or `cuda`; raise ValueError for `cuda` without a GPU."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("generate.device: cuda, but this machine has no GPU; use cpu or auto")
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
 
 
 def _run_key(folder: Path, settings: GenerateSettings) -> str:
-    """A hash of what every sample depends on besides its prompt: the settings and the fingerprint of each part."""
+    """Return a hash of what all samples depend on: the settings and the fingerprints of the components."""
     parts = [weights.fingerprint(folder / f"{part}.safetensors") for part in COMPONENTS]
     return hashlib.sha256(json.dumps([settings.model_dump(mode="json"), parts]).encode()).hexdigest()
 
 
 def _made_with(path: Path) -> list[str] | None:
-    """The run key and prompt of a finished sample, or None. The `.json` file is written last."""
+    """Return [run key, prompt] of the sample at `path`; None if its `.json` file, which is written last, is missing."""
     record = path.with_suffix(".json")
     return json.loads(record.read_text())["made_with"] if record.is_file() and path.is_file() else None
 

@@ -1,4 +1,4 @@
-"""Where the weights of a checkpoint are: a training run's output holds them in `weights/`."""
+"""The folder of a checkpoint's weights: in a training run's output it is `weights/`."""
 
 from pathlib import Path
 

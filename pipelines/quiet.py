@@ -1,6 +1,6 @@
-"""Keep the log output of Ray and MLflow off the terminal, and their usage reports on this machine.
+"""Keep the log output of Ray and MLflow off the terminal, and switch off their usage reports.
 
-What a run has to say reaches the user through verdicts, summaries and exceptions.
+The user learns about a run from verdicts, summaries and exceptions.
 """
 
 import logging
@@ -18,7 +18,7 @@ def quiet_ray() -> None:
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-            # Ray Data's actors make the C++ core complain on stderr; real errors arrive as exceptions.
+            # The C++ core writes warnings about Ray Data's actors to stderr. Errors are raised as exceptions.
             "RAY_BACKEND_LOG_LEVEL": "fatal",
         }
     )
@@ -27,7 +27,7 @@ def quiet_ray() -> None:
 
 
 def quiet_mlflow() -> None:
-    """Switch off the output of MLflow, its migrations and its HTTP retries, and its telemetry."""
+    """Switch off MLflow's telemetry, and the log output of MLflow, of its database migrations and of its requests."""
     _set_defaults(
         {
             "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -45,7 +45,7 @@ def quiet_mlflow() -> None:
 
 @contextmanager
 def stderr_discarded() -> Iterator[None]:
-    """Discard what the process writes to stderr: Ray's C++ core ignores Python's redirection."""
+    """Discard what the process writes to stderr, also from C++ code, which does not use Python's `sys.stderr`."""
     stderr = os.dup(2)
     null = os.open(os.devnull, os.O_WRONLY)
     try:

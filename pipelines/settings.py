@@ -38,7 +38,7 @@ class EncodeSettings(Settings):
 
     @property
     def untrained(self) -> list[str]:
-        """Components without weights. Their latents are good for a trial, not for training."""
+        """Components for which no model folder is set: they get random weights, for a trial but not for training."""
         return [part for part in COMPONENTS if not getattr(self, part)]
 
 

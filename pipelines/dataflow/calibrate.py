@@ -3,7 +3,7 @@
 It writes four files:
 
     <output>/calibration.html  the page; opens from disk, offline
-    <output>/calibration.png   precision and recall over each threshold
+    <output>/calibration.png   precision and recall for every value of each threshold
     <output>/policy.yaml       the proposed thresholds, to paste into a recipe
     <output>/summary.json      precision, recall, classes
 """
@@ -28,7 +28,7 @@ KEEP, DROP, RECALL = "#3f7d58", "#b4483c", "#2f5f9e"
 
 
 def run_calibrate(labels: str | Path, source: str | Path, output: str | Path) -> dict[str, Any]:
-    """Calibrate and write the files that the module's docstring lists.
+    """Compare a curated set with its labels, and write the files that the module's docstring lists.
 
     Args:
         labels: a .tsv or .parquet file, see `data_prep.curation.calibration.read_labels`.
@@ -36,10 +36,10 @@ def run_calibrate(labels: str | Path, source: str | Path, output: str | Path) ->
         output: the folder to write to.
 
     Returns:
-        The summary that `summary.json` holds.
+        The content of `summary.json`.
 
     Raises:
-        ValueError: the labels cannot be read, or the set holds no labelled source.
+        ValueError: the labels cannot be read, or the set has no source that is labelled.
     """
     truth = calibration.read_labels(labels)
     policy = read_policy(source)
@@ -93,7 +93,7 @@ def run_calibrate(labels: str | Path, source: str | Path, output: str | Path) ->
 
 
 def read_policy(source: str | Path) -> PolicySettings:
-    """Read the thresholds that judged a curated set.
+    """Read the thresholds with which a curated set was judged, from its `settings.yaml`.
 
     Raises:
         ValueError: `source` is not a curated set.
@@ -108,18 +108,25 @@ def read_policy(source: str | Path) -> PolicySettings:
 
 
 def confusion_table(found: Calibration) -> dict[str, Any]:
-    """The confusion matrix: class names, and a row (true class, counts per found class) for each that occurs."""
+    """Make the confusion matrix of the sound classes, for the page.
+
+    Returns:
+        {"names": the class names, "rows": [(labelled class, number of sources per found class)]}. The counts are in the
+        order of `names`. A class that no source is labelled with has no row.
+    """
     names = sorted({name for pair in found.confusion for name in pair}, key=_order)
     rows = [(true, [found.confusion.get((true, name), 0) for name in names]) for true in names]
     return {"names": names, "rows": [(true, counts) for true, counts in rows if any(counts)]}
 
 
 def curves_figure(found: Calibration, sources: list[Source]) -> bytes:
-    """Draw a panel per threshold: precision and recall over it, and ticks for the scores of the labelled sources.
+    """Draw a panel per threshold: how precision and recall depend on its value.
+
+    Ticks below the curves are the scores of the clips: green for sources labelled keep, red for drop.
 
     Args:
-        found: the calibration.
-        sources: the labelled sources.
+        found: the result of `calibration.calibrate`.
+        sources: the labelled sources with the scores of their clips.
 
     Returns:
         A PNG.
@@ -154,4 +161,5 @@ def curves_figure(found: Calibration, sources: list[Source]) -> bytes:
 
 
 def _order(name: str) -> tuple[int, str]:
+    """Return a sort key of class names: in the order of `CLASSES`, then other names by alphabet."""
     return (CLASSES.index(name) if name in CLASSES else len(CLASSES)), name

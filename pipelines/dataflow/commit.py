@@ -34,11 +34,11 @@ from data_prep.settings import differences
 
 @dataclass(frozen=True)
 class SegmentSummary:
-    """What the driver receives of a committed segment.
+    """What a worker tells the driver about one committed segment.
 
     Attributes:
         committed: the ledger entry and the manifest rows.
-        seconds: spent on the segment in each stage, by the stage's name; "commit" is a stage too.
+        seconds: the time spent on the segment in each stage, by the stage's name; "commit" is a stage too.
     """
 
     committed: Committed
@@ -46,7 +46,7 @@ class SegmentSummary:
 
     @property
     def entry(self) -> Entry:
-        """The ledger entry."""
+        """The ledger entry of the segment: its id and source, and its counts of clips."""
         return self.committed.entry
 
 
@@ -56,7 +56,7 @@ def commit_segments(root: str | Path, segments: list[Segment], seconds: list[dic
     Args:
         root: the output set.
         segments: segments whose clips have their verdicts.
-        seconds: spent on each segment in each stage.
+        seconds: for each segment, the seconds spent in each stage, by the stage's name.
 
     Returns:
         One summary per segment, in the same order; its `seconds` include "commit".
@@ -71,7 +71,7 @@ def commit_segments(root: str | Path, segments: list[Segment], seconds: list[dic
 
 
 def claim(root: str | Path, settings: Mapping[str, Any], inputs: list[str]) -> None:
-    """Make `root` the output of these settings: write `settings.yaml`, or compare it with the existing one.
+    """Write `settings.yaml` into `root`; if it has segments, check first that they were made with these settings.
 
     Inputs may grow from run to run; they are recorded but not compared. Settings must stay equal, because the segments
     of one set must be judged alike. They may change while no segment is committed, so that the user can fix a mistake.
@@ -79,7 +79,7 @@ def claim(root: str | Path, settings: Mapping[str, Any], inputs: list[str]) -> N
     Args:
         root: the output set.
         settings: the settings of each stage, and what else the output depends on.
-        inputs: the sources, or the set that is read.
+        inputs: the names of the sources, or the folder of the set that is read.
 
     Raises:
         ValueError: the set was made with other settings (the message names them), or `root` is a file.
@@ -113,11 +113,11 @@ def finish(root: str | Path, verb: str, seconds: Mapping[str, float], wall_s: fl
     Args:
         root: the output set.
         verb: the verb that made it.
-        seconds: spent in each stage by this run, summed over workers.
+        seconds: the seconds that this run spent in each stage, summed over workers.
         wall_s: seconds from the start of this run to its end.
 
     Returns:
-        The summary that `summary.json` holds.
+        The content of `summary.json`.
     """
     ledger = Ledger(root)
     ledger.tidy()
@@ -142,7 +142,7 @@ def finish(root: str | Path, verb: str, seconds: Mapping[str, float], wall_s: fl
 
 
 def read_summary(root: str | Path) -> dict[str, Any] | None:
-    """Read the summary of a finished set; None when there is none, or when segments were committed after it."""
+    """Read `summary.json` of a set. Return None when there is none, or when segments were committed after it."""
     try:
         summary = json.loads(storage.read(storage.at(root, layout.SUMMARY)))
     except FileNotFoundError:
@@ -151,7 +151,7 @@ def read_summary(root: str | Path) -> dict[str, Any] | None:
 
 
 def dataset_id(root: str | Path) -> str:
-    """A name for these segments under these settings: the hash of ledger and settings, 20 hexadecimal digits."""
+    """Return an id of the set's content: a hash of its settings and ledger entries, 20 hexadecimal digits."""
     digest = hashlib.sha256()
     path = storage.at(root, layout.SETTINGS)
     if storage.exists(path):

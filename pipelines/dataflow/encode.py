@@ -29,10 +29,13 @@ if TYPE_CHECKING:
 
 
 def fingerprints(settings: EncodeSettings) -> dict[str, str]:
-    """What the weights are: part → SHA-256 of its configuration and tensors; the preset's name if untrained.
+    """Identify the weights that clips are encoded with, for the settings and samples of the set.
+
+    Returns:
+        For each of `COMPONENTS`, the SHA-256 of its configuration and tensors, or "PRESET, untrained".
 
     Raises:
-        ValueError: weights are not there; says which setting.
+        ValueError: a weight file is missing; the message names the setting.
     """
     from model import weights
     from model.presets import preset
@@ -52,7 +55,7 @@ def fingerprints(settings: EncodeSettings) -> dict[str, str]:
 
 
 class Encoder:
-    """The encode stage. Loads its models to the GPU if there is one; make one per worker.
+    """The callable of the encode stage. It loads the models, to the GPU if there is one; make one per worker.
 
     Args:
         settings: the buckets and the weights.
@@ -113,6 +116,7 @@ class Encoder:
         return [self._encode_segment(segment) for segment in segments]
 
     def _encode_segment(self, segment: Segment) -> Segment:
+        """Encode the kept clips of a segment in batches of one bucket each. The order of the clips stays the same."""
         done: dict[str, Clip] = {}
         groups: dict[str, list[_DecodedClip]] = defaultdict(list)
         for clip in (clip for clip in segment.clips if clip.kept):
@@ -134,7 +138,7 @@ class Encoder:
         return replace(segment, clips=[done.get(clip.clip_id, clip) for clip in segment.clips])
 
     def _encode_batch(self, batch: list["_DecodedClip"]) -> Iterator[Clip]:
-        """Encode clips of one bucket in one batch."""
+        """Encode clips of one bucket as one batch. Yield each clip with its safetensors file in `sample`."""
         import torch
 
         bucket = batch[0].bucket
@@ -178,7 +182,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class _DecodedClip:
-    """A clip in the shape of its bucket: frames (F, H, W, 3) uint8 and waveform (2, N) float32 at 16 kHz."""
+    """A clip decoded to the shape of its bucket: frames (F, H, W, 3) uint8 and waveform (2, N) float32 at 16 kHz."""
 
     clip: Clip
     bucket: Bucket
@@ -187,7 +191,7 @@ class _DecodedClip:
 
     @property
     def caption(self) -> str:
-        """The text of the clip's caption."""
+        """The text of the clip's caption; "" if it has none."""
         return str(self.clip.caption.get("text", ""))
 
 
@@ -204,18 +208,18 @@ def _decode(clip: Clip, bucket: Bucket) -> tuple[np.ndarray, np.ndarray]:
     start_s, _ = span(clip)
     frames = bucket_frames(clip.media, start_s, bucket, clip.info["width"], clip.info["height"])
     mel = MelConfig()
-    samples = (bucket.mel_frames - 1) * mel.hop_length  # a centred transform returns one frame more than hops
+    samples = (bucket.mel_frames - 1) * mel.hop_length  # N hops give N + 1 frames, because the sound is padded
     waveform = decode_audio(clip.media, start_s, start_s + samples / mel.sample_rate, mel.sample_rate, 2)
     return frames, waveform
 
 
 def to_safetensors(tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str]) -> bytes:
-    """Write tensors as bfloat16 to a safetensors file whose bytes depend on its content alone.
+    """Convert tensors to bfloat16 and return them as a safetensors file. Equal content gives equal bytes.
 
-    The library writes the metadata in a different order in every process; so this function rewrites its header.
+    The library writes the metadata in a different order in every process; so this function writes the header itself.
 
     Args:
-        tensors: by name, of any floating dtype and device.
+        tensors: tensors by name, of any floating dtype and on any device.
         metadata: text values by name.
 
     Returns:

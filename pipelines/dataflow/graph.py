@@ -10,14 +10,14 @@
          │
     driver                 yields one `SegmentSummary` per committed segment
 
-A row is one segment and never fans out: its clips are a list inside the row. A stage is a plain callable
+A row is always one segment: it is never split into clips, which are a list inside the row. A stage is a plain callable
 `[Segment] → [Segment]` that knows no Ray. The driver receives summaries alone, never media.
 
 Four facts about Ray 2.60 decide the design:
 
-- A worker process costs about 2 s of CPU before its first row. So the graph has no operators besides the stages.
-- A pool whose actors hold every CPU starves the other operators, and the job waits forever. So pools have a fixed size
-  and take fractions of the CPUs that leave some free (`size_pools`).
+- A worker process costs about 2 s of CPU before its first row. So the graph has no operators except the stages.
+- If the actors of a pool occupy every CPU, the other operators get none, and the job waits forever. So pools have a
+  fixed size and take fractions of the CPUs that leave some free (`size_pools`).
 - Ray Data's checkpoints and `max_errored_blocks` lose clips. So resume is "segments without a ledger entry", and an
   error becomes the verdict of a clip (`apply`). An exception in an actor's constructor is retried, and its message is
   lost. So the constructor stores the exception, and the first call raises it (`StageBuildError`).
@@ -50,7 +50,7 @@ from pipelines.tracking.worker_metrics import WorkerMetrics
 
 StageFunction = Callable[[list[Segment]], list[Segment]]
 
-# Seconds spent on the row in each stage so far, by the stage's name.
+# The column with the seconds spent on the row in each stage so far, by the stage's name.
 _SECONDS = pa.field("seconds", pa.map_(pa.string(), pa.float64()))
 ROW_SCHEMA = SEGMENT_SCHEMA.append(_SECONDS)
 _MANIFEST = pa.large_list(pa.struct(list(MANIFEST_SCHEMA)))
@@ -68,7 +68,7 @@ class Stage:
 
     Attributes:
         name: "curate", "caption" or "encode"; also the stage in the verdict of a clip that fails here.
-        build: loads the models and returns the callable. Runs inside a worker; must be picklable.
+        build: loads the models and returns the stage's callable. It is called inside a worker; must be picklable.
         batch: segments per call.
         gpu: whether the stage runs on a GPU when the cluster has one.
         then: transforms the Ray dataset (of `ROW_SCHEMA`) that the stage returns; None: pass it on unchanged. The last
@@ -84,7 +84,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Pool:
-    """The actor pool of a stage: the number of workers, and the CPUs and GPUs that each worker holds."""
+    """The actor pool of a stage: the number of workers, and the CPUs and GPUs that Ray reserves for each."""
 
     workers: int
     cpus: float
@@ -92,7 +92,7 @@ class Pool:
 
 
 def size_pools(stages: list[Stage], cpus: float, gpus: float, rows: int) -> list[Pool]:
-    """Size one fixed pool per stage so that `_RESERVED_CPUS` of the cluster stay free.
+    """Choose the fixed size of each stage's pool so that `_RESERVED_CPUS` of the cluster stay free.
 
     A GPU stage gets one worker per GPU and shares each GPU with the other GPU stages. CPU stages share the CPUs evenly.
     No pool has more workers than there are batches for it.
@@ -101,7 +101,7 @@ def size_pools(stages: list[Stage], cpus: float, gpus: float, rows: int) -> list
         stages: the stages of the graph, in order.
         cpus: CPUs of the cluster.
         gpus: GPUs of the cluster.
-        rows: segments to process.
+        rows: the number of segments to process.
 
     Returns:
         The pools, in the order of the stages.
@@ -114,7 +114,7 @@ def size_pools(stages: list[Stage], cpus: float, gpus: float, rows: int) -> list
         wanted = int(gpus) if stage in on_gpu else max(1, int(cpus) // on_cpu)
         pools.append(Pool(min(wanted, batches), 0.0, 1 / len(on_gpu) if stage in on_gpu else 0.0))
     workers = sum(pool.workers for pool in pools)
-    # Round down to hundredths: Ray counts in ten-thousandths, and a sum that is slightly too high never starts.
+    # Round down to hundredths: Ray counts in ten-thousandths, and waits forever if the sum is slightly too high.
     share = min(1.0, int(100 * max(cpus - _RESERVED_CPUS, cpus / 2) / workers) / 100)
     return [replace(pool, cpus=max(share, 0.01)) for pool in pools]
 
@@ -176,7 +176,7 @@ class StageWorker:
     """One Ray actor of a stage. It receives and returns Arrow tables and calls the stage's callable in between.
 
     A call does, in this order: count the attempt, read the segments (first stage), run the stage, commit (last stage),
-    clear the attempt. An attempt that was never cleared means that the worker died while it processed the segment.
+    clear the attempt. An attempt that was not cleared means that the worker died while it processed the segment.
 
     Args:
         stage: the stage to build and run.
@@ -221,13 +221,24 @@ class StageWorker:
         return pa.concat_tables(map(self._process_after_death, segments, seconds, deaths))
 
     def _process_after_death(self, segment: Segment, seconds: dict[str, float], deaths: int) -> pa.Table:
-        """Process one segment that a dead worker may have started; skip it if that worker committed it."""
+        """Process one segment after a worker died. If that worker had committed it, only return the stored summary."""
         if self.commit_to:
             with suppress(ValueError):
                 return _to_summary_rows([SegmentSummary(read_committed(self.commit_to, segment.segment_id), seconds)])
         return self._process([segment], [seconds], deaths)
 
     def _process(self, segments: list[Segment], seconds: list[dict[str, float]], deaths: int = 0) -> pa.Table:
+        """Do the steps that the class's docstring lists.
+
+        Args:
+            segments: the segments; exactly one if `deaths` is not 0.
+            seconds: the seconds spent on each segment in each stage so far; this call adds its own.
+            deaths: how many workers died while they processed the segment. From `_MAX_WORKER_DEATHS` on, the stage is
+                not run: the segment's kept clips become failed, so that it cannot kill further workers.
+
+        Returns:
+            The rows that `__call__` returns.
+        """
         for segment in segments:
             self.attempts.begin(segment.segment_id, deaths)
         if self.read_from:
@@ -253,7 +264,7 @@ class StageWorker:
 
     @contextmanager
     def _timed(self, name: str, seconds: list[dict[str, float]]) -> Iterator[None]:
-        """Add the block's time, divided by the number of rows, to each row's `seconds[name]`; count it as a metric."""
+        """Time the block. Add seconds / number of rows to each row's `seconds[name]`, and count them as a metric."""
         start = time.perf_counter()
         yield
         elapsed = time.perf_counter() - start
@@ -263,15 +274,15 @@ class StageWorker:
 
 
 class StageBuildError(Exception):
-    """A stage cannot be built. The message holds everything, because Ray's wrapping keeps nothing else."""
+    """A stage could not be built. The message says why; Ray passes only the message on to the driver."""
 
 
-# Marks the message of a `StageBuildError` that the user can fix, so that the driver finds it in Ray's wrapping.
+# Begins the message of a `StageBuildError` that the user can fix, so that the driver finds it in Ray's longer message.
 _USER_ERROR = "kinotone-mistake: "
 
 
 def _user_error(error: BaseException) -> str:
-    """The text after `_USER_ERROR` in an error from Ray; "" when the mark is not in it."""
+    """Return the text after `_USER_ERROR` in the message of an error from Ray; "" when it is not there."""
     for line in str(error).splitlines():
         if _USER_ERROR in line:
             return line.split(_USER_ERROR, 1)[1]
@@ -279,13 +290,13 @@ def _user_error(error: BaseException) -> str:
 
 
 def apply(name: str, call: StageFunction, segments: list[Segment]) -> list[Segment]:
-    """Call a stage so that an error costs only the segments that cause it, never the run.
+    """Call a stage. An error fails only the segments that cause it, and does not end the run.
 
     When the call raises, each segment is tried alone. When that raises too, its kept clips become
     `failed(name, error)`; a segment that has no clip yet gets one failed clip.
 
     Args:
-        name: the stage's name, for the verdict.
+        name: the stage's name, for the verdict of failed clips.
         call: the stage's callable.
         segments: the batch; the stage receives copies.
 
@@ -293,8 +304,8 @@ def apply(name: str, call: StageFunction, segments: list[Segment]) -> list[Segme
         The processed segments, in the same order.
 
     Raises:
-        ChildProcessError: a helper process is gone; no segment is at fault, so the run ends and can be resumed.
-        EngineGone: the captioning engine is gone; the same.
+        ChildProcessError: a helper process ended; no segment is at fault, so the run ends and can be resumed.
+        EngineGone: the server of the captioning engine is gone or refuses the key; the same.
     """
     try:
         return _call_checked(name, call, segments)
@@ -322,7 +333,7 @@ def _call_checked(name: str, call: StageFunction, segments: list[Segment]) -> li
 
 
 def _fail_kept_clips(segment: Segment, stage: str, error: Exception | str) -> Segment:
-    """The segment with each kept clip changed to `failed(stage, error)`; with one failed clip if it has no clip yet."""
+    """Return the segment with its kept clips changed to `failed(stage, error)`; one failed clip if it has none yet."""
     if not segment.clips:
         return segment.failed(stage, error)
     return replace(segment, clips=[clip.failed(stage, error) if clip.kept else clip for clip in segment.clips])
@@ -349,7 +360,7 @@ def _to_summary_rows(summaries: list[SegmentSummary]) -> pa.Table:
 
 
 def _from_summary_rows(table: pa.Table) -> Iterator[SegmentSummary]:
-    """The inverse of `_to_summary_rows`."""
+    """Convert rows of `SUMMARY_SCHEMA` back to summaries, one after the other."""
     rows = table.drop_columns(["manifest"]).to_pylist()
     manifests = (manifest for chunk in table["manifest"].chunks for manifest in chunk)
     for row, manifest in zip(rows, manifests, strict=True):
@@ -358,7 +369,7 @@ def _from_summary_rows(table: pa.Table) -> Iterator[SegmentSummary]:
 
 
 def _input_blocks(segments: list[Segment], workers: int) -> list[pa.Table]:
-    """Split the segments into blocks: several for each worker, yet few for a million segments."""
+    """Convert segments to tables of `ROW_SCHEMA`: at least four for each worker if possible, of at most 64 rows."""
     size = min(64, max(1, len(segments) // (4 * workers)))
     return [
         to_rows(segments[start : start + size], [{} for _ in segments[start : start + size]])

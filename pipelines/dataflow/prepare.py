@@ -1,8 +1,8 @@
-"""The verbs `curate`, `caption`, `encode` and `prepare`: slices of one dataflow from sources to an encoded set.
+"""The verbs `curate`, `caption`, `encode` and `prepare`: the stages of one dataflow, from sources to an encoded set.
 
     curate ─► caption ─► encode        prepare runs all three as one graph
 
-A slice that begins with `curate` lists sources; any other reads the committed set of the slice before it. `run_prepare`
+A verb that begins with `curate` lists sources; any other reads the committed set of the stage before it. `run_prepare`
 skips the segments in the output's ledger and sends the others through the graph, in waves. When no segment is left,
 neither Ray nor a model starts.
 """
@@ -52,9 +52,9 @@ _PATHS = {
     *("tagger", "speech_quality", "active_speaker_weights", "picture_quality_weights"),
     *("whisper", "weights", "model", "clip_weights", "text_encoder", "video_vae", "audio_vae", "text_conditioner"),
 }
-# Segments that the driver and Ray hold at a time: about 1 GB, and hours of work for a cluster.
+# Segments that go through the graph at a time: about 1 GB in the driver and Ray, and hours of work for a cluster.
 WAVE = 1_000_000
-# The same when vLLM runs between two halves of the graph: Ray's object store then holds the clips of the whole wave.
+# The same when vLLM runs between two stages of the graph: Ray's object store then holds all clips of the wave.
 VLLM_WAVE = 2_000
 # Seconds between two points of the tracked curves.
 _LOG_EVERY_S = 5.0
@@ -68,19 +68,19 @@ def run_prepare(
     tracking: TrackingSettings | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Run a slice of the dataflow. The same call resumes it.
+    """Run one or more stages of the dataflow. The same call resumes a run that was stopped.
 
     Args:
         stages: neighbours among ("curate", "caption", "encode"), in this order; or ("rejudge",), which applies the
             thresholds of its settings (a `CurateSettings`) to the stored scores of a curated set.
-        inputs: sources for a slice that begins with `curate`; otherwise the folder of one committed set.
+        inputs: sources if the first stage is `curate`; otherwise the folder of one committed set.
         output: the set to write.
         settings: the settings of each stage, by its name; defaults for a stage that has none.
         tracking: the MLflow server.
         progress: called with the verb, the segments committed, the segments listed so far, and the throughput.
 
     Returns:
-        The summary that `summary.json` holds.
+        The content of `summary.json`.
 
     Raises:
         ValueError: a mistake of the user, as one line with its fix: an input, a setting, weights, or an output that
@@ -127,7 +127,7 @@ def run_prepare(
 
 
 def _log_set(run: Run, root: str, summary: Mapping[str, Any], report: overview.Report, step: int, folder: Path) -> None:
-    """Log a finished set to its tracked run: id, funnel, report and an example.
+    """Log a finished set to its tracked run: its id, the counts of kept and dropped clips, the report, and an example.
 
     Copies of the files are written to `folder`, which must exist until the run is closed.
     """
@@ -167,10 +167,12 @@ def _waves(listed: Iterable[Segment], done: set[str], wave: int = WAVE) -> Itera
 
 
 class _Dataflow:
-    """Runs waves of segments through the graph, counts and logs the results, and compacts ledger and manifest.
+    """A run of the dataflow: it sends waves of segments through the graph, and counts and logs the results.
+
+    It also compacts ledger and manifest: it merges the files of many segments into one.
 
     Attributes:
-        seconds: spent in each stage so far, summed over workers.
+        seconds: the seconds spent in each stage so far, summed over workers.
     """
 
     def __init__(self, chosen: Mapping[str, Settings], root: str, source: str | None, run: Run) -> None:
@@ -181,7 +183,7 @@ class _Dataflow:
         self.began = self.logged_at = time.monotonic()
 
     def run_wave(self, segments: list[Segment]) -> Iterator[int]:
-        """Run one wave; yield how many of its segments are committed, after each."""
+        """Run one wave. After each committed segment, yield how many segments of the wave are committed."""
         committed: list[Committed] = []
         for count, summary in enumerate(run_graph(segments, self.stages, self.root, self.source), 1):
             committed.append(summary.committed)
@@ -201,18 +203,23 @@ class _Dataflow:
             yield count
 
     def throughput(self) -> str:
-        """Clips per second so far, and the seconds of a segment in each stage: the slowest stage is the bottleneck."""
+        """Return a text: clips per second so far, and mean seconds per segment in each stage, to find the slowest."""
         clips_s = self.considered / max(time.monotonic() - self.began, 1e-9)
         costs = (f"{name} {spent / self.segments:.2g} s" for name, spent in self.seconds.items())
         return f"{clips_s:.3g} clips/s; a segment: {', '.join(costs)}"
 
 
 def _run_folder(root: str) -> Path:
-    """The local folder that remembers the set's tracked run: the set itself, or `runs/NAME` for a remote set."""
+    """Return the local folder for the id of the MLflow run: the set's folder, or `runs/NAME` for a remote set."""
     return Path("runs", root.rsplit("/", 1)[1]) if storage.is_remote(root) else Path(root)
 
 
 def _verb(stages: Sequence[str]) -> str:
+    """Return the verb that runs these stages: the name of the only stage, or "prepare" for several.
+
+    Raises:
+        ValueError: they are not neighbouring stages in order.
+    """
     if list(stages) == [REJUDGE]:
         return REJUDGE
     order = list(STAGES)
@@ -223,7 +230,7 @@ def _verb(stages: Sequence[str]) -> str:
 
 
 def _listed(first: str, inputs: list[str], root: str) -> tuple[str | None, Iterable[Segment]]:
-    """(the committed set to read or None, the segments to process)."""
+    """Return (folder of the set to read, segments to process without their clips). The folder is None for curate."""
     if first == "curate":
         return None, each_source(inputs)
     if len(inputs) != 1:
@@ -239,6 +246,7 @@ def _listed(first: str, inputs: list[str], root: str) -> tuple[str | None, Itera
 
 
 def _warn_of_untrained(settings: Settings) -> None:
+    """Log a warning that names the components without weights, if there are any."""
     assert isinstance(settings, EncodeSettings)
     if settings.untrained:
         names = ", ".join(f"encode.{part}" for part in settings.untrained)
@@ -251,7 +259,7 @@ def _warn_of_untrained(settings: Settings) -> None:
 
 
 def _record(chosen: Mapping[str, Settings], source: str | None) -> dict[str, Any]:
-    """What the output depends on: the settings, the fingerprints of the weights, and the set that is read."""
+    """Return what the output depends on, for `settings.yaml`: settings, fingerprints of weights, and the input set."""
     names = {REJUDGE: "curate"}  # a rejudged set is a curated set
     record: dict[str, Any] = {names.get(name, name): stage.model_dump(mode="json") for name, stage in chosen.items()}
     for stage in chosen.values():
@@ -263,7 +271,7 @@ def _record(chosen: Mapping[str, Settings], source: str | None) -> dict[str, Any
 
 
 def _absolute(settings: Settings) -> Settings:
-    """The settings with existing local paths made absolute."""
+    """Return the settings with the values of `_PATHS` made absolute where such a file or folder exists."""
     changes: dict[str, Any] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
@@ -275,7 +283,7 @@ def _absolute(settings: Settings) -> Settings:
 
 
 def _rejudged(source: str, given: Settings) -> CurateSettings:
-    """The settings that made the curated set `source`, with the thresholds of `given`."""
+    """Return the settings of the curated set `source`, with its thresholds replaced by those of `given`."""
     from data_prep.curation.rejudge import rejudged_settings
 
     assert isinstance(given, CurateSettings)
@@ -286,7 +294,7 @@ def _rejudged(source: str, given: Settings) -> CurateSettings:
 
 
 def _build(name: str, settings: Settings) -> StageFunction:
-    """Build a stage's callable, inside a worker. Imports are local, so that a worker imports only its own stage."""
+    """Build a stage's callable inside a worker. Imports are local, so that a worker imports only its own stage."""
     if name in ("curate", REJUDGE):
         from data_prep.curation.rejudge import Rejudger
         from data_prep.curation.sandbox import Sandbox
@@ -306,7 +314,7 @@ def _build(name: str, settings: Settings) -> StageFunction:
 
 
 def _graph_stages(name: str, settings: Settings) -> list[Stage]:
-    """The stages of the graph that a verb needs: one, or two around vLLM."""
+    """Return the graph stage of one dataflow stage; for captions by vLLM two, between which vLLM runs."""
     if _through_vllm(settings):
         from pipelines.dataflow.vllm_stage import caption_stages
 
@@ -316,11 +324,12 @@ def _graph_stages(name: str, settings: Settings) -> list[Stage]:
 
 
 def _through_vllm(settings: Settings) -> bool:
+    """Return whether these are caption settings with the engine `vllm`."""
     return isinstance(settings, CaptionSettings) and settings.seen.engine == "vllm"
 
 
 def _check_available(chosen: Mapping[str, Settings]) -> None:
-    """Raise ValueError for missing weights and endpoints, before any stage starts."""
+    """Raise ValueError if weights or the endpoint of the caption stage are missing, before any stage starts."""
     for settings in chosen.values():
         if isinstance(settings, CaptionSettings):
             from captioning.captioner import check_settings
@@ -329,7 +338,7 @@ def _check_available(chosen: Mapping[str, Settings]) -> None:
 
 
 def _funnel_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The clip funnel as metrics: clips considered = kept + Σ dropped + Σ failed."""
+    """Return the counts of a summary as metrics: clips considered, kept, dropped per reason, and failed per stage."""
     counts = {f"funnel/{key}": summary[key] for key in ("considered", "kept", "hours_considered", "hours_kept")}
     for verdict in ("dropped", "failed"):
         counts |= {f"funnel/{verdict}/{reason}": count for reason, count in summary[verdict].items()}

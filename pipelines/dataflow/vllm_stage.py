@@ -31,6 +31,7 @@ from captioning.settings import CaptionSettings, SeenSettings
 from data_prep.clip import Clip, Segment, from_table
 from pipelines.dataflow.graph import Stage, apply, to_rows
 
+# A row of the dataset that goes to vLLM: the key of a clip, and its request as JSON (`_to_dict`).
 _REQUESTS = pa.schema([("segment_id", pa.string()), ("at", pa.int32()), ("request", pa.string())])
 # CPUs of each of the four stages around the engine. The default of one CPU each is more than a small machine has.
 _HELPER_RESOURCES = {"num_cpus": 0.05}
@@ -41,13 +42,13 @@ Replies = dict[tuple[str, int], str | NoAnswer]
 
 
 def caption_stages(settings: CaptionSettings) -> list[Stage]:
-    """The caption stage as two stages of the graph, with the requests to vLLM (`ask`) between them."""
+    """Return the caption stage as two stages of the graph, with the requests to vLLM (`ask`) between them."""
     measure = Stage("caption", partial(_MeasureStage, settings), gpu=True, then=partial(ask, settings=settings))
     return [measure, Stage("caption", _AnsweredStage)]
 
 
 class _MeasureStage:
-    """Measures each kept clip and stores in it a `CaptionRequest` that waits for the engine's answer."""
+    """The stage before vLLM: it measures each kept clip and stores a `CaptionRequest` in it, to be answered."""
 
     def __init__(self, settings: CaptionSettings) -> None:
         self._measurer = Measurer(settings)
@@ -62,7 +63,7 @@ class _MeasureStage:
 
 
 class _AnsweredStage:
-    """Returns the segments unchanged. No clip may wait for an answer any more."""
+    """The stage after vLLM: it checks that no clip waits for an answer, and returns the segments unchanged."""
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
         assert not any(CaptionRequest.of_clip(clip) for segment in segments for clip in segment.clips)
@@ -98,7 +99,7 @@ def ask(data: Any, settings: CaptionSettings) -> Any:
 
 
 def _requests(table: pa.Table, settings: CaptionSettings) -> pa.Table:
-    """The next request of each waiting clip, as rows of `_REQUESTS`."""
+    """Return the next request of each waiting clip of `table` (rows of `ROW_SCHEMA`), as rows of `_REQUESTS`."""
     segments = from_table(table.drop_columns(["seconds"]))
     rows = [
         {"segment_id": segment.segment_id, "at": at, "request": json.dumps(_to_dict(item.next_prompt(settings)))}
@@ -108,6 +109,7 @@ def _requests(table: pa.Table, settings: CaptionSettings) -> pa.Table:
 
 
 def _to_dict(prompt: Prompt) -> dict[str, Any]:
+    """Return the chat messages of a prompt, and the JSON schema of its answer."""
     return {"messages": messages(prompt), "schema": wire_schema(prompt.answer)}
 
 
@@ -121,7 +123,10 @@ def _waiting_clips(segments: list[Segment]) -> Iterator[tuple[Segment, int, Capt
 
 
 class _PutAnswers:
-    """Puts the engine's answers into the waiting clips of rows: each is then captioned, failed, or waits again."""
+    """A callable on rows of `ROW_SCHEMA`: it gives each waiting clip its answer.
+
+    The clip is then captioned or failed, or waits for the answer to a further request.
+    """
 
     def __init__(self, settings: CaptionSettings, replies: Replies) -> None:
         self._answers, self._replies = AnswerHandler(settings), replies
@@ -133,6 +138,7 @@ class _PutAnswers:
         return to_rows(apply("caption", self._put, segments), seconds)
 
     def _put(self, segments: list[Segment]) -> list[Segment]:
+        """Replace each waiting clip by its captioned, failed or again waiting form. Return the same segments."""
         for segment, at, item in _waiting_clips(segments):
             reply = self._replies.get((segment.segment_id, at), NoAnswer("the engine gave no row"))
             done = self._answers.handle(item, reply, untrained=self._untrained)
@@ -164,7 +170,7 @@ def processor(settings: SeenSettings) -> Any:
 
 
 def template_without_bos(model: str) -> str | None:
-    """The model's chat template without its BOS token, if the tokenizer adds that token too.
+    """Return the model's chat template without its BOS token, if the tokenizer adds that token too.
 
     vLLM tokenizes the text that the template makes, and would add the BOS token a second time.
 
@@ -184,7 +190,7 @@ def template_without_bos(model: str) -> str | None:
 
 
 def engine_config(settings: SeenSettings, *, gpus: bool = True, chat_template: str | None = None) -> Any:
-    """The configuration of vLLM's processor: answers follow the JSON schema; pictures are read from the messages.
+    """Return the configuration of vLLM's processor: answers follow the JSON schema; pictures are in the messages.
 
     Args:
         settings: the model and its options.
@@ -218,6 +224,7 @@ def engine_config(settings: SeenSettings, *, gpus: bool = True, chat_template: s
 
 
 def _to_vllm(row: dict[str, Any], settings: SeenSettings) -> dict[str, Any]:
+    """Convert a row of `_REQUESTS` to a row that vLLM reads: key, chat messages and sampling parameters."""
     request = json.loads(row["request"])
     sampling = {
         "temperature": 0.0,
@@ -230,4 +237,5 @@ def _to_vllm(row: dict[str, Any], settings: SeenSettings) -> dict[str, Any]:
 
 
 def _from_vllm(row: dict[str, Any]) -> dict[str, Any]:
+    """Convert a row that vLLM returns to the key of the clip and the answer's text."""
     return {"segment_id": row["segment_id"], "at": row["at"], "answer": row["generated_text"]}

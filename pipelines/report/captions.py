@@ -1,4 +1,4 @@
-"""`report/captions.html`: captions beside their clips, each sentence linked to its evidence on the clip's time line.
+"""`report/captions.html`: clips with their captions, each sentence linked to its evidence on the clip's time line.
 
 The evidence of a sentence is what it was made from: words, a voice, tagged events or the picture. The page filters the
 clips by language, sound class, the kind of claim that the checker removed, and the score of the evidence. It also
@@ -25,12 +25,12 @@ ROWS = {
 
 
 def captioned(caption: dict) -> bool:
-    """Whether a caption has evidence."""
+    """Return whether a caption (the parsed JSON of a manifest row) has sentences with evidence."""
     return bool(caption.get("evidence"))
 
 
 def removed_kinds(caption: dict) -> Counter[str]:
-    """Count what was removed from a caption, by kind.
+    """Count what the checker removed from a caption, by kind.
 
     "speech: REASON" counts windows or words of the transcript; "claim: KIND" counts claims of sentences. A claim that
     stands in several lengths of the caption counts once.
@@ -44,7 +44,7 @@ def removed_kinds(caption: dict) -> Counter[str]:
 def render(
     shown: list[tuple[dict, Example]], removed: Counter[str], total: int, folder: str, index: str, review: str
 ) -> bytes:
-    """Render the caption page.
+    """Render the page of captions and their evidence.
 
     Args:
         shown: the clips to show: (row of the manifest, example).
@@ -55,7 +55,7 @@ def render(
         review: the file name of the table in which people judge the sentences.
 
     Returns:
-        The page.
+        The HTML page, UTF-8.
     """
     return pages.render(
         "captions.html",
@@ -70,7 +70,7 @@ def render(
 
 
 def _clip_values(row: dict, example: Example) -> dict[str, Any]:
-    """What the template shows of a clip."""
+    """Return the values of one clip that the template shows, by name. A span is (start %, length %, start in s)."""
     caption = row["caption"]
     length = max(caption["sound"]["seconds"], 0.001)
     sentences = medium_sentences(caption)
@@ -100,12 +100,12 @@ def _clip_values(row: dict, example: Example) -> dict[str, Any]:
 
 
 def medium_sentences(caption: dict) -> list[dict]:
-    """The sentences of the caption's medium length, each with its evidence."""
+    """Return the sentences of the medium length of a caption; each is a dict with its text and its evidence."""
     return [item for item in caption["evidence"] if "medium" in item["variants"]]
 
 
 def evidence_score(item: dict, caption: dict) -> float | None:
-    """The score of a sentence's evidence, in [0, 1].
+    """Return how certain the evidence of a sentence is, in [0, 1].
 
     Args:
         item: a sentence of `caption["evidence"]`.
@@ -123,14 +123,14 @@ def evidence_score(item: dict, caption: dict) -> float | None:
 
 
 def evidence_spans(item: dict, caption: dict) -> list[tuple[float, float]]:
-    """The times of a sentence's evidence.
+    """Return when the evidence of a sentence occurs in the clip.
 
     Args:
         item: a sentence of `caption["evidence"]`.
         caption: its caption.
 
     Returns:
-        (start, end) in seconds from the start of the clip; the whole clip when the evidence has no times.
+        (start, end) in seconds from the start of the clip; one span for all of the clip if the evidence has no times.
     """
     facts = item["facts"]
     if "words" in facts:
@@ -148,4 +148,5 @@ def evidence_spans(item: dict, caption: dict) -> list[tuple[float, float]]:
 
 
 def _kinds(item: dict) -> list[str]:
+    """Return the kinds of claims that a removed sentence made: its reasons, each up to the colon."""
     return [reason.split(":")[0] for reason in item["reasons"]]

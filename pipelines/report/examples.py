@@ -21,7 +21,7 @@ from data_prep.media.decode import decode_audio, decode_video
 from data_prep.media.write_mp4 import write_mp4
 from pipelines.report.previews import contact_sheet, spectrogram, waveform
 
-# A clip's file is embedded up to this size; otherwise a copy of at most this duration and width.
+# A clip's file is embedded if it has at most this many bytes; otherwise a copy of at most these seconds and pixels.
 EMBED_BYTES, PREVIEW_S, PREVIEW_WIDTH = 600_000, 5.0, 320
 # Seconds to wait for an example. The first example of a process includes its imports.
 TIMEOUT_S = 40.0
@@ -61,18 +61,18 @@ class Example:
     spectrogram: str = ""
 
     def files(self) -> list[tuple[str, bytes]]:
-        """The embedded video, frames and spectrogram as (file name, bytes)."""
+        """Return the video, the frames and the spectrogram as (file name, bytes); missing ones are left out."""
         named = (("clip.mp4", self.video), ("contact_sheet.png", self.sheet), ("spectrogram.png", self.spectrogram))
         return [(name, base64.b64decode(uri.split(",", 1)[1])) for name, uri in named if uri]
 
 
 class ExampleDrawer:
-    """Draws examples in a separate process, so that a codec that crashes or hangs costs one preview, not the report.
+    """A process that draws examples, so that a codec that crashes or hangs costs one preview, not the report.
 
     Use it as a context manager.
 
     Args:
-        root: the set.
+        root: the folder of the set.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -86,7 +86,7 @@ class ExampleDrawer:
         self._stop()
 
     def example(self, row: dict) -> Example:
-        """Draw a clip.
+        """Make the example of a clip: its texts from the manifest, and its previews from the media.
 
         Args:
             row: a row of the manifest, with `scores`, `info` and `caption` as dicts.
@@ -121,7 +121,7 @@ class ExampleDrawer:
 
 
 def _draw(example: Example, root: str, row: dict) -> Example:
-    """Add the previews to an example, or the error that prevents them."""
+    """Return the example with its previews; when they cannot be made, with the reason in `error`."""
     try:
         _add_previews(example, root, row)
     except Exception as error:  # a clip that cannot be drawn must not end the report
@@ -130,6 +130,10 @@ def _draw(example: Example, root: str, row: dict) -> Example:
 
 
 def _add_previews(example: Example, root: str, row: dict) -> None:
+    """Decode at most the first `PREVIEW_S` seconds of a clip and fill the example's video, sheet, wave and spectrogram.
+
+    The media come from the set if it has them, otherwise from the source.
+    """
     info = row["info"]
     media: bytes | str
     if row["media_size"]:
@@ -162,14 +166,14 @@ def _add_previews(example: Example, root: str, row: dict) -> None:
 
 
 def _small(frames: np.ndarray) -> np.ndarray:
-    """Skip pixels so that the frames are at most `PREVIEW_WIDTH` wide, and crop them to even sides."""
+    """Skip pixels of frames (F, H, W, 3) until they are at most `PREVIEW_WIDTH` wide, and crop to even H and W."""
     step = -(-frames.shape[2] // PREVIEW_WIDTH)
     frames = frames[:, ::step, ::step]
     return frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
 
 
 def _best_labels(tags: list[dict]) -> list[str]:
-    """The four sound events with the highest scores, as "LABEL SCORE"."""
+    """Return the four sound events with the highest scores, each as "LABEL SCORE"."""
     best: dict[str, float] = {}
     for tag in tags:
         best[tag["label"]] = max(best.get(tag["label"], 0.0), tag["score"])

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of `width × height` inches that needs no display. Imports matplotlib on the first call."""
+    """Return an empty figure of `width × height` inches that needs no display. The first call imports matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -18,7 +18,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def to_png(figure: "Figure", dpi: int) -> bytes:
-    """Draw a figure as a PNG."""
+    """Return a figure as the bytes of a PNG, with `dpi` pixels per inch."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=dpi)
     return out.getvalue()

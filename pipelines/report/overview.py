@@ -1,9 +1,9 @@
 """`report.html`: an overview of a set, on pages that open from disk and need no network.
 
-The first page shows the verdicts of the clips with their hours, the scores with the thresholds that judged them, the
-sound classes, the languages of transcribed clips, and a few examples of every verdict. Each verdict has a page with
-more examples, `report/{verdict}-{reason}.html`. A captioned set also has a page with each caption beside its evidence
-(`pipelines.report.captions`).
+The first page shows the verdicts of the clips with their hours, the scores with the thresholds that they were compared
+with, the sound classes, the languages of transcribed clips, and a few examples of every verdict. Each verdict has a
+page with more examples, `report/{verdict}-{reason}.html`. A captioned set also has a page that shows each caption
+together with its evidence (`pipelines.report.captions`).
 """
 
 import json
@@ -24,7 +24,7 @@ from pipelines.report.statistics import EXAMPLES, SCORES, Kind, SetStatistics, c
 
 PAGES = "report"
 
-# The number of examples: of kept clips on the first page, of each other verdict there, and on a verdict's page.
+# Numbers of examples: of kept clips on the first page; of each other verdict on it; on the page of one verdict.
 KEPT_EXAMPLES, OTHER_EXAMPLES, PAGE_EXAMPLES = 9, 3, EXAMPLES
 
 
@@ -47,14 +47,14 @@ class Report:
 
 @dataclass(frozen=True)
 class Section:
-    """The examples of a verdict.
+    """A section of the report: the examples of one verdict and reason, or of near duplicates.
 
     Attributes:
         title: the section's heading.
         page: the file name of the page with all examples.
         total: the number of clips with this verdict.
         first: the number of examples that the first page shows.
-        pairs: (row of the manifest, example).
+        pairs: the examples, as (row of the manifest, example).
     """
 
     title: str
@@ -65,13 +65,13 @@ class Section:
 
     @property
     def examples(self) -> list[Example]:
-        """The examples without their rows."""
+        """The examples of `pairs`, without their rows."""
         return [example for _, example in self.pairs]
 
 
 @dataclass(frozen=True)
 class Step:
-    """A row of the funnel: a verdict and reason with its page, clips, hours, and share of all clips."""
+    """A row of the funnel, the table of all verdicts: a verdict and reason, page, clips, hours, and share of clips."""
 
     name: str
     verdict: str
@@ -82,7 +82,7 @@ class Step:
 
 
 def write_report(root: str | Path) -> Report:
-    """Write the report of a finished set from its manifest and `summary.json`; `<root>/report.html` last."""
+    """Write the report of a finished set from its manifest and `summary.json`. `<root>/report.html` is written last."""
     duplicates = near_duplicates.read(root)
     pairs = sorted(duplicates.items())[: PAGE_EXAMPLES // 2]
     counted = collect_statistics(each_manifest(root), [clip_id for pair in pairs for clip_id in pair])
@@ -119,7 +119,7 @@ def write_report(root: str | Path) -> Report:
 
 
 def funnel(counted: SetStatistics) -> list[Step]:
-    """The rows of the funnel: kept, dropped, failed, with the most frequent reason first within a verdict.
+    """Return the rows of the funnel: kept, dropped, failed; within a verdict the most frequent reason first.
 
     Their clips sum to the clips considered.
     """
@@ -133,7 +133,7 @@ def funnel(counted: SetStatistics) -> list[Step]:
 
 
 def funnel_figure(summary: Mapping[str, Any]) -> bytes:
-    """Draw the funnel of a summary as a PNG, for the tracking run."""
+    """Draw the clips per verdict and reason of a `summary.json` as a bar chart, and return it as a PNG."""
     dropped, failed = (sorted(summary[verdict].items(), key=_by_count) for verdict in ("dropped", "failed"))
     bars = [("kept", summary["kept"], "#3f7d58")]
     bars += [(_words(reason), count, "#c58b2a") for reason, count in dropped]
@@ -155,17 +155,20 @@ def funnel_figure(summary: Mapping[str, Any]) -> bytes:
 
 
 def _by_count(item: tuple[str, int]) -> tuple[int, str]:
-    """Sort key of (name, count): the highest count first, then by name."""
+    """Return a sort key of (name, count): the highest count first; equal counts by name."""
     return -item[1], item[0]
 
 
 def _ranked(kinds: Mapping[str, Kind]) -> list[tuple[str, Kind]]:
-    """Sort by kept clips, then by clips, the highest first."""
+    """Sort classes or languages by their kept clips, then by all clips, the highest number first."""
     return sorted(kinds.items(), key=lambda item: (-item[1].kept, -item[1].clips, item[0]))
 
 
 def _policy(root: str | Path) -> dict[str, Any]:
-    """The thresholds that judged this set: from its settings, or from those of the set that it was made from."""
+    """Return the thresholds with which the clips were judged, by name; {} if they are not found.
+
+    They are in the settings of this set, or in those of the set that it was made from.
+    """
     for _ in range(3):
         path = storage.at(root, layout.SETTINGS)
         if not storage.exists(path):
@@ -178,9 +181,9 @@ def _policy(root: str | Path) -> dict[str, Any]:
 
 
 def _histograms(counted: SetStatistics, policy: Mapping[str, Any]) -> list[dict]:
-    """The stacked histogram of each measured score: kept clips below, others above, thresholds as lines.
+    """Return what the template draws for each measured score: bars of kept and other clips, and lines at thresholds.
 
-    Heights are in pixels of a plot that is 240 × 60.
+    A bar of kept clips is below the bar of the others. Positions are in pixels of a plot that is 240 × 60.
     """
     histograms = []
     for name, axis in SCORES.items():
@@ -209,7 +212,17 @@ def _histograms(counted: SetStatistics, policy: Mapping[str, Any]) -> list[dict]
 
 
 def _sections(root: str | Path, counted: SetStatistics, duplicates: list[tuple[str, str]], total: int) -> list[Section]:
-    """Kept clips first, then each reason, then `duplicates`: (clip, its original) out of `total`."""
+    """Make the sections of the report: kept clips first, then one for each reason, then near duplicates.
+
+    Args:
+        root: the folder of the set.
+        counted: its statistics, with candidates for examples.
+        duplicates: ids of near duplicates to show: (clip, its original).
+        total: the number of near duplicates in the set.
+
+    Returns:
+        The sections, with their examples drawn.
+    """
     sections = []
     with ExampleDrawer(root) as drawer:
         for verdict, first in (("kept", KEPT_EXAMPLES), ("dropped", OTHER_EXAMPLES), ("failed", OTHER_EXAMPLES)):
@@ -228,6 +241,7 @@ def _sections(root: str | Path, counted: SetStatistics, duplicates: list[tuple[s
 
 
 def _page(verdict: str, reason: str) -> str:
+    """Return the file name of the page with the examples of a verdict and reason."""
     return f"{verdict}-{reason}.html" if reason else f"{verdict}.html"
 
 

@@ -1,4 +1,4 @@
-"""Render the HTML templates beside this file to pages that open from disk and need no network."""
+"""Render the HTML templates of this package to pages that open from disk and need no network."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 
 def render(template: str, **values: Any) -> bytes:
-    """Render a page.
+    """Render a template to an HTML page.
 
     Args:
         template: the template's file name.

@@ -53,7 +53,7 @@ def contact_sheet(frames: np.ndarray, columns: int = 4, rows: int = 2, width: in
 
 
 def spectrogram(audio: np.ndarray, sample_rate: int, width: int = 640, height: int = 160) -> bytes:
-    """Draw the level over time and frequency.
+    """Draw the spectrogram of a sound: its level over time (left to right) and frequency (bottom to top).
 
     Colours span 80 dB below the loudest point, or below the level of a tone of −28 dBFS if nothing is as loud.
 
@@ -77,7 +77,7 @@ def spectrogram(audio: np.ndarray, sample_rate: int, width: int = 640, height: i
     top = sample_rate / 2
     edges_hz = _from_mel(np.linspace(_to_mel(40.0), _to_mel(top), height + 1))
     edges = np.clip(edges_hz / top * (window // 2), 0, window // 2)
-    # Mean power between two edges. The cumulative sum serves low bands narrower than one FFT bin and wide high bands.
+    # Mean power between two edges. The cumulative sum works for bands narrower than an FFT bin and for wide ones.
     cumulative = np.concatenate([np.zeros((width, 1)), np.cumsum(power, axis=1)], axis=1)
     sums = np.stack([np.interp(edges, np.arange(cumulative.shape[1]), row) for row in cumulative])
     bands = np.diff(sums, axis=1) / np.maximum(np.diff(edges), 1e-6)
@@ -88,7 +88,7 @@ def spectrogram(audio: np.ndarray, sample_rate: int, width: int = 640, height: i
 
 
 def waveform(audio: np.ndarray, sample_rate: int, width: int = 640, height: int = 80) -> bytes:
-    """Draw the peak and RMS level over time, one band per channel.
+    """Draw the peak and RMS level of a sound over time, each channel in a strip of its own.
 
     Args:
         audio: float (channels, N) in [-1, 1]; the first two channels are drawn.
@@ -118,6 +118,7 @@ def waveform(audio: np.ndarray, sample_rate: int, width: int = 640, height: int 
 
 
 def _mono(audio: np.ndarray) -> np.ndarray:
+    """Return the mean of the channels, float32 (N,)."""
     return np.atleast_2d(np.asarray(audio, dtype=np.float32)).mean(axis=0)
 
 
@@ -130,7 +131,7 @@ def _from_mel(mel: np.ndarray) -> np.ndarray:
 
 
 def _to_colours(shade: np.ndarray) -> np.ndarray:
-    """Map values in [0, 1] to colours, uint8 (…, 3)."""
+    """Map values in [0, 1], of any shape, to colours of `_COLOUR_MAP`, uint8 (…, 3)."""
     at = shade * (len(_COLOUR_MAP) - 1)
     channels = [np.interp(at, np.arange(len(_COLOUR_MAP)), _COLOUR_MAP[:, c]) for c in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)

@@ -1,6 +1,6 @@
 """Human review of captions: write a table of sentences to judge, and summarise the filled table.
 
-`report/review.tsv` is written beside the caption page and has a line for each sentence of each clip that the page
+`report/review.tsv` is in the folder of the caption page and has a line for each sentence of each clip that the page
 shows. A person who has watched the clip writes yes or no into the column `true`; `kinotone calibrate --labels
 review.tsv` reads it back.
 """
@@ -18,11 +18,11 @@ from pipelines.report import captions
 
 NAME = "review.tsv"
 COLUMNS = ("clip", "film", "from", "to", "source", "score", "sentence", "true")
-_MIN_TRUE_SHARE = 0.95  # the proposed tag score leaves at least this share of the sentences about sounds true
+_MIN_TRUE_SHARE = 0.95  # of the sentences about sounds, at least this share is true above the proposed tag score
 
 
 def table(shown: list[dict]) -> bytes:
-    """Write the table to fill in.
+    """Make the table that a person fills in.
 
     Args:
         shown: captioned rows of the manifest, with `caption` as a dict.
@@ -47,7 +47,7 @@ def table(shown: list[dict]) -> bytes:
 
 
 def is_review(path: str | Path) -> bool:
-    """Whether a file of labels is a table that `table` wrote, filled in or not."""
+    """Return whether a file of labels is a table that `table` made, filled in or not."""
     path = Path(path)
     if path.suffix != ".tsv" or not path.is_file():
         return False
@@ -65,7 +65,7 @@ def run_review(labels: str | Path, source: str, output: str | Path) -> dict[str,
 
     Returns:
         The summary: how many sentences are true, in all and by source of evidence; the untrue ones; and the lowest tag
-        score that leaves 95 % of the sentences about sounds true.
+        score from which on 95 % of the sentences about sounds are true.
 
     Raises:
         ValueError: nothing is filled in, a value is not yes or no, or the set has none of the sentences.
@@ -98,7 +98,11 @@ def run_review(labels: str | Path, source: str, output: str | Path) -> dict[str,
 
 
 def _read_judged(path: Path) -> list[dict[str, str]]:
-    """Read the lines of a table in which `true` is yes or no."""
+    """Read the lines of a filled table in which `true` is yes or no, as {column: text}.
+
+    Raises:
+        ValueError: `true` has another value, or no line is filled in.
+    """
     with path.open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file, delimiter="\t"))
     for number, line in enumerate(lines, 1):
@@ -112,7 +116,7 @@ def _read_judged(path: Path) -> list[dict[str, str]]:
 
 
 def _lowest_score(known: list[dict[str, str]]) -> float | None:
-    """The lowest tag score from which on `_MIN_TRUE_SHARE` of the sentences about sounds are true, or None."""
+    """Return the lowest tag score from which on `_MIN_TRUE_SHARE` of the sentences about sounds are true, or None."""
     scored = [(float(line["score"]), line["true"] == "yes") for line in known if line["source"] == "tags"]
     for lowest in sorted({score for score, _ in scored}):
         right = [true for score, true in scored if score >= lowest]

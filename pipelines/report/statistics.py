@@ -24,7 +24,7 @@ _ORDER = ("segment_id", "start_s", "end_s", "clip_id")
 
 @dataclass(frozen=True)
 class Axis:
-    """The axis of a score's histogram: meaning, unit, names of the policy's thresholds on it, and range."""
+    """The axis of a score's histogram: its meaning, unit and range, and the names of the thresholds to mark on it."""
 
     meaning: str
     unit: str = ""
@@ -55,7 +55,7 @@ SCORES = {
 
 @dataclass
 class Kind:
-    """Counts of one class or language; the hours are those of kept clips."""
+    """Counts of one sound class or language; `hours` are those of its kept clips."""
 
     clips: int = 0
     kept: int = 0
@@ -64,7 +64,7 @@ class Kind:
 
 @dataclass
 class SetStatistics:
-    """Counts of a set.
+    """The counts of a set, and rows of its manifest as candidates for examples.
 
     Attributes:
         clips: clips by (verdict, reason).
@@ -90,7 +90,7 @@ class SetStatistics:
     _candidates: dict[tuple[str, str, str], list[dict]] = field(default_factory=dict)
 
     def add(self, manifest: pa.Table) -> None:
-        """Count a part of the manifest, a table of `data_prep.dataset.shards.MANIFEST_SCHEMA`."""
+        """Count the rows of a table of `data_prep.dataset.shards.MANIFEST_SCHEMA`, in addition to those before."""
         length = np.asarray(manifest["end_s"]) - np.asarray(manifest["start_s"])
         table = manifest.append_column("hours", pa.array(np.where(np.isfinite(length), length / 3600, 0.0)))
         self._count(table)
@@ -102,7 +102,7 @@ class SetStatistics:
             self.chosen |= {row["clip_id"]: _parsed(row) for row in wanted_rows}
 
     def rows(self, verdict: str, reason: str) -> list[dict]:
-        """The first `EXAMPLES` clips of each class with this verdict, in a fixed order.
+        """Return the first `EXAMPLES` clips of each sound class with this verdict and reason, in the order of `_ORDER`.
 
         Returns:
             Rows of the manifest with `scores`, `info` and `caption` as dicts.
@@ -111,6 +111,7 @@ class SetStatistics:
         return [_parsed(row) for rows in by_class for row in rows]
 
     def _count(self, table: pa.Table) -> None:
+        """Add the rows to `clips`, `hours` and `classes`."""
         keys = ["verdict", "reason", "sound_class"]
         for group in table.group_by(keys).aggregate([([], "count_all"), ("hours", "sum")]).to_pylist():
             verdict, count, hours = group["verdict"], group["count_all"], group["hours_sum"]
@@ -119,6 +120,7 @@ class SetStatistics:
             _add(self.classes[group["sound_class"]], verdict, count, hours)
 
     def _bin(self, table: pa.Table) -> None:
+        """Add the scores of the rows to `histograms`."""
         scores = table["scores"].combine_chunks()
         offsets = np.asarray(scores.offsets)
         kept = np.repeat(np.asarray(table["verdict"]) == "kept", np.diff(offsets))
@@ -132,6 +134,7 @@ class SetStatistics:
                 self.histograms[name] = self.histograms.get(name, 0) + counts
 
     def _read_captions(self, table: pa.Table) -> None:
+        """Add the captions of the rows to `languages`, `captioned` and `removed`."""
         written = table.select(["caption", "verdict", "hours"]).filter(pc.field("caption") != "{}")
         for row in written.to_pylist():
             caption = json.loads(row["caption"])
@@ -156,10 +159,10 @@ class SetStatistics:
 
 
 def collect_statistics(manifest: Iterable[pa.Table], wanted: Sequence[str] = ()) -> SetStatistics:
-    """Count a manifest.
+    """Compute the statistics of a set from its manifest.
 
     Args:
-        manifest: its parts.
+        manifest: the tables that it consists of.
         wanted: ids of clips whose rows are kept in `SetStatistics.chosen`.
     """
     counted = SetStatistics(wanted=wanted)
@@ -169,6 +172,7 @@ def collect_statistics(manifest: Iterable[pa.Table], wanted: Sequence[str] = ())
 
 
 def _add(kind: Kind, verdict: str, clips: int, hours: Any) -> None:
+    """Add clips of one verdict to the counts of a class or language."""
     kind.clips += clips
     if verdict == "kept":
         kind.kept += clips
@@ -176,5 +180,5 @@ def _add(kind: Kind, verdict: str, clips: int, hours: Any) -> None:
 
 
 def _parsed(row: dict) -> dict:
-    """A row of the manifest with its JSON parsed and its scores as a dict."""
+    """Return a row of the manifest with the JSON of `info` and `caption` parsed, and `scores` as a dict."""
     return {**row, **{name: json.loads(row[name]) for name in ("info", "caption")}, "scores": dict(row["scores"])}

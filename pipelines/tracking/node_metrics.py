@@ -1,8 +1,9 @@
-"""System metrics of each node of the cluster, logged to the MLflow run while it is on: CPU, memory, disk and network.
+"""System metrics of each node of the cluster, logged to the MLflow run while it is open: CPU, memory, disk, network.
 
-MLflow's built-in monitor sends from each node and stops for good when the server does not answer once. Here the driver
-asks the nodes, and its records wait for the server. The metric names are MLflow's with the node's name in front
-(`system/NODE/cpu_utilization_percentage`), so that MLflow shows them under "System metrics". GPUs are not measured.
+MLflow's built-in monitor sends from each node, and stops for the rest of the run when the server does not answer once.
+Here the driver asks the nodes, and its records wait for the server. The metric names are MLflow's with the node's name
+in front (`system/NODE/cpu_utilization_percentage`), so that MLflow shows them under "System metrics". GPUs are not
+measured.
 """
 
 import threading
@@ -56,6 +57,7 @@ def node_metrics_logged(run: Run) -> Iterator[None]:
 
 
 def _log_until(ended: threading.Event, run: Run) -> None:
+    """Measure all nodes and log the values to `run`, every `EVERY_S` seconds until `ended` is set."""
     import ray
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

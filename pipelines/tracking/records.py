@@ -19,7 +19,7 @@ MAX_METRICS, MAX_PARAMS = 1000, 100
 
 @dataclass(frozen=True)
 class Metric:
-    """A number at a step, and when it was measured (milliseconds since 1970). Sent in batches, so it has no `send`."""
+    """A number at a step, and when it was measured (ms since 1970). Sent in batches, so it has no `send`."""
 
     key: str
     value: float
@@ -27,7 +27,7 @@ class Metric:
     step: int
 
     def to_mlflow(self, **more: str) -> Any:
-        """The metric as an MLflow entity, with further fields."""
+        """Convert the metric to `mlflow.entities.Metric`; `more` are further arguments of it, such as `model_id`."""
         from mlflow.entities import Metric as Entity
 
         return Entity(self.key, self.value, self.time_ms, self.step, **more)
@@ -35,7 +35,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Params:
-    """Parameters of the run, by dotted name."""
+    """Parameters of the run: text values by dotted name."""
 
     values: dict[str, str]
 
@@ -50,7 +50,7 @@ class Params:
 
 @dataclass(frozen=True)
 class Tags:
-    """Tags of the run."""
+    """Tags of the run: text values by name."""
 
     values: dict[str, str]
 
@@ -83,6 +83,7 @@ class Image:
     time_ms: int
 
     def _pil_image(self) -> Any:
+        """Return the picture as a Pillow image, RGB."""
         from PIL import Image as Picture
 
         if isinstance(self.image, str | Path):
@@ -99,7 +100,7 @@ class Image:
         client.log_image(run_id, picture, key=self.key, step=self.step, timestamp=self.time_ms, synchronous=True)
 
     def as_base64(self) -> "Image":
-        """The same record with the PNG's bytes in base64, for a JSON file."""
+        """Return the same record with `image` as a PNG in base64, so that it can be written to a JSON file."""
         png = io.BytesIO()
         self._pil_image().save(png, "PNG")
         return Image(self.key, base64.b64encode(png.getvalue()).decode(), self.step, self.time_ms)
@@ -107,7 +108,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The data set that a run reads; MLflow shows it as the run's lineage."""
+    """The data set that a run reads; MLflow shows it among the run's inputs."""
 
     name: str
     digest: str
@@ -125,7 +126,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint as a LoggedModel of the run: its path and the metrics of its step. Nothing is uploaded."""
+    """A checkpoint, shown by MLflow as a model of the run: path, and metrics of its step. No file is uploaded."""
 
     name: str
     step: int
@@ -161,7 +162,7 @@ Record = Metric | Params | Tags | Artifact | Image | Dataset | Model
 
 
 class UnsentRecords:
-    """A file of records, one JSON line each. Any thread may append; reading ignores a line that was cut off.
+    """A file of records, one JSON line each. Any thread may append. A last line that was cut off is ignored.
 
     `read` moves the lines to a second file, which `drop_read` removes. So records that are appended while the read ones
     are being sent are not lost, and a process that dies in between sends them again.
@@ -206,14 +207,16 @@ class UnsentRecords:
         self._read_path.unlink(missing_ok=True)
 
     def count(self) -> int:
-        """The number of records that were not read yet."""
+        """Return the number of records that were appended since the last `read`."""
         return len(self.path.read_text().splitlines()) if self.path.exists() else 0
 
     @property
     def _read_path(self) -> Path:
+        """The second file: records that were read and not dropped yet."""
         return self.path.with_name(f".{self.path.name}")
 
     def _to_record(self, kind: str, fields: dict[str, Any]) -> Record:
+        """Make the record of a line: `kind` is the name of its class, `fields` are its fields as stored in JSON."""
         if kind == "Image":
             fields["image"] = base64.b64decode(fields["image"])
         if kind == "Model" and fields["dataset"]:

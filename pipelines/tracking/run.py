@@ -8,8 +8,8 @@ While a server is down, the thread retries with growing pauses and the stage con
 which it was made. When the queue has waited longer than `SPILL_S`, it moves to the file. Records that are not sent when
 the run ends stay in the file; one warning says so, and the next run into the same output sends them.
 
-`import mlflow` costs about 3 s, and the migrations of a new SQLite store 2.5 s (MLflow 3.17, one core). So both happen
-in the thread, and an empty migrated store is kept in the user's cache and copied (`create_sqlite`).
+`import mlflow` takes about 3 s, and to create the tables of a new SQLite store takes 2.5 s (MLflow 3.17, one core). So
+both happen in the thread, and an empty store is kept in the user's cache and copied (`create_sqlite`).
 """
 
 import json
@@ -54,7 +54,7 @@ MAX_PARAM = 6000
 
 
 def embedded_store(output: Path) -> tuple[str, str]:
-    """The SQLite store of a run that writes to `output`: (tracking URI, artifact folder), both beside `output`."""
+    """Return (tracking URI, artifact folder) of the SQLite store for runs into `output`, both in its parent folder."""
     beside = output.resolve().parent
     return f"sqlite:///{beside / 'mlflow.db'}", str(beside / "mlartifacts")
 
@@ -69,15 +69,15 @@ def start_run(
 ) -> "Run":
     """Start a tracked run. Returns at once, and never raises because of the server. Use it as a context manager.
 
-    A stage that is resumed into the same output continues its run (`<output>/mlflow_run.json` names it), so its curves
-    have no gap.
+    A stage that is resumed into the same output continues the same MLflow run, so that its curves
+    have no gap. `<output>/mlflow_run.json` has the id of that run.
 
     Args:
         settings: the tracking server, and how long to wait for it.
         experiment: the MLflow experiment.
         name: the run's name.
         tags: tags of the run, e.g. `{"dataset": dataset_id}`; the code version is added.
-        params: the resolved settings; may be nested.
+        params: the settings of the stage, defaults included; may be nested.
         output: the folder that the stage writes to.
     """
     return Run(settings, experiment, name, dict(tags), flatten(params), Path(output))
@@ -101,7 +101,7 @@ def flatten(params: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 
 
 def code_version() -> str:
-    """The git commit of this code, followed by "+changes" when files differ from it; "" outside a git checkout."""
+    """Return the git commit of this code, with "+changes" when files differ from it; "" outside a git checkout."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -114,7 +114,7 @@ def code_version() -> str:
 
 
 class Run:
-    """A tracked run; made by `start_run`.
+    """A stage's connection to its MLflow run; made by `start_run`.
 
     Every method but `run_id` and `close` returns at once. Files that are passed must exist until the run is closed.
 
@@ -154,7 +154,7 @@ class Run:
 
     @property
     def run_id(self) -> str:
-        """The run's id. Blocks up to `patience_s` until the server has created the run; "" after that."""
+        """The run's id. Waits up to `patience_s` until the server has created the run; "" if it has not."""
         self._started.wait(self._settings.patience_s)
         return self._id
 
@@ -170,26 +170,26 @@ class Run:
         return now
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Log more parameters, nested or flat."""
+        """Log further parameters, in addition to those of `start_run`; nested or flat."""
         self._enqueue(Params(flatten(values)))
 
     def tags(self, values: Mapping[str, object]) -> None:
-        """Log more tags."""
+        """Log further tags, in addition to those of `start_run`."""
         self._enqueue(Tags({key: str(value) for key, value in values.items()}))
 
     def dataset(self, name: str, digest: str, uri: str) -> None:
-        """Log the data set that the run reads, for its lineage.
+        """Log which data set the run reads. MLflow shows it among the run's inputs.
 
         Args:
             name: the set's name.
             digest: a hash of its content, at most 36 characters.
-            uri: where it is.
+            uri: the set's folder or address.
         """
         self._dataset = Dataset(name, digest, uri)
         self._enqueue(self._dataset)
 
     def model(self, name: str, step: int, path: str | Path, values: Mapping[str, float], time_ms: int) -> None:
-        """Log a checkpoint as a LoggedModel. Only its path is recorded; nothing is uploaded.
+        """Log a checkpoint as a model of the run (MLflow's LoggedModel). Its path is recorded; no file is uploaded.
 
         Args:
             name: the model's name.
@@ -251,6 +251,7 @@ class Run:
             self.close("FAILED" if issubclass(kind, Exception) else "KILLED")
 
     def _enqueue(self, record: Record) -> None:
+        """Put a record into the queue; append it to the file of unsent records if the queue is full."""
         try:
             self._queue.put_nowait(record)
         except queue.Full:
@@ -267,7 +268,7 @@ class Run:
     # ---- the background thread ----
 
     def _work(self) -> None:
-        """Connect, then send records until the run is closed and nothing waits, or until the patience is over."""
+        """Connect, then send records until the run is closed and none waits, or `patience_s` after `close`."""
         try:
             client = self._retry(self._connect, None, [])
             while not self._gave_up:
@@ -288,7 +289,7 @@ class Run:
             self._unsent_count = self._unsent.count()
 
     def _next_batch(self) -> list[Record]:
-        """The next records of the queue: up to 1,000 metrics, or one record of another kind; empty after 0.2 s."""
+        """Take up to 1,000 metrics or one record of another kind from the queue; [] if none comes within 0.2 s."""
         try:
             batch = [self._queue.get(timeout=0.2)]
         except queue.Empty:
@@ -301,14 +302,14 @@ class Run:
         return batch
 
     def _spill(self) -> None:
-        """Move the queue to the file of unsent records."""
+        """Move all records of the queue to the file of unsent records."""
         waiting = []
         while self._queue.qsize():
             waiting.append(self._queue.get_nowait())
         self._save(waiting)
 
     def _send_saved(self, client: Any) -> bool:
-        """Send the records in the file; False when there are none."""
+        """Send the records of the file of unsent records. Return False when there are none."""
         records = self._unsent.read()
         if not records:
             return False
@@ -317,11 +318,13 @@ class Run:
             batch = metrics or records[:1]
             del records[: len(batch)]
             self._send(client, batch)
-        self._save(records)  # not tried: the thread gave up before them
+        self._save(records)  # these were not tried, because the thread gave up
         self._unsent.drop_read()
         return True
 
     def _send(self, client: Any, batch: Sequence[Record]) -> None:
+        """Send metrics in one request, or one record of another kind; retry as `_retry` does."""
+
         def send() -> None:
             if isinstance(batch[0], Metric):
                 client.log_batch(self._id, metrics=[m.to_mlflow() for m in batch if isinstance(m, Metric)])
@@ -334,13 +337,13 @@ class Run:
         """Call `operation`; while the server does not answer, retry with growing pauses.
 
         Args:
-            operation: the request.
+            operation: sends the request.
             client: the MLflow client; None while there is none.
-            records: what the request sends; saved to the file when it is given up.
+            records: the records in the request; they are saved to the file if the thread gives up.
 
         Returns:
-            What `operation` returns. None when the server refused it three times, or when the run was closed and its
-            patience is over (`_gave_up` is then set).
+            What `operation` returns. None when the server refused it three times, or when `patience_s` have passed
+            since the run was closed (`_gave_up` is then set).
         """
         pause, refusals, since = 0.5, 0, time.monotonic()
         while True:
@@ -371,6 +374,7 @@ class Run:
                     pause = min(pause * 2, 15.0)
 
     def _server_answers(self, client: Any) -> bool:
+        """Return whether the server answers a request for this run."""
         try:
             client.get_run(self._id)
         except Exception:
@@ -378,7 +382,7 @@ class Run:
         return True
 
     def _connect(self) -> Any:
-        """Create the client and the run, or reopen the run that an earlier call into this output created."""
+        """Create the run, or reopen the one that an earlier call with this output created. Return the MLflow client."""
         quiet_mlflow()
         if self.uri.startswith("sqlite:///"):
             create_sqlite(Path(self.uri.removeprefix("sqlite:///")))
@@ -402,7 +406,7 @@ class Run:
 
 
 def _earlier_run(client: Any, run_file: Path, uri: str) -> str:
-    """The id of the run that `run_file` names, if it exists on this server and is not deleted; else ""."""
+    """Return the id of the run that `run_file` names, if it exists on this server and is not deleted; else ""."""
     from mlflow.exceptions import MlflowException
 
     if not run_file.exists():
@@ -420,7 +424,7 @@ def _earlier_run(client: Any, run_file: Path, uri: str) -> str:
 
 
 def _experiment_id(client: Any, name: str, artifact_root: str | None) -> str:
-    """The experiment's id; create it unless it exists, or unless another process creates it at the same time."""
+    """Return the id of the experiment `name`. Create it if missing; another process may do so at the same time."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -436,14 +440,15 @@ def _experiment_id(client: Any, name: str, artifact_root: str | None) -> str:
 
 
 def _one_line(error: BaseException) -> str:
+    """Return the type and message of an error in one line of at most 200 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def create_sqlite(path: Path) -> None:
-    """Create an empty, migrated MLflow store at `path`, unless it exists. Several processes may do it at once.
+    """Create an empty SQLite store of MLflow at `path`, unless it exists. Several processes may do it at once.
 
-    The migrated file is made once per MLflow version in the user's cache (`KINOTONE_CACHE`), under a file lock. It is
-    copied beside `path` and linked into place, so that `path` never exists half-written.
+    The store is made once per MLflow version in the user's cache (`KINOTONE_CACHE`), under a file lock. Then it is
+    copied to a temporary file in the folder of `path`, and that file is linked as `path`. So `path` is always complete.
     """
     if path.exists():
         return
@@ -468,7 +473,7 @@ def create_sqlite(path: Path) -> None:
 
 
 def _migrate(target: Path) -> None:
-    """Let MLflow create and migrate a store, then move it into place."""
+    """Create MLflow's tables in a new SQLite file next to `target`, then rename that file to `target`."""
     quiet_mlflow()
     import sqlalchemy
     from mlflow.store.db.utils import _initialize_tables

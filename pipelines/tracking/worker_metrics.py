@@ -1,6 +1,6 @@
 """Ray metrics of the dataflow's workers, for Prometheus.
 
-Each node exports them on its Prometheus port beside Ray's metrics, summed over the node's workers:
+Each node exports them on its Prometheus port together with Ray's metrics, summed over the node's workers:
 
     ray_kinotone_segments_total{stage}            segments that passed a stage
     ray_kinotone_seconds_total{stage}             seconds spent in a stage ("read" and "commit" are stages too)
@@ -18,7 +18,7 @@ from data_prep.clip import Segment
 
 
 class WorkerMetrics:
-    """The counters of this worker process."""
+    """The counters of a worker process, which Ray exports to Prometheus."""
 
     def __init__(self) -> None:
         from ray.util.metrics import Counter
