@@ -31,7 +31,8 @@ def init_convolution_(layer: nn.Module, *, gain_squared: float) -> None:
 
     Args:
         layer: with `weight` and `bias`.
-        gain_squared: 1 / E[act(x)²] of the activation before the layer, for a unit normal x; 1 for no activation.
+        gain_squared: 1 / mean square of the layer's input, so that its output has variance 1: 2.8 after SiLU of a unit
+            normal, 1 after no activation.
     """
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)

@@ -166,8 +166,8 @@ def _text_positions(length: int, device: str) -> Tensor:
 class TextConditioner(nn.Module):
     """Feature extractor and both connectors.
 
-    `project` runs the feature extractor, whose result can be stored with a clip. `connect` runs the connectors, which
-    the trainer needs at every step.
+    `project` runs the feature extractor, whose result can be stored with a clip. `connect` runs the connectors; the
+    trainer runs it on the stored features.
     """
 
     def __init__(self, config: TextConditionerConfig):
@@ -201,7 +201,7 @@ class TextConditioner(nn.Module):
         )
 
     def forward(self, hidden_states: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Return `connect` of the features that `project` makes of the states; see both for arguments and result."""
+        """Run `project` on the states, then `connect` on the features; return the result of `connect`."""
         return self.connect(*self.project(hidden_states, mask), mask)
 
     def project(self, hidden_states: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, Tensor]:

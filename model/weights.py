@@ -2,7 +2,8 @@
 
 - `kinotone`: a **model folder**, `<dir>/{component}.safetensors`, each with its configuration and a fingerprint (hash
   of configuration and tensors) in the metadata. The text encoder is not in it.
-- `ltx`: the published single file of LTX-2 (2.0 and 2.3), with the upscaler in `<stem>-upscaler.safetensors`.
+- `ltx`: the published single file of LTX-2 (2.0 and 2.3); the upscaler is in `<stem>-upscaler.safetensors` in
+  the same folder.
 - `diffusers`: a folder per component with config.json and diffusion_pytorch_model.safetensors.
 
 Both directions are strict: a key that is missing or unexpected, another shape or another release raises a ValueError
@@ -309,7 +310,7 @@ def fingerprint(paths: Paths, component: str | None = None) -> str:
 def projection_fingerprint(paths: Paths) -> str:
     """Return the SHA-256 of the tensors of the feature projection of the text conditioner.
 
-    Stored text features depend on these tensors only.
+    Of the tensors of this model, stored text features depend on these only.
     """
     digest = Fingerprint({})
     for key, tensor in stream(paths, "text_conditioner"):
