@@ -1,7 +1,7 @@
-"""Bytes of activations of a training step of the transformer, measured with fake tensors.
+"""Memory of the activations in a training step of the transformer, in bytes, measured with fake tensors.
 
 Fake tensors have shapes and no values, so a block of any size is traced within seconds on any machine. Autograd saves
-there what it saves on a device, because the same operations run. A compiled block may keep less.
+for them what it saves on a device, because the same operations run. A compiled block may keep less.
 
 Shapes: B batch, T tokens of a stream.
 """
@@ -26,8 +26,8 @@ class Activations:
         block: saved by one block for its backward pass.
         state: states of both streams between two blocks; a recomputed block saves nothing else.
         ends: saved outside the blocks (AdaLN rows, rotary tables, projected text).
-        backward: held at the peak of a block's backward pass beyond what the forward pass saved, without the gradients
-            of weights.
+        backward: allocated at the peak of a block's backward pass in addition to what the forward pass saved, without
+            the gradients of weights.
     """
 
     block: int
@@ -44,8 +44,8 @@ class Activations:
         """
         recomputed = len(range(0, blocks, recompute)) if recompute else 0
         saved = (blocks - recomputed) * self.block + recomputed * self.state
-        # Backward begins with the last block. Where that one is recomputed, its activations come on top of all others';
-        # a recomputed block before it takes the place of a later block that backward has already freed.
+        # The backward pass begins with the last block. If that block is recomputed, its activations are added to all
+        # saved ones. An earlier recomputed block uses the memory of a later block, which is free by then.
         last_is_recomputed = recomputed and (blocks - 1) % recompute == 0
         return self.ends + saved + self.backward + (self.block if last_is_recomputed else 0)
 
@@ -59,7 +59,7 @@ def transformer_activations(
     batch: int = 1,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Activations:
-    """Measure a forward and a backward pass with one timestep per sample.
+    """Measure the activations of a forward and a backward pass with one timestep per sample.
 
     Args:
         config: of the transformer; the number of layers does not matter.
@@ -68,6 +68,9 @@ def transformer_activations(
         text_tokens: per sample.
         batch: samples.
         dtype: of weights and activations.
+
+    Returns:
+        Sizes for one block, and for what is outside the blocks.
     """
     frames, height, width = grid
     # Make these before fake mode: they are cached, and later calls may need real values.
@@ -77,13 +80,14 @@ def transformer_activations(
     }
     with FakeTensorMode() as mode, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # RopeCache reads addresses, about which fake tensors warn
-        # Two blocks: the first one's number may include what is made once, the second one's does not.
+        # Measure the second of two blocks: the number of the first may include tensors that are made only once.
         model = DualStreamTransformer(replace(config, num_layers=2))
         for parameter in model.parameters():  # `model.to` cannot swap fake tensors in torch 2.11
             parameter.data = parameter.data.to(dtype)
         sigma = torch.rand(batch)
 
         def modality(name: str, channels: int, text_width: int) -> Modality:
+            """Return random input of one stream; `name` selects the positions."""
             place = mode.from_tensor(positions[name])
             latent = torch.randn(batch, place.shape[2], channels, dtype=dtype)
             context = torch.randn(batch, text_tokens, config.caption_channels or text_width, dtype=dtype)
@@ -96,6 +100,7 @@ def transformer_activations(
         device = torch.device("cpu")
 
         def held(kind: str = "current") -> int:
+            """Return the bytes of activations and temporary tensors, now ("current") or at most so far ("peak")."""
             found = tracker.get_tracker_snapshot(kind)[device]
             return sum(size for part, size in found.items() if part in ("Activation", "Temp", "Other"))
 

@@ -48,14 +48,14 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 class QKNorm(nn.RMSNorm):
-    """RMS norm of queries or keys over the full width, split into heads and rotated (see `rotated_rms_norm`)."""
+    """RMS norm of queries or keys over the full width, then split into heads and rotation (see `rotated_rms_norm`)."""
 
     def __init__(self, heads: int, head_dim: int, eps: float):
         super().__init__(heads * head_dim, eps=eps)
         self.heads = heads
 
     def forward(self, x: Tensor, rope: RopeTable | None = None) -> Tensor:
-        """(B, T, H·d) → (B, T, H, d); rotates where a table is given."""
+        """(B, T, H·d) → (B, T, H, d), rotated where `rope` is given."""
         assert self.eps is not None
         return rotated_rms_norm(x, self.weight, rope, self.heads, self.eps)
 
@@ -64,7 +64,8 @@ class Attention(nn.Module):
     """Multi-head attention with QK norm and optional output gates.
 
     Attributes:
-        attend: the kernel, called like `attend`; replace it to divide the tokens among processes.
+        attend: the kernel, with the signature of the function `attend`; replace it to divide the tokens among
+            processes.
 
     Args:
         query_dim: width of the queries' tokens and of the output.
@@ -118,7 +119,7 @@ class Attention(nn.Module):
             rope: table of the queries; None for no rotation.
             context_rope: table of the keys; None for that of the queries.
             mask: see `attend`.
-            pass_value: samples whose attention is replaced by the values themselves (spatio-temporal guidance): all
+            pass_value: samples for which the values replace the result of attention (spatio-temporal guidance): all
                 (True), none (False), or a bool tensor (B,). For self-attention only.
 
         Returns:

@@ -4,7 +4,7 @@ Source: LTX-2 (arXiv 2601.03233 §3); parameter names are those of the published
 `audio_vae.`.
 
 Shapes (suffixes of the tensors below)
-    b  batch     c  channels of the layer (2 = stereo at the mel end)
+    b  batch     c  channels of the layer (2 for the mel: stereo)
     t  time      100 mel frames/s, 25 latent frames/s: t_latent = ceil(t / 4), decoded t = 4·t_latent − 3
     m  bins      64 mel bands, 16 in the latent
 A latent is (b, 8, t, 16); a transformer token is its 128-wide slice at one time, channel-major. The latent statistics
@@ -202,7 +202,7 @@ class Encoder(nn.Module):
         self.conv_out = CausalConv2d(widths[-1], 2 * config.latent_channels)
 
     def forward(self, mel_bctm: Tensor) -> Tensor:
-        """Encode a log-mel (see the class)."""
+        """Encode a log-mel; shapes are those of the class."""
         x_bctm = self.conv_in(mel_bctm)
         for level in self.down:
             x_bctm = level(x_bctm)
@@ -225,7 +225,7 @@ class Decoder(nn.Module):
         self.conv_out = CausalConv2d(widths[0], config.mel_channels)
 
     def forward(self, z_bctm: Tensor) -> Tensor:
-        """Decode an un-normalised latent (see the class)."""
+        """Decode an un-normalised latent; shapes are those of the class."""
         x_bctm = self.mid(self.conv_in(z_bctm))
         for level in reversed(self.up):
             x_bctm = level(x_bctm)
@@ -253,8 +253,9 @@ class AudioVAE(VAE):
 
         As in `model.video_vae`, truncated normals keep the variance through SiLU, biases are 0, and the second
         convolution of each residual block is zero, so that the block starts as the identity. 1×1 skips and strided
-        convolutions keep the variance of their input, which has no activation. Log-variances start at −4 (σ ≈ 0.14).
-        The decoder starts within about ±0.1 of a log-mel of −6, the middle of its range (−11.5 to slightly above 0).
+        convolutions keep the variance of their input, to which no activation is applied. Log-variances start at −4
+        (σ ≈ 0.14). The decoder starts within about ±0.1 of a log-mel of −6, the middle of its range (−11.5 to slightly
+        above 0).
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -311,6 +312,7 @@ class AudioVAE(VAE):
         return self.decoder(z)
 
     def _check(self, name: str, x: Tensor, sizes: tuple[int, int]) -> None:
+        """Raise ValueError unless x is (batch, channels, time ≥ 1, bins) with `sizes` = (channels, bins)."""
         channels, bins = sizes
         if x.dim() != 4 or (x.shape[1], x.shape[3]) != sizes or x.shape[2] < 1:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; expected (batch, {channels}, time ≥ 1, {bins})")

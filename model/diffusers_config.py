@@ -1,7 +1,8 @@
-"""Conversion of each component's configuration to and from the config.json of diffusers' class.
+"""Convert each component's configuration to and from the config.json of diffusers' class.
 
-Settings that diffusers' classes do not have (the timesteps of A↔V attention, the shortest text context) go into an
-entry `kinotone` of the config.json, and only where they are not the default; diffusers warns of it and ignores it.
+Settings that diffusers' classes do not have (the timesteps of A↔V attention, the least length of a text context) go
+into an entry `kinotone` of the config.json, and only where they are not the default; diffusers warns of it and ignores
+it.
 """
 
 from collections.abc import Mapping
@@ -41,7 +42,7 @@ def to_diffusers(name: str, config: Any) -> Section:
     """Convert a component's configuration to its config.json.
 
     Raises:
-        ValueError: diffusers' class cannot take the shape.
+        ValueError: diffusers' class cannot build a network of these sizes.
     """
     return _WRITERS[name](config)
 
@@ -50,34 +51,42 @@ def from_diffusers(name: str, section: Mapping[str, Any]) -> Any:
     """Convert a config.json to the component's configuration.
 
     Raises:
-        ValueError: a value means another network than ours.
+        ValueError: a value describes a network that this package cannot build.
     """
     return _READERS[name](dict(section))
 
 
 def _to_theirs(config: Any, names: Mapping[str, str], prefix: str = "") -> Section:
-    """Return the fields of a configuration under diffusers' names."""
+    """Return fields of a configuration as JSON values under diffusers' names.
+
+    Args:
+        config: of a component.
+        names: {our name: diffusers' name}.
+        prefix: before each name of diffusers.
+    """
     return {prefix + theirs: plain(getattr(config, ours)) for ours, theirs in names.items()}
 
 
 def _to_ours(section: Mapping[str, Any], names: Mapping[str, str], prefix: str = "") -> dict[str, Any]:
-    """Return those fields of a config.json that are there, under our names."""
+    """Return the entries of a config.json that are there, under our names; arguments as in `_to_theirs`."""
     return {ours: section[prefix + theirs] for ours, theirs in names.items() if prefix + theirs in section}
 
 
 def _check_rope_type(section: Section, where: str) -> None:
+    """Raise ValueError unless the entry `rope_type` is there and is "split"."""
     if take(section, where, "rope_type") != "split":  # it must be there: diffusers' default is another
         raise ValueError(f"{where}.rope_type is {section['rope_type']!r}; only 'split' is supported")
 
 
 def _check_equal(section: Section, where: str, first: str, second: str) -> None:
+    """Raise ValueError unless the entries `first` and `second` are equal; a missing one counts as False."""
     if section.get(first, False) != section.get(second, False):
         raise ValueError(f"{where}.{first} and {where}.{second} differ; supported is both or none")
 
 
 # ---- transformer
 
-# Our name → diffusers' name, where nothing else differs.
+# Our name → diffusers' name, for entries whose values are the same.
 _TRANSFORMER_NAMES = {
     "num_layers": "num_layers",
     "num_attention_heads": "num_attention_heads",
@@ -117,11 +126,12 @@ _TRANSFORMER_CONSTANTS: Section = {
 
 
 def _extra(section: Section, name: str, default: Any) -> Any:
-    """Return a setting that diffusers' class does not have."""
+    """Return a setting from the entry `kinotone`, or `default` where it has none."""
     return section.get("kinotone", {}).get(name, default)
 
 
 def _transformer(config: TransformerConfig) -> Section:
+    """Return the config.json of the transformer."""
     section: Section = {"_class_name": "LTX2VideoTransformer3DModel", **_TRANSFORMER_CONSTANTS, "rope_type": "split"}
     section |= _to_theirs(config, _TRANSFORMER_NAMES)
     seconds, height, width = config.positional_embedding_max_pos
@@ -142,6 +152,7 @@ def _transformer(config: TransformerConfig) -> Section:
 
 
 def _read_transformer(section: Section) -> TransformerConfig:
+    """Convert the config.json of the transformer to its configuration."""
     where = "transformer"
     expect(section, where, _TRANSFORMER_CONSTANTS)
     _check_rope_type(section, where)
@@ -180,6 +191,7 @@ _TEXT_CONSTANTS: Section = {"rope_theta": 10_000.0, "rope_double_precision": Tru
 
 
 def _text(config: TextConditionerConfig) -> Section:
+    """Return the config.json of the text conditioner; raises ValueError where its sizes do not fit."""
     if not config.per_modality_projections and config.video_width != config.hidden_size:
         raise ValueError(
             f"text_conditioner.video_width is {config.video_width}; one projection for both streams has room for "
@@ -201,6 +213,7 @@ def _text(config: TextConditionerConfig) -> Section:
 
 
 def _read_text(section: Section) -> TextConditionerConfig:
+    """Convert the config.json of the text conditioner to its configuration."""
     where = "connectors"
     expect(section, where, _TEXT_CONSTANTS)
     _check_rope_type(section, where)
@@ -224,6 +237,7 @@ _AXES: dict[str, Any] = {theirs: ours for ours, theirs in _KINDS.items()}
 
 
 def _video_vae(config: VideoVAEConfig) -> Section:
+    """Return the config.json of the video VAE."""
     width, encoder_widths = config.latent_channels, []
     for _, factor in config.downsample:
         width *= factor
@@ -265,6 +279,7 @@ def _video_vae(config: VideoVAEConfig) -> Section:
 
 
 def _read_video_vae(section: Section) -> VideoVAEConfig:
+    """Convert the config.json of the video VAE to its configuration."""
     where = "vae"
     widths, factors = [section.get("latent_channels", 128), *take(section, where, "block_out_channels")], []
     for before, after in pairwise(widths):
@@ -323,6 +338,7 @@ _AUDIO_CONSTANTS: Section = {
 
 
 def _audio_vae(config: AudioVAEConfig) -> Section:
+    """Return the config.json of the audio VAE."""
     check_audio_statistics(config, "diffusers")
     section = _to_theirs(config, _AUDIO_NAMES)
     section |= {"output_channels": config.mel_channels, "ch_mult": plain(config.channel_multipliers)}
@@ -330,6 +346,7 @@ def _audio_vae(config: AudioVAEConfig) -> Section:
 
 
 def _read_audio_vae(section: Section) -> AudioVAEConfig:
+    """Convert the config.json of the audio VAE to its configuration."""
     expect(section, "audio_vae", _AUDIO_CONSTANTS)
     multipliers = section.get("ch_mult", AudioVAEConfig.channel_multipliers)
     config = AudioVAEConfig(channel_multipliers=multipliers, **_to_ours(section, _AUDIO_NAMES))
@@ -352,6 +369,7 @@ _FINALS = {"tanh": "tanh", "clamp": "clamp", "none": None}
 
 
 def _generator(config: VocoderConfig, prefix: str) -> Section:
+    """Return the entries of one generator; their names start with `prefix`."""
     constants = {
         "in_channels": 2 * config.mel_bins,
         "out_channels": 2,
@@ -365,6 +383,7 @@ def _generator(config: VocoderConfig, prefix: str) -> Section:
 
 
 def _vocoder(config: VocoderConfig | VocoderWithBWEConfig) -> Section:
+    """Return the config.json of the vocoder."""
     if isinstance(config, VocoderConfig):
         return {"_class_name": "LTX2Vocoder", **_generator(config, ""), "output_sampling_rate": config.sample_rate}
     return {
@@ -381,6 +400,10 @@ def _vocoder(config: VocoderConfig | VocoderWithBWEConfig) -> Section:
 
 
 def _read_generator(section: Section, prefix: str, sample_rate: int, *, snake: bool) -> VocoderConfig:
+    """Convert the entries of one generator, whose names start with `prefix`, to a configuration.
+
+    `snake`: whether it must have SnakeBeta.
+    """
     if snake:  # diffusers' defaults differ from those of a plain generator, so every entry must be there
         for theirs in _GENERATOR_NAMES.values():
             take(section, "vocoder", prefix + theirs)
@@ -397,6 +420,7 @@ def _read_generator(section: Section, prefix: str, sample_rate: int, *, snake: b
 
 
 def _read_vocoder(section: Section) -> VocoderConfig | VocoderWithBWEConfig:
+    """Convert the config.json of the vocoder to its configuration."""
     if section["_class_name"] == "LTX2Vocoder":
         return _read_generator(section, "", section.get("output_sampling_rate", 24_000), snake=False)
     rates = [section.get("input_sampling_rate", 16_000), section.get("output_sampling_rate", 48_000)]
@@ -424,10 +448,12 @@ _UPSCALER_NAMES = {
 
 
 def _upscaler(config: UpscalerConfig) -> Section:
+    """Return the config.json of the upscaler."""
     return {"_class_name": "LTX2LatentUpsamplerModel", "dims": 3, **_to_theirs(config, _UPSCALER_NAMES)}
 
 
 def _read_upscaler(section: Section) -> UpscalerConfig:
+    """Convert the config.json of the upscaler to its configuration."""
     expect(section, "latent_upsampler", {"dims": 3})
     section = {"use_rational_resampler": True, **section}  # diffusers' default, which differs from ours
     return upscaler(_to_ours(section, _UPSCALER_NAMES))

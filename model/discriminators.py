@@ -42,6 +42,7 @@ class Judgement(NamedTuple):
 
 
 def _run(layers: nn.ModuleList, head: nn.Module, x: Tensor, *, slope: float) -> Judgement:
+    """Run the hidden layers, each with a leaky ReLU of this slope, then the head; return logits and activations."""
     features: list[Tensor] = []
     for layer in layers:
         x = F.leaky_relu(layer(x), slope)
@@ -106,7 +107,7 @@ class PatchDiscriminator(nn.Module):
                 that does not move.
 
         Returns:
-            One judgement.
+            A list of one judgement.
 
         Raises:
             ValueError: `x` has another shape or is too small.
@@ -167,13 +168,18 @@ class PeriodDiscriminator(nn.Module):
         self.head = parametrizations.weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0)))
 
     def forward(self, wave_bcn: Tensor) -> Judgement:
-        """Judge a waveform (b, c, n)."""
+        """Judge a waveform (b, c, n), extended by reflection to a multiple of the period."""
         wave_bcn = F.pad(wave_bcn, (0, -wave_bcn.shape[-1] % self.period), mode="reflect")
         return _run(self.layers, self.head, wave_bcn.unflatten(2, (-1, self.period)), slope=0.1)
 
 
 class ScaleDiscriminator(nn.Module):
-    """Grouped, strided 1-D convolutions; spectral norm at the full rate (`spectral`), weight norm at the others."""
+    """Grouped, strided 1-D convolutions over a waveform.
+
+    Args:
+        config: sizes.
+        spectral: use spectral normalisation (at the full rate) in place of weight normalisation (at lower rates).
+    """
 
     def __init__(self, config: WaveDiscriminatorConfig, *, spectral: bool) -> None:
         super().__init__()
@@ -199,12 +205,12 @@ class ScaleDiscriminator(nn.Module):
         self.head = norm(nn.Conv1d(before, 1, 3, padding=1))
 
     def forward(self, wave_bcn: Tensor) -> Judgement:
-        """Judge a waveform (b, c, n)."""
+        """Judge a waveform (b, c, n) at the rate of this scale."""
         return _run(self.layers, self.head, wave_bcn, slope=0.1)
 
 
 class MultiPeriodDiscriminator(nn.Module):
-    """One `PeriodDiscriminator` per period."""
+    """One `PeriodDiscriminator` for each period of the configuration."""
 
     def __init__(self, config: WaveDiscriminatorConfig) -> None:
         super().__init__()
@@ -250,39 +256,43 @@ class WaveDiscriminator(nn.Module):
 
 
 def _check_wave(wave_bcn: Tensor, config: WaveDiscriminatorConfig, *, at_least: int) -> None:
+    """Raise ValueError unless the waveform is (batch, audio channels, samples ≥ `at_least`)."""
     if wave_bcn.dim() != 3 or wave_bcn.shape[1] != config.audio_channels or wave_bcn.shape[2] < at_least:
         expected = f"(batch, {config.audio_channels}, samples ≥ {at_least})"
         raise ValueError(f"waveform has shape {tuple(wave_bcn.shape)}; expected {expected}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Losses: (b,), so that the caller can weight each sample
+# Losses: each returns (b,), so that the caller can weight each sample
 
 
 def hinge_discriminator_loss(real: list[Judgement], fake: list[Judgement]) -> Tensor:
-    """Sum of (max(0, 1 − D(real)) + max(0, 1 + D(fake))) / 2; a discriminator that always answers 0 adds 1."""
+    """Return Σ (max(0, 1 − D(real)) + max(0, 1 + D(fake))) / 2 over the sub-discriminators, (b,).
+
+    Logits are averaged per sample. A sub-discriminator whose logits are all 0 adds 1.
+    """
     return 0.5 * _sum(_mean(F.relu(1 - r.logits)) + _mean(F.relu(1 + f.logits)) for r, f in _pairs(real, fake))
 
 
 def hinge_generator_loss(fake: list[Judgement]) -> Tensor:
-    """Sum of −D(fake)."""
+    """Return Σ −D(fake) over the sub-discriminators, (b,)."""
     return _sum(_mean(-f.logits) for f in fake)
 
 
 def least_squares_discriminator_loss(real: list[Judgement], fake: list[Judgement]) -> Tensor:
-    """Sum of (D(real) − 1)² + D(fake)² (HiFi-GAN eq. 1, 6)."""
+    """Return Σ (D(real) − 1)² + D(fake)² over the sub-discriminators, (b,) (HiFi-GAN eq. 1, 6)."""
     return _sum(_mean((r.logits - 1).square()) + _mean(f.logits.square()) for r, f in _pairs(real, fake))
 
 
 def least_squares_generator_loss(fake: list[Judgement]) -> Tensor:
-    """Sum of (D(fake) − 1)² (HiFi-GAN eq. 2, 5)."""
+    """Return Σ (D(fake) − 1)² over the sub-discriminators, (b,) (HiFi-GAN eq. 2, 5)."""
     return _sum(_mean((f.logits - 1).square()) for f in fake)
 
 
 def feature_matching_loss(real: list[Judgement], fake: list[Judgement]) -> Tensor:
-    """Sum over hidden layers of the mean absolute difference of activations; the real ones are targets.
+    """Return the sum, over all hidden layers, of the mean absolute difference of real and fake activations, (b,).
 
-    HiFi-GAN eq. 4.
+    HiFi-GAN eq. 4. The real activations are targets: they get no gradient.
     """
     return _sum(
         _mean((a.detach() - b).abs())
@@ -292,13 +302,15 @@ def feature_matching_loss(real: list[Judgement], fake: list[Judgement]) -> Tenso
 
 
 def _pairs(real: list[Judgement], fake: list[Judgement]) -> list[tuple[Judgement, Judgement]]:
+    """Pair the judgements of real and fake samples by each sub-discriminator."""
     return list(zip(real, fake, strict=True))
 
 
 def _mean(values: Tensor) -> Tensor:
-    """(b, …) → (b,)."""
+    """Average each sample over all axes but the batch: (b, …) → (b,)."""
     return values.flatten(1).mean(1)
 
 
 def _sum(values: Iterable[Tensor]) -> Tensor:
+    """Add the terms of a loss, each (b,) → (b,)."""
     return torch.stack(list(values)).sum(0)

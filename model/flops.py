@@ -2,7 +2,7 @@
 
 A multiply-add counts as two. Matrix products and attention are counted; norms, activations and RoPE are not. The
 backward pass counts twice the forward pass, because each product needs two of the same size for its gradients. A
-product with a weight that is not trained needs only the one for its input.
+product with a frozen weight needs only one, for the gradient of its input.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class StreamFlops:
     """FLOPs of one forward pass.
 
     Attributes:
-        video: of the video stream alone.
-        audio: of the audio stream alone.
-        cross_modal: of A↔V attention, which joins them.
+        video: of the video stream without A↔V attention.
+        audio: of the audio stream without A↔V attention.
+        cross_modal: of A↔V attention, in both directions.
     """
 
     video: int
@@ -92,23 +92,36 @@ def training_flops(
 
 
 def _scores(queries: int, keys: int, inner: int) -> int:
-    """Count q·kᵀ and the product with v."""
+    """Return the FLOPs of q·kᵀ and of the product with v; `inner` is heads × head width."""
     return 2 * (2 * queries * keys * inner)
 
 
 def _linear(rows: int, wide_in: int, wide_out: int) -> int:
+    """Return the FLOPs of a linear layer `wide_in` → `wide_out` on `rows` vectors."""
     return 2 * rows * wide_in * wide_out
 
 
 def _attention(
     c: TransformerConfig, queries: int, keys: int, query_dim: int, context_dim: int, inner: int, heads: int
 ) -> int:
+    """Return the FLOPs of one attention layer for one sample: projections, gates, scores.
+
+    Args:
+        c: of the transformer.
+        queries: query tokens.
+        keys: key tokens.
+        query_dim: width of a query token.
+        context_dim: width of a key token.
+        inner: heads × head width.
+        heads: number of heads.
+    """
     gates = _linear(queries, query_dim, heads) if c.apply_gated_attention else 0
     projections = 2 * _linear(queries, query_dim, inner) + 2 * _linear(keys, context_dim, inner)
     return projections + gates + _scores(queries, keys, inner)
 
 
 def _adaln(rows: int, width: int, coefficient: int) -> int:
+    """Return the FLOPs of an `AdaLNSingle` that makes `coefficient` modulation rows for each of `rows` timesteps."""
     return (
         _linear(rows, SINUSOID_WIDTH, width) + _linear(rows, width, width) + _linear(rows, width, coefficient * width)
     )
@@ -126,6 +139,7 @@ def _stream(
     *,
     per_token: bool,
 ) -> int:
+    """Return the FLOPs of one stream for one sample, without A↔V attention: all blocks and the layers around them."""
     block = _attention(c, tokens, tokens, width, width, width, heads)
     block += _attention(c, tokens, text, width, context, width, heads)
     block += 2 * _linear(tokens, width, 4 * width)

@@ -1,4 +1,4 @@
-"""Flow matching: the straight path between data and noise, the σ of training and the σ schedules of sampling.
+"""Flow matching: the straight path from data to noise, the distribution of σ in training, σ schedules for sampling.
 
 x_σ = (1 − σ)·x₀ + σ·ε; the model predicts the velocity ε − x₀ (rectified flow, arXiv 2209.03003 eq. 1). Training σ are
 logit-normal. Their mean grows with the number of tokens, because more tokens need more noise to hide the same image
@@ -18,7 +18,8 @@ BASE_TOKENS, MAX_TOKENS = 1024, 4096
 BASE_SHIFT, MAX_SHIFT = 0.95, 2.05
 TERMINAL_SIGMA = 0.1
 
-# Published schedules of the distilled model: of a single stage, and of the second (upscaled) stage of two.
+# Published σ schedules of the distilled model: for one stage from pure noise, and for a second stage that refines
+# an upscaled latent.
 DISTILLED_SCHEDULE = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
 SECOND_STAGE_SCHEDULE = (0.909375, 0.725, 0.421875, 0.0)
 
@@ -47,18 +48,22 @@ def velocity_target(x0: Tensor, noise: Tensor) -> Tensor:
 
 
 def denoised(x_sigma: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
-    """Return the x₀ that a velocity v at σ predicts, x_σ − σ·v, in float32; raises ValueError as `add_noise` does."""
+    """Return the x₀ that velocity v at σ implies, x_σ − σ·v, in float32; raises ValueError as `add_noise` does."""
     return x_sigma.float() - _broadcast(sigma, x_sigma) * velocity.float()
 
 
 def _broadcast(sigma: Tensor, like: Tensor) -> Tensor:
+    """Return σ in float32 with trailing axes of size 1, so that it broadcasts to `like`.
+
+    Raises ValueError where its dimensions do not lead those of `like`.
+    """
     if sigma.ndim > like.ndim or any(s not in (1, x) for s, x in zip(sigma.shape, like.shape, strict=False)):
         raise ValueError(f"sigma {tuple(sigma.shape)} does not lead {tuple(like.shape)}")
     return sigma.float()[(...,) + (None,) * (like.ndim - sigma.ndim)]
 
 
 def token_shift(tokens: int, *, clamp: bool) -> float:
-    """Return the mean of the logit-normal: linear in the tokens, 0.95 at 1024 and 2.05 at 4096.
+    """Return the mean of the logit of σ: linear in the number of tokens, 0.95 at 1024 and 2.05 at 4096.
 
     Args:
         tokens: of the stream.
@@ -77,7 +82,7 @@ class TrainingSigma:
     at `floor` and cut at 1. A share of uniform draws makes every σ occur.
 
     Attributes:
-        std: of the normal.
+        std: standard deviation of the normal.
         uniform_share: probability of a uniform draw from [floor, 1].
         floor: smallest σ.
         clamp_tokens: keep the shift constant outside 1024 to 4096 tokens, so that training and inference agree.
@@ -133,14 +138,14 @@ _Z_005, _Z_999 = -2.5758, 3.0902  # standard normal quantiles at 0.5 % and 99.9 
 
 
 def inference_schedule(steps: int, tokens: int = MAX_TOKENS, terminal: float = TERMINAL_SIGMA) -> Tensor:
-    """Make the schedule of σ for sampling.
+    """Return the schedule of σ for sampling.
 
     The σ are evenly spaced, shifted by `token_shift(tokens)` without clamping, and stretched so that the last one
     before 0 is `terminal`. One step gives (1, 0).
 
     Args:
         steps: number of steps.
-        tokens: of the stream; the published pipelines use 4096 for any size.
+        tokens: number of tokens of the stream; the published pipelines use 4096 for any size.
         terminal: last σ before 0.
 
     Returns:

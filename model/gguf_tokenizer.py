@@ -23,8 +23,11 @@ _CONTROL, _USER_DEFINED = 3, 4
 def load_tokenizer(gguf: Path) -> Any:
     """Build the tokenizer of a GGUF file.
 
+    Args:
+        gguf: file of a Gemma model.
+
     Returns:
-        A `PreTrainedTokenizerFast` that adds BOS, pads on the left and falls back to bytes.
+        A `PreTrainedTokenizerFast` that adds BOS, pads on the left, and encodes unknown characters as bytes.
 
     Raises:
         ValueError: this is not a GGUF file, or its tokenizer is not SentencePiece BPE ("llama").
@@ -71,7 +74,15 @@ def load_tokenizer(gguf: Path) -> Any:
 
 
 def _merges(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
-    """Return each pair of pieces whose join is a piece: best score first, then the shorter left piece."""
+    """Return the merges of byte-pair encoding, highest priority first.
+
+    A merge is a pair of pieces whose concatenation is a piece too. Its priority is the score of that piece; of equal
+    scores, the merge with the shorter left piece comes first.
+
+    Args:
+        vocabulary: piece → index.
+        scores: score of each index.
+    """
     found = []
     for token, index in vocabulary.items():
         for cut in range(1, len(token)):
@@ -83,7 +94,7 @@ def _merges(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, 
 
 
 def read_metadata(gguf: Path) -> dict[str, Any]:
-    """Read all key-value entries of a GGUF file; raises ValueError for another file or version."""
+    """Return all key-value entries of a GGUF file; raises ValueError for another file or version."""
     with gguf.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ValueError(f"{gguf} is not a GGUF file")
@@ -98,15 +109,18 @@ def read_metadata(gguf: Path) -> dict[str, Any]:
 
 
 def _scalar(file: BinaryIO, kind: int) -> Any:
+    """Read one number of the GGUF value type `kind`."""
     form = _SCALARS[kind]
     return struct.unpack(form, file.read(struct.calcsize(form)))[0]
 
 
 def _string(file: BinaryIO) -> str:
+    """Read one string: its length, then its bytes."""
     return file.read(_scalar(file, 10)).decode("utf-8", errors="replace")
 
 
 def _value(file: BinaryIO, kind: int) -> Any:
+    """Read one value of the GGUF value type `kind`: a number, a string or an array as a list."""
     if kind == _STRING:
         return _string(file)
     if kind != _ARRAY:

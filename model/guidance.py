@@ -56,10 +56,10 @@ class Guidance:
     stg_blocks: tuple[int, ...] = (29,)
 
     def passes(self, *, both_streams: bool) -> tuple[GuidancePass, ...]:
-        """Return the predictions that these strengths need, the conditional one first.
+        """Return the names of the passes that these strengths need, "conditional" first.
 
         Args:
-            both_streams: both streams are sampled; without, there is no "isolated" prediction.
+            both_streams: whether video and audio are both sampled; if not, "isolated" is never needed.
         """
         scales = (self.video, self.audio)
         needed: list[GuidancePass] = ["conditional"]
@@ -73,9 +73,11 @@ class Guidance:
 
 
 def guide(predictions: dict[GuidancePass, Tensor], scales: GuidanceScales) -> Tensor:
-    """Combine x₀ predictions.
+    """Combine the x₀ predictions of all passes into one.
 
-    Rescaling takes the standard deviation over a sample (the published code: over the batch, which is one sample).
+    Start from the conditional prediction c. For each other pass p add w·(c − p), with w from `scales` (see the module
+    docstring). Then rescale a share `scales.rescale` of the result to the standard deviation of c, for each sample (the
+    published code: over the batch, which is one sample).
 
     Args:
         predictions: x₀ of each pass, all (B, …); a pass that is missing adds nothing.

@@ -1,8 +1,8 @@
 """Names of each component's tensors in the published layouts.
 
 Our names are those of the published single file ("ltx") without each component's prefix. So the `ltx` layout adds a
-prefix, and diffusers' layout renames. This file maps in one direction only, from our names; callers invert the map over
-the names of a module, so the two directions cannot disagree.
+prefix, and diffusers' layout renames. This file maps in one direction only, from our names. To read a file, callers
+invert the map of all names of a module, so the two directions cannot disagree.
 """
 
 import re
@@ -33,7 +33,7 @@ _LTX_UNUSED = re.compile(
     r"(?:vae|audio_vae)\.per_channel_statistics\.(?:channel|mean-of-stds|mean-of-stds_over_std-of-means)"
 )
 
-# Keys that only one release has; the latest release first.
+# Keys that are specific to one release; the latest release first.
 _MARKS = {
     "2.5": re.compile(r"keyframes_abs_pos_embedding|^duration_head\."),
     "2.3": re.compile(
@@ -94,7 +94,11 @@ _DIFFUSERS_SEGMENTS = {
 
 
 def ltx_names(component: str, keys: Iterable[str]) -> dict[str, str]:
-    """Map a component's keys to their names in the published single file (of the upscaler: in its file)."""
+    """Map a component's keys to their names in the published single file.
+
+    Returns:
+        {our key: published name}; for the upscaler, the name in its separate file.
+    """
     if component == "text_conditioner":
         # The connectors have the prefix of the transformer, the feature projection has none.
         outside = "text_embedding_projection."
@@ -103,7 +107,10 @@ def ltx_names(component: str, keys: Iterable[str]) -> dict[str, str]:
 
 
 def ltx_component(key: str) -> str | None:
-    """Return the component that a key of the published single file belongs to; None for a key that none uses.
+    """Return the component that a key of the published single file belongs to.
+
+    Returns:
+        Its name; None for a tensor that no component uses.
 
     Raises:
         ValueError: the key belongs to no component of LTX-2; names the release if it is a later one.
@@ -122,7 +129,15 @@ def ltx_component(key: str) -> str | None:
 
 
 def diffusers_names(component: str, keys: Iterable[str]) -> dict[str, str]:
-    """Map a component's keys, given completely, to their names in its diffusers folder."""
+    """Map a component's keys to their names in its diffusers folder.
+
+    Args:
+        component: one of `COMPONENTS`.
+        keys: all keys of the component, because the nesting of the video VAE depends on their number.
+
+    Returns:
+        {our key: diffusers' name}.
+    """
     renames = _DIFFUSERS_SEGMENTS[component]
     keys = list(keys)
     steps = {key.split(".")[2] for key in keys if key.startswith("encoder.down_blocks.") and int(key.split(".")[2]) % 2}
@@ -136,8 +151,9 @@ def diffusers_names(component: str, keys: Iterable[str]) -> dict[str, str]:
 
 
 def _nest_video_vae(segments: list[str], *, encoder_steps: int) -> list[str]:
-    """Nest a key as diffusers does. Ours are one list: stages of residual blocks, and resolution steps between them.
+    """Rename a key's segments to the nested blocks of diffusers.
 
+    Our blocks are one list: stages of residual blocks with even numbers, resolution steps with odd numbers.
     Encoder: stage 2i and the step after it are down block i, the last stage is the mid block.
     Decoder: stage 0 is the mid block, step 2i + 1 and the stage after it are up block i.
     """
@@ -151,7 +167,7 @@ def _nest_video_vae(segments: list[str], *, encoder_steps: int) -> list[str]:
 
 
 def release_of(keys: Iterable[str]) -> str | None:
-    """Return the latest release that alone has some of the keys, or None where every release has them all."""
+    """Return the latest release ("2.5", "2.3" or "2.0") that alone has one of the keys; None where there is none."""
     keys = list(keys)
     for release, mark in _MARKS.items():
         if any(mark.search(key) for key in keys):

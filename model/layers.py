@@ -1,4 +1,4 @@
-"""The small modules and the initialisers that several parts of the model share.
+"""Small modules and initialisers that several components of the model share.
 
 Shapes (suffixes of the tensors below): b batch, t tokens; D width of a stream, K timesteps of a batch.
 
@@ -6,7 +6,7 @@ Initialisation (the published code has none). Linear layers: truncated normal wi
 standard deviations; biases are zero; a layer that ends a residual branch or makes modulation rows may start at zero
 (adaLN-Zero, Peebles & Xie 2023, arXiv 2212.09748 §3.2). Each module initialises its parameters in its constructor:
 ZeRO-3 partitions a parameter as soon as it exists, and it must have its values by then. Convolutions:
-`init_convolution_`, called by the `init_weights` of each part.
+`init_convolution_`, called by the `init_weights` of each component.
 """
 
 import math
@@ -19,13 +19,21 @@ TRUNCATED_STD = 0.8796  # a normal of σ = 1 that is cut at ±2 has this standar
 
 
 def truncated_normal_(tensor: Tensor, fan_in: int) -> Tensor:
-    """Fill in place from a normal of variance 1/fan_in, cut at two standard deviations."""
+    """Fill `tensor` in place from a normal of variance 1/fan_in, cut at two standard deviations; return it."""
     std = fan_in**-0.5
     return nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
 
 
 def init_convolution_(layer: nn.Module, *, gain_squared: float) -> None:
-    """Fill in place: weights of variance `gain_squared` / fan_in after the cut at two standard deviations, bias 0."""
+    """Initialise a convolution in place: truncated normal weights of variance `gain_squared` / fan_in, bias 0.
+
+    The normal is cut at two standard deviations and has this variance after the cut.
+
+    Args:
+        layer: with `weight` and `bias`.
+        gain_squared: 1 / mean square of the layer's input, so that its output has variance 1: 2.8 after SiLU of a unit
+            normal, 1 after no activation.
+    """
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
     fan_in = weight[0].numel()
@@ -36,10 +44,10 @@ def init_convolution_(layer: nn.Module, *, gain_squared: float) -> None:
 
 
 def repeat_rows_(weight: Tensor, times: int) -> None:
-    """Give each group of `times` output channels, in place, the weights of its first channel.
+    """Copy, in place, the weights of the first of each `times` consecutive output channels to the others.
 
-    The positions that depth-to-space makes of one position then start equal, so the first output has no checkerboard
-    (ICNR, Aitken et al. 2017, arXiv 1707.02937).
+    Depth-to-space turns such channels into neighbouring positions. These then start equal, so the first output has no
+    checkerboard (ICNR, Aitken et al. 2017, arXiv 1707.02937).
     """
     weight.copy_(weight[::times].repeat_interleave(times, dim=0))
 
@@ -69,6 +77,8 @@ class Linear(nn.Linear):
 
 
 class _GELUProjection(nn.Module):
+    """Linear layer and tanh-approximated GELU; a module, because the published key is `net.0.proj`."""
+
     def __init__(self, dim: int, hidden: int):
         super().__init__()
         self.proj = Linear(dim, hidden)
@@ -78,9 +88,9 @@ class _GELUProjection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """D → mult·D → D with tanh-approximated GELU.
+    """Feed-forward layer: linear D → mult·D, tanh-approximated GELU, linear mult·D → D.
 
-    The published keys are `net.0.proj` and `net.2`; the identity at index 1 takes the place of a dropout.
+    The published keys are `net.0.proj` and `net.2`; the identity at index 1 replaces a dropout.
     """
 
     def __init__(self, dim: int, mult: int = 4):
@@ -93,7 +103,7 @@ class FeedForward(nn.Module):
 
 
 class CaptionProjection(nn.Module):
-    """Project text features to a stream's width: two layers with a GELU between them (2.0 only)."""
+    """Projection of text features to a stream's width: two linear layers with a GELU between them (2.0 only)."""
 
     def __init__(self, in_features: int, dim: int):
         super().__init__()
@@ -106,7 +116,10 @@ class CaptionProjection(nn.Module):
 
 
 def sinusoid(timesteps: Tensor, width: int = SINUSOID_WIDTH) -> Tensor:
-    """Embed scaled timesteps (…) → (…, width) float32: cosines, then sines, at frequencies 10⁴^(−k/(width/2))."""
+    """Embed scaled timesteps (…) → (…, width) float32: cosines, then sines, of timestep × frequency.
+
+    The frequencies are 10⁴^(−k/(width/2)) for k = 0 … width/2 − 1.
+    """
     half = width // 2
     exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) * -math.log(10_000.0)
     angles = timesteps.float().unsqueeze(-1) * torch.exp(exponents / half)
@@ -114,6 +127,8 @@ def sinusoid(timesteps: Tensor, width: int = SINUSOID_WIDTH) -> Tensor:
 
 
 class _TimestepMLP(nn.Module):
+    """Two linear layers with a SiLU between them: sinusoids (…, 256) → (…, D)."""
+
     def __init__(self, dim: int):
         super().__init__()
         self.linear_1 = Linear(SINUSOID_WIDTH, dim)
@@ -124,6 +139,8 @@ class _TimestepMLP(nn.Module):
 
 
 class _TimestepEmbedding(nn.Module):
+    """Sinusoids and MLP: scaled timesteps (…) → (…, D) in `dtype`. The nesting is that of the published keys."""
+
     def __init__(self, dim: int):
         super().__init__()
         self.timestep_embedder = _TimestepMLP(dim)
@@ -133,9 +150,13 @@ class _TimestepEmbedding(nn.Module):
 
 
 class AdaLNSingle(nn.Module):
-    """Make the modulation rows that all blocks share from the timesteps; each block adds its table to them.
+    """Layer that makes modulation rows from timesteps. All blocks share the rows; each block adds its table to them.
 
     PixArt-α's adaLN-single (Chen et al. 2023, arXiv 2310.00426 §2.3). The rows start at zero.
+
+    Args:
+        dim: D.
+        rows: number of rows per timestep.
     """
 
     def __init__(self, dim: int, rows: int):
@@ -156,7 +177,7 @@ FEW_TIMESTEPS = 16
 
 
 def distinct_timesteps(timesteps_bt: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Choose the timesteps to embed.
+    """Choose the timesteps to embed, so that equal ones are embedded once.
 
     Tokens that are given as conditions have another timestep than the rest, so a batch has many tokens and few
     timesteps; embedding them per token costs as much as several blocks.
@@ -166,8 +187,10 @@ def distinct_timesteps(timesteps_bt: Tensor, dtype: torch.dtype) -> tuple[Tensor
         dtype: type of the selection.
 
     Returns:
-        The timesteps to embed and the `selection` of `model.norms`. (B, 1) and None where the tokens of a sample share
-        one memory; (1, K) and (B, T, K) where few timesteps differ; (B, T) and None else.
+        The timesteps to embed and the `selection` of `AdaRow`:
+        (B, 1) and None for one timestep per sample, given as (B, 1) or as an expanded view of it;
+        (1, K) and (B, T, K) for at most `FEW_TIMESTEPS` distinct values (on a CPU only);
+        (B, T) and None otherwise.
     """
     if timesteps_bt.shape[1] == 1 or timesteps_bt.stride(1) == 0:
         return timesteps_bt[:, :1], None

@@ -1,12 +1,14 @@
-"""Finding and checking of components on disk, in any of the three layouts.
+"""Find and check components on disk, in any of the three layouts.
 
-kinotone   <dir>/{component}.safetensors, or one such file; the metadata hold `component` and `config`. An adapter
-           beside the transformer (`model.lora`) is merged into it.
-ltx        the published file, single or in shards; the upscaler's file beside it.
+kinotone   <dir>/{component}.safetensors, or one such file; the metadata have `component` and `config`. An adapter in
+           the folder of the transformer (`model.lora`) is merged into it.
+ltx        the published file, single or in shards; the upscaler's file in the same folder.
 diffusers  <dir>/{transformer, connectors, vae, audio_vae, vocoder, latent_upsampler}/, or one such folder.
 
-An opened component has its configuration and the place of each tensor. Opening reads headers only. It is strict: every
-tensor of the component must be there in its shape, and no other.
+An opened component (`StoredComponent`) has its configuration, and the file and key of each tensor. Opening reads
+headers only. It is strict: every tensor of the component must be there in its shape, and no other.
+
+"Our keys" are those of the component's state dict; "their keys" are those in the files (see `model.key_maps`).
 """
 
 import json
@@ -39,21 +41,21 @@ class StoredComponent:
     Attributes:
         name: one of `COMPONENTS`.
         config: its configuration.
-        specs: shape and type of each tensor, by our keys.
+        specs: shape and type of each tensor, by our key.
         layout: of its files.
-        adapter: merged into the tensors that `stream` yields.
+        adapter: adapter that `stream` merges into the tensors; None for none.
     """
 
     name: str
     config: Any
     specs: dict[str, Spec]
     layout: Layout
-    _places: dict[Path, dict[str, str]] = field(repr=False)  # file → {its key: our key}
+    _places: dict[Path, dict[str, str]] = field(repr=False)  # file → {their key: our key}
     _fingerprint: str | None = None
     adapter: Adapter | None = None
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (our key, CPU tensor) one at a time, in the order of the files."""
+        """Yield (our key, CPU tensor) one at a time, in the order of the files, with the adapter merged."""
         for path, names in self._places.items():
             for key, tensor in read_tensors(path, names):
                 ours = names[key]
@@ -62,7 +64,7 @@ class StoredComponent:
     def identity(self) -> str:
         """Return a text that differs for other weights, without reading tensors.
 
-        It is the stored fingerprint, or names and sizes of the files where none is stored.
+        This is the stored fingerprint; where none is stored, the names and sizes of the files.
         """
         if self._fingerprint is not None:
             return self._fingerprint
@@ -89,11 +91,11 @@ def read_config(name: str, values: Mapping[str, Any], where: str) -> Any:
 
     Args:
         name: of the component.
-        values: fields.
+        values: value of each field.
         where: file, for messages.
 
     Raises:
-        ValueError: a field is unknown or does not fit; names it.
+        ValueError: a field is unknown or does not fit; the message names it.
     """
     for kind in CONFIG_CLASSES[name]:
         known = {f.name for f in fields(kind)}
@@ -118,8 +120,8 @@ def open_components(
         components: names of the components to open; None for all.
 
     Raises:
-        ValueError: there are no weights, the layout is another, a key is missing or unexpected, the release is
-            another, or a requested component is missing.
+        ValueError: there are no weights, they have another layout or are of another release, a key is missing or
+            unexpected, or a requested component is missing.
     """
     given = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
     found: dict[str, StoredComponent] = {}
@@ -144,6 +146,7 @@ def open_components(
 
 
 def _add(found: dict[str, StoredComponent], part: StoredComponent, path: Path) -> None:
+    """Add a component to `found`; raises ValueError where it has one of that name. `path` is for the message."""
     if part.name in found:
         raise ValueError(f"{path}: a second {part.name}; give each component once")
     found[part.name] = part
@@ -168,6 +171,10 @@ def detect_layout(path: Path) -> Layout:
 
 
 def _diffusers_class(folder: Path) -> str | None:
+    """Return the diffusers class that a folder's config.json names; None without such a file.
+
+    Raises ValueError where the file is not JSON.
+    """
     try:
         return json.loads((folder / "config.json").read_text()).get("_class_name")
     except FileNotFoundError:
@@ -180,6 +187,7 @@ def _diffusers_class(folder: Path) -> str | None:
 
 
 def _open_kinotone(path: Path, wanted: set[str] | None) -> Iterator[StoredComponent]:
+    """Yield the components of a kinotone file or folder whose names are in `wanted`; None for all."""
     files = [path] if path.is_file() else [path / f"{name}.safetensors" for name in COMPONENTS]
     for file in files:
         if not file.is_file():
@@ -203,6 +211,7 @@ def _open_kinotone(path: Path, wanted: set[str] | None) -> Iterator[StoredCompon
 
 
 def _open_ltx(paths: list[Path], wanted: set[str] | None) -> Iterator[StoredComponent]:
+    """Yield the components of ltx files, shards or folders whose names are in `wanted`; None for all."""
     files = [file for path in paths for file in shards_of(path)]
     for file in list(files):
         beside = file.with_name(f"{file.stem}{UPSCALER_SUFFIX}.safetensors")
@@ -247,7 +256,10 @@ def _open_ltx(paths: list[Path], wanted: set[str] | None) -> Iterator[StoredComp
 
 
 def _json(header: Header, entry: str, file: Path) -> dict[str, Any]:
-    """Parse a JSON entry of the metadata; empty where there is none."""
+    """Return the JSON entry `entry` of a header's metadata; {} where there is none.
+
+    Raises ValueError, naming `file`, where it is not JSON.
+    """
     try:
         return json.loads(header.metadata.get(entry, "{}"))
     except ValueError as error:
@@ -258,6 +270,7 @@ def _json(header: Header, entry: str, file: Path) -> dict[str, Any]:
 
 
 def _open_diffusers(path: Path, wanted: set[str] | None) -> Iterator[StoredComponent]:
+    """Yield the components of a diffusers folder, or of one component's folder, that are in `wanted`; None for all."""
     if path.is_file():
         path = path.parent
     folders = [path] if _diffusers_class(path) else [path / name for name in DIFFUSERS_FOLDERS.values()]
@@ -284,11 +297,12 @@ def _open_diffusers(path: Path, wanted: set[str] | None) -> Iterator[StoredCompo
 
 @lru_cache(maxsize=32)
 def expected_specs(config: Any) -> dict[str, Spec]:
-    """Return keys, shapes and types of the tensors of a newly built component."""
+    """Return shape and type of each tensor that a component must have, by key, from a build on the meta device."""
     return specs_of(build_component(config, "meta").state_dict())
 
 
 def _theirs_to_ours(name: str, config: Any, found: Iterable[Any], rename: Any) -> dict[str, str]:
+    """Return {their key: our key} for the component; `rename` is `ltx_names` or `diffusers_names`."""
     return {theirs: ours for ours, theirs in rename(name, expected_specs(config)).items()}
 
 
@@ -300,6 +314,7 @@ def _check(
     layout: Layout,
     fingerprint: str | None,
 ) -> StoredComponent:
+    """Check the tensors against the configuration (see `check_keys`); return the component. `specs` has our keys."""
     check_keys(name, expected_specs(config), specs, ", ".join(map(str, places)))
     return StoredComponent(name, config, specs, layout, places, fingerprint)
 
@@ -309,12 +324,13 @@ def check_keys(name: str, expected: Mapping[str, Spec], found: Mapping[str, Spec
 
     Args:
         name: of the component, for messages.
-        expected: the component's specs.
-        found: specs of the file.
+        expected: specs that the configuration needs, by key.
+        found: specs of the file, by key.
         where: file, for messages.
 
     Raises:
-        ValueError: a key is missing or unexpected, or has another shape; names it, and its release if it has one.
+        ValueError: a key is missing or unexpected, or has another shape; the message names it, and its release if it
+            is specific to one.
     """
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or extra:

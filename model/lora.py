@@ -5,7 +5,7 @@
 
 Keys are `diffusion_model.<module>.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank), with the published names
 of the modules. The scale alpha/rank is multiplied into B: ltx-core's loader has no alpha, and that of diffusers uses
-alpha = rank where the file gives none. The metadata hold the fingerprint of the base.
+alpha = rank where the file gives no alpha. The metadata have the fingerprint of the base.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +21,7 @@ _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
 def adapter_path(base: Path) -> Path:
-    """Return the path of the adapter of a kinotone weight file."""
+    """Return the path of the adapter that belongs to a transformer file: `<stem>_lora.safetensors` in its folder."""
     return base.with_name(f"{base.stem}_lora.safetensors")
 
 
@@ -43,7 +43,12 @@ def save_adapter(path: Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter on disk. `merged` reads its tensors, a pair at a time."""
+    """An adapter file that was checked against its transformer. `merged` reads its tensors when it needs them.
+
+    Attributes:
+        path: of the file.
+        header: of the file.
+    """
 
     path: Path
     header: Header
@@ -55,7 +60,7 @@ class Adapter:
         Args:
             path: file of the adapter.
             base: shapes and types of the transformer's tensors.
-            fingerprint: returns the transformer's fingerprint; called only where the adapter names one.
+            fingerprint: returns the transformer's fingerprint; called only where the adapter stores that of its base.
 
         Raises:
             ValueError: there is no such file, it is an adapter of other weights, or its shapes do not fit.

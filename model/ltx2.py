@@ -61,12 +61,12 @@ class LTX2(nn.Module):
 
     @property
     def components(self) -> dict[str, nn.Module]:
-        """The components that are not None, in the order of `COMPONENTS`."""
+        """The components that are not None, by name, in the order of `COMPONENTS`."""
         return {name: part for name in COMPONENTS if (part := getattr(self, name)) is not None}
 
     @property
     def configs(self) -> dict[str, Any]:
-        """The configuration of each of `components`."""
+        """The configuration of each of `components`, by name."""
         return {name: part.config for name, part in self.components.items()}
 
 
@@ -79,7 +79,7 @@ def check_components(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def component_of(part: nn.Module) -> str:
-    """Return the name of a component; raises ValueError for a module that is none."""
+    """Return the name of a component; raises ValueError for a module of any other class."""
     for name, configs in CONFIG_CLASSES.items():
         if isinstance(part, tuple(_CLASSES[config] for config in configs)):
             return name
@@ -91,7 +91,7 @@ def build_component(config: Any, device: str | torch.device = "cpu", dtype: torc
 
     Args:
         config: configuration of a component.
-        device: "meta" builds it without memory.
+        device: of the tensors; "meta" allocates no memory for them.
         dtype: of the parameters; see `cast`.
     """
     with torch.device(device):
@@ -122,7 +122,7 @@ def build(
 
     Args:
         preset_or_config: "tiny", "small", "ltx2-19b", "ltx2.3-22b", or a ModelConfig.
-        device: "meta" builds a model of any size without memory.
+        device: of the tensors; "meta" allocates no memory for them, so that any size can be built.
         dtype: of the parameters; see `cast`.
         components: names of the components to build; None for all six.
 

@@ -1,9 +1,9 @@
-"""Conversion of configurations to and from the metadata of the published single file ("ltx").
+"""Convert configurations to and from the metadata of the published single file ("ltx").
 
 The metadata is one JSON with the sections transformer (with the settings of the connectors), vae, audio_vae, vocoder
 and scheduler, as ltx-core's configurators read it. The upscaler has a separate file with a flat JSON. Settings that the
-published classes do not have go into a section `kinotone`, which others ignore. Reading and writing refuse, by name, a
-value that means another network than ours.
+published classes do not have go into a section `kinotone`, which others ignore. Reading and writing raise a ValueError
+for a value that the other side cannot build; the message names it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -87,7 +87,13 @@ _SCHEDULER: Section = {"_class_name": "RectifiedFlowScheduler", "num_train_times
 
 
 def expect(section: Mapping[str, Any], where: str, expected: Mapping[str, Any]) -> None:
-    """Raise ValueError where an entry of a section differs from the expected value. A missing entry is accepted."""
+    """Raise ValueError where an entry of a section differs from the expected value; a missing entry is accepted.
+
+    Args:
+        section: to check.
+        where: name of the section, for the message.
+        expected: expected value of each entry.
+    """
     for key, value in expected.items():
         found = section.get(key, value)
         if plain(found) != plain(value):
@@ -95,18 +101,19 @@ def expect(section: Mapping[str, Any], where: str, expected: Mapping[str, Any]) 
 
 
 def take(section: Mapping[str, Any], where: str, key: str) -> Any:
-    """Return an entry of a section; raises ValueError where it is missing."""
+    """Return the entry `key` of a section; raises ValueError where it is missing. `where` is for the message."""
     if key not in section:
         raise ValueError(f"{where}.{key} is missing from the configuration")
     return section[key]
 
 
 def plain(value: Any) -> Any:
-    """Convert tuples to lists, as JSON does."""
+    """Convert tuples to lists at every depth, as JSON does; return any other value unchanged."""
     return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _named(config: Any, names: Iterable[str]) -> Section:
+    """Return the fields `names` of a configuration by name, as JSON values."""
     return {name: plain(getattr(config, name)) for name in names}
 
 
@@ -117,7 +124,7 @@ def to_ltx(configs: Mapping[str, Any]) -> Section:
     """Convert configurations by name (without the upscaler's) to sections.
 
     Raises:
-        ValueError: the published classes cannot take a shape.
+        ValueError: the published classes cannot build a network of these sizes.
     """
     sections: Section = {}
     extra: Section = {}
@@ -139,10 +146,16 @@ def to_ltx(configs: Mapping[str, Any]) -> Section:
 def from_ltx(sections: Mapping[str, Any], specs: Specs, components: Iterable[str]) -> dict[str, Any]:
     """Convert sections to the configurations of `components` (without the upscaler's).
 
-    Some sizes follow only from the tensors of the file, `specs`.
+    Args:
+        sections: the `config` of the metadata.
+        specs: shapes of the tensors by published key, from which follow sizes that no section has.
+        components: names of the components.
+
+    Returns:
+        Configurations by name.
 
     Raises:
-        ValueError: a section is missing, or a value means another network than ours.
+        ValueError: a section is missing, or a value describes a network that this package cannot build.
     """
     extra = sections.get("kinotone", {})
     configs: dict[str, Any] = {}
@@ -189,16 +202,19 @@ def upscaler_to_ltx(config: UpscalerConfig) -> Section:
 
 
 def upscaler_from_ltx(section: Mapping[str, Any]) -> UpscalerConfig:
-    """Convert a flat section to the upscaler's configuration; raises ValueError for another network."""
+    """Convert a flat section to the upscaler's configuration; raises ValueError for a network that is not 3-D."""
     expect(section, "upscaler", {"dims": 3})
     defaults: Section = {"mid_channels": 512}  # ltx-core's default, which differs from ours
     return upscaler(defaults | {name: section[name] for name in _UPSCALER_NAMES if name in section})
 
 
 def upscaler(arguments: Section) -> UpscalerConfig:
-    """Build the upscaler's configuration with the defaults that the published classes apply.
+    """Build the upscaler's configuration as the published classes would read it.
 
     They use `rational_resampler` only where space alone is scaled, and `spatial_scale` only with it.
+
+    Args:
+        arguments: fields of the configuration; may be incomplete.
     """
     space_alone = arguments.get("spatial_upsample", True) and not arguments.get("temporal_upsample", False)
     if not (space_alone and arguments.get("rational_resampler", False)):
@@ -210,6 +226,10 @@ def upscaler(arguments: Section) -> UpscalerConfig:
 
 
 def _transformer_section(transformer: TransformerConfig | None, text: TextConditionerConfig | None) -> Section:
+    """Return the section `transformer`, which has the settings of the transformer and those of the text conditioner.
+
+    Either may be None. Raises ValueError where a size does not fit ltx-core's classes.
+    """
     section: Section = {"_class_name": "AVTransformer3DModel", **_TRANSFORMER_CONSTANTS, **_ROPE}
     if transformer:
         section |= _named(transformer, _TRANSFORMER_NAMES)
@@ -250,6 +270,7 @@ def _transformer_section(transformer: TransformerConfig | None, text: TextCondit
 
 
 def _check_transformer_section(section: Section) -> None:
+    """Raise ValueError where a fixed setting of the section `transformer` is not that of 2.0 or 2.3."""
     expect(section, "transformer", _TRANSFORMER_CONSTANTS)
     for name, value in _ROPE.items():
         if section.get(name) != value:
@@ -261,6 +282,7 @@ def _check_transformer_section(section: Section) -> None:
 
 
 def _read_transformer(section: Section, extra: Section) -> TransformerConfig:
+    """Convert the section `transformer` to a configuration; `extra` is the section `kinotone`."""
     _check_transformer_section(section)
     arguments = {name: section[name] for name in _TRANSFORMER_NAMES if name in section}
     take(section, "transformer", "av_ca_timestep_scale_multiplier")  # no release uses ltx-core's default, 1
@@ -276,6 +298,7 @@ def _read_transformer(section: Section, extra: Section) -> TransformerConfig:
 
 
 def _read_text(section: Section, specs: Specs, extra: Section) -> TextConditionerConfig:
+    """Convert the section `transformer` to that of the text conditioner; see `from_ltx` for `specs`."""
     _check_transformer_section(section)
     take(section, "transformer", "connector_positional_embedding_max_pos")  # no release uses ltx-core's default, 1
     arguments = {name: section[name] for name in _CONNECTOR_NAMES if name in section}
@@ -311,6 +334,7 @@ _VAE_CONSTANTS: Section = {
 
 
 def _vae(config: VideoVAEConfig) -> Section:
+    """Return the section `vae`."""
     encoder: list[list[Any]] = [["res_x", {"num_layers": config.encoder_layers[0]}]]
     for (axes, factor), layers in zip(config.downsample, config.encoder_layers[1:], strict=True):
         encoder += [[f"compress_{axes}_res", {"multiplier": factor}], ["res_x", {"num_layers": layers}]]
@@ -328,11 +352,12 @@ def _vae(config: VideoVAEConfig) -> Section:
         "encoder_base_channels": config.latent_channels,
         "decoder_base_channels": config.decoder_base_channels,
     }
-    # The published entry applies to both halves; without it, the encoder pads zeros and the decoder reflects.
+    # The published entry applies to encoder and decoder; without it, the encoder pads zeros and the decoder reflects.
     return section | ({"spatial_padding_mode": "zeros"} if config.decoder_padding == "zeros" else {})
 
 
 def _read_vae(section: Section) -> VideoVAEConfig:
+    """Convert the section `vae` to a configuration."""
     expect(section, "vae", _VAE_CONSTANTS)
     encoder_layers, downsample, _ = _read_blocks(section, "encoder_blocks", suffix="_res", default_multiplier=2)
     decoder_layers, upsample, residual = _read_blocks(section, "decoder_blocks", suffix="", default_multiplier=1)
@@ -353,7 +378,18 @@ def _read_vae(section: Section) -> VideoVAEConfig:
 def _read_blocks(
     section: Section, name: str, *, suffix: str, default_multiplier: int
 ) -> tuple[tuple[int, ...], tuple[Any, ...], bool]:
-    """Return layers of each stage, steps between them, and whether "all" steps are residual, in order of execution."""
+    """Read a list of blocks of the section `vae`, "res_x" and "compress_…" in turns.
+
+    Args:
+        section: `vae`.
+        name: "encoder_blocks" or "decoder_blocks".
+        suffix: at the end of the names of resolution steps.
+        default_multiplier: of a step that has none.
+
+    Returns:
+        In order of execution, the residual blocks of each stage, and (axes, multiplier) of each step; then whether the
+        steps that change all axes have a skip.
+    """
     blocks = take(section, "vae", name)
     if name == "decoder_blocks":
         blocks = blocks[::-1]
@@ -396,7 +432,11 @@ _AUDIO_PREPROCESSING: Section = {
 
 
 def check_audio_statistics(config: AudioVAEConfig, layout: str) -> None:
-    """Raise ValueError unless the first layer is as wide as a token; published classes size the statistics by it."""
+    """Raise ValueError unless `base_channels` equals `token_width`.
+
+    The published classes give the latent statistics `base_channels` entries; ours have `token_width`. `layout` is for
+    the message.
+    """
     if config.base_channels != config.token_width:
         raise ValueError(
             f"audio_vae.base_channels is {config.base_channels} and its token is {config.token_width} wide; "
@@ -405,6 +445,7 @@ def check_audio_statistics(config: AudioVAEConfig, layout: str) -> None:
 
 
 def _audio_vae(config: AudioVAEConfig) -> Section:
+    """Return the section `audio_vae`."""
     check_audio_statistics(config, "ltx")
     ddconfig = {
         **_DDCONFIG_CONSTANTS,
@@ -425,6 +466,7 @@ def _audio_vae(config: AudioVAEConfig) -> Section:
 
 
 def _read_audio_vae(section: Section) -> AudioVAEConfig:
+    """Convert the section `audio_vae` to a configuration."""
     parameters = take(take(section, "audio_vae", "model"), "audio_vae.model", "params")
     ddconfig: Section = take(parameters, "audio_vae.model.params", "ddconfig")
     for key in ("attn_resolutions", "mid_block_add_attention"):  # ltx-core's defaults have attention
@@ -445,6 +487,10 @@ def _read_audio_vae(section: Section) -> AudioVAEConfig:
 
 
 def _generator(config: VocoderConfig, *, snake: bool, finals: tuple[str, ...]) -> Section:
+    """Return the section of one generator; raises ValueError where it does not fit ltx-core's class.
+
+    `snake`: whether the layout needs SnakeBeta. `finals`: supported values of `final`.
+    """
     for name, found, supported in (
         ("mel_bins", config.mel_bins, (64,)),
         ("activation", config.activation, ("snakebeta" if snake else "leaky_relu",)),
@@ -472,6 +518,7 @@ def _generator(config: VocoderConfig, *, snake: bool, finals: tuple[str, ...]) -
 
 
 def _vocoder(config: VocoderConfig | VocoderWithBWEConfig) -> Section:
+    """Return the section `vocoder`."""
     if isinstance(config, VocoderConfig):
         section = _generator(config, snake=False, finals=("tanh", "clamp"))
         return section | {"output_sampling_rate": config.sample_rate}
@@ -489,6 +536,10 @@ def _vocoder(config: VocoderConfig | VocoderWithBWEConfig) -> Section:
 
 
 def _read_generator(section: Section, *, snake: bool, sample_rate: int, bandwidth: bool = False) -> VocoderConfig:
+    """Convert the section of one generator to a configuration.
+
+    `snake`: whether it must have SnakeBeta. `bandwidth`: whether it is the second generator, without a final function.
+    """
     expect(section, "vocoder", {"stereo": True, "resblock": "AMP1" if snake else "1"})
     if snake:
         expect(section, "vocoder", {"activation": "snakebeta"})
@@ -508,6 +559,7 @@ def _read_generator(section: Section, *, snake: bool, sample_rate: int, bandwidt
 
 
 def _read_vocoder(section: Section) -> VocoderConfig | VocoderWithBWEConfig:
+    """Convert the section `vocoder` to a configuration, with bandwidth extension where it has a section `bwe`."""
     if "bwe" not in section:
         return _read_generator(section, snake=False, sample_rate=section.get("output_sampling_rate", 24_000))
     bwe: Section = section["bwe"]

@@ -27,7 +27,7 @@ class MelConfig:
     Attributes:
         sample_rate: in Hz; the top band ends at half of it.
         fft_length: length of FFT and window in samples.
-        hop_length: in samples.
+        hop_length: distance between two frames in samples.
         bins: number of mel bands.
         floor: smallest magnitude before the logarithm.
     """
@@ -45,20 +45,26 @@ class MelConfig:
 
 
 def _hz_to_mel(hz: Tensor) -> Tensor:
-    """Slaney: linear (200/3 Hz per mel) below 1 kHz, logarithmic (27 mel per factor 6.4) above."""
+    """Convert Hz to Slaney's mel: linear (200/3 Hz per mel) below 1 kHz, logarithmic (27 mel per factor 6.4) above."""
     linear = hz / (200.0 / 3.0)
     log = 15.0 + torch.log(hz.clamp(min=1e-10) / 1000.0) * (27.0 / math.log(6.4))
     return torch.where(hz >= 1000.0, log, linear)
 
 
 def _mel_to_hz(mel: Tensor) -> Tensor:
+    """Convert Slaney's mel to Hz, the inverse of `_hz_to_mel`."""
     linear = mel * (200.0 / 3.0)
     log = 1000.0 * torch.exp((mel - 15.0) * (math.log(6.4) / 27.0))
     return torch.where(mel >= 15.0, log, linear)
 
 
 def slaney_filterbank(sample_rate: int, fft_length: int, bins: int) -> Tensor:
-    """Make triangular filters, spaced evenly in mel from 0 Hz to half the sample rate, each of area 1 in Hz.
+    """Return triangular filters, spaced evenly in mel from 0 Hz to half the sample rate, each of area 1 in Hz.
+
+    Args:
+        sample_rate: in Hz.
+        fft_length: in samples.
+        bins: number of filters.
 
     Returns:
         (fft_length // 2 + 1, bins) float32, computed in float64.
@@ -90,7 +96,7 @@ class MelSpectrogram(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Compute the window and the filterbank; call it again after `to_empty`."""
+        """Fill the buffers `window` and `filterbank`. Call it after `Module.to_empty`, which leaves them undefined."""
         config = self.config
         self.get_buffer("window").copy_(torch.hann_window(config.fft_length, device="cpu"))
         bank = slaney_filterbank(config.sample_rate, config.fft_length, config.bins)

@@ -27,7 +27,8 @@ class Modality:
 
     Attributes:
         latent: (B, T, C) noisy latent tokens.
-        timesteps: (B, T) σ of each token in [0, 1], 0 for a clean (given) token; (B, 1) when a sample's tokens agree.
+        timesteps: (B, T) σ of each token in [0, 1], 0 for a clean (given) token; (B, 1) where all tokens of a sample
+            have the same σ.
         sigma: (B,) σ of the sample, which conditions the other stream and the modulation of the prompt.
         positions: (B, n, T, 2) float32, [start, end) in seconds, pixels, pixels (see `video_positions`).
         context: (B, S, D) text context.
@@ -97,6 +98,7 @@ class Modality:
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
+    """Return the shape as a plain tuple, which reads better in messages than torch.Size."""
     return tuple(tensor.shape)
 
 
@@ -129,8 +131,8 @@ def video_positions(
 ) -> Tensor:
     """Return the positions of video tokens.
 
-    The first latent frame covers one pixel frame, each later one covers 8: time bounds are max(0, 8i − 7) / fps. The
-    batch is an expanded view of one cached tensor, by which `RopeCache` finds the rotary table.
+    The first latent frame covers one pixel frame, each later one covers 8: latent frame i starts at
+    max(0, 8i − 7) / fps seconds. The batch is an expanded view of one cached tensor, so that `RopeCache` recognises it.
 
     Args:
         f: latent frames.
@@ -152,11 +154,11 @@ def video_positions(
 
 
 def audio_positions(t: int, *, batch: int = 1, device: torch.device | str | None = None) -> Tensor:
-    """Return the positions of audio tokens; bounds are max(0, 4i − 3) mel frames of 10 ms.
+    """Return the positions of audio tokens. Token i starts at mel frame max(0, 4i − 3), of 10 ms each.
 
     Args:
         t: audio latent frames.
-        batch: B; an expanded view, as in `video_positions`.
+        batch: B; the batch is an expanded view, as in `video_positions`.
         device: None for the CPU.
 
     Returns:
@@ -171,6 +173,10 @@ def audio_positions(t: int, *, batch: int = 1, device: torch.device | str | None
 
 
 def _bounds(count: int, stride: int, *, causal: bool) -> Tensor:
+    """Return the intervals [start, end) of `count` latents along one axis, (count, 2) float32.
+
+    Each latent covers `stride` units; with `causal` the first one covers a single unit.
+    """
     edges = torch.arange(count + 1, dtype=torch.float32) * stride
     if causal:
         edges = (edges + 1 - stride).clamp(min=0)
@@ -180,6 +186,7 @@ def _bounds(count: int, stride: int, *, causal: bool) -> Tensor:
 # One shape per bucket is in use at a time, and a table takes 24 B per token.
 @lru_cache(maxsize=64)
 def _video_positions(f: int, h: int, w: int, fps: float, device: str) -> Tensor:
+    """Compute `video_positions` of one sample, (1, 3, f·h·w, 2); cached."""
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training
         time = _bounds(f, VIDEO_STRIDES[0], causal=True) / fps
         height = _bounds(h, VIDEO_STRIDES[1], causal=False)
@@ -196,6 +203,7 @@ def _video_positions(f: int, h: int, w: int, fps: float, device: str) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _audio_positions(t: int, device: str) -> Tensor:
+    """Compute `audio_positions` of one sample, (1, 1, t, 2); cached."""
     with torch.inference_mode(False):
         hop, rate = MEL_FRAME_S
         return (_bounds(t, MEL_FRAMES_PER_LATENT, causal=True) * hop / rate).reshape(1, 1, t, 2).to(device)

@@ -1,9 +1,10 @@
 """RMS norms, each fused with the operation that follows it, and the gated residual, with hand-written backward passes.
 
-Why: these operations do little arithmetic and move much memory. Of the plain operations, autograd keeps intermediate
-results for the backward pass, each (B, T, D) in float32: a copy of the input, the normalised values, the modulation of
-each token. A fused function keeps its input in the input's type and one number per token, and recomputes the rest in
-the backward pass. The docstring of each function says what it keeps, and what the plain form keeps in its place.
+Why: these operations do little arithmetic and move much memory. From the plain PyTorch operations, autograd keeps
+intermediate results for the backward pass, each (B, T, D) in float32: a copy of the input, the normalised values, the
+modulation of each token. A fused function keeps its input in the input's type and one number per token, and recomputes
+the rest in the backward pass. The docstring of each function says what it keeps, and what the plain form keeps in its
+place.
 
 Numerics: those of the plain form; statistics and rotation in float32, the result in the input's type.
 
@@ -32,12 +33,12 @@ from model.rope import RopeTable, rotate
 
 
 class AdaRow(NamedTuple):
-    """One modulation of a block; each token's is the sum of the table row and its timestep row.
+    """One modulation of a block (a scale, a shift or a gate): for each token, its table row plus its timestep row.
 
     Attributes:
         table: (D,).
         row: timestep rows, (B, 1 or T, D), or (1, K, D) with `selection`.
-        selection: (B, T, K), 1 where a token has a timestep and 0 elsewhere.
+        selection: (B, T, K), 1 where a token has a timestep and 0 elsewhere; None where `row` is not (1, K, D).
     """
 
     table: Tensor
@@ -130,48 +131,48 @@ def gated_residual(x_btd: Tensor, y_btd: Tensor, gate: AdaRow) -> Tensor:
 
 
 def _plain_norm(x: Tensor, eps: float) -> Tensor:
-    """Divide x (B, T, D) by its root mean square, in float32, with autograd's backward."""
+    """Divide x (B, T, D) by its root mean square over D, in float32; autograd derives the backward pass."""
     x32 = x.float()
     return x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
 
 
 def _row_of_each_token(row: AdaRow) -> Tensor:
-    """Return table row plus timestep row of each token, (B, T or 1, D) float32."""
+    """Return the modulation of each token, its table row plus its timestep row: (B, T or 1, D) float32."""
     rows = row.table.float() + row.row.float()
     return rows if row.selection is None else row.selection.float() @ rows
 
 
 def _rms_reciprocal(x: Tensor, eps: float) -> Tensor:
-    """Return 1/√(mean square + eps), (…, 1) float32, without a float32 copy of x."""
+    """Return 1/√(mean of x² over the last axis + eps), (…, 1) float32, without a float32 copy of x."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     return torch.rsqrt(norm.square() / x.shape[-1] + eps)
 
 
 def _one_plus(table: Tensor, row: Tensor) -> Tensor:
-    """Return 1 + table row (D,) + timestep row (B, T or 1, D), float32.
+    """Return 1 + table row (D,) + timestep rows (B, T or 1, D), float32.
 
-    Adds the two short terms first: one pass over the long one.
+    Adds 1 to the table row first, because the timestep rows can be large and are then read once.
     """
     return (table.float() + 1) + row.float()
 
 
 def _spread(row: Tensor, selection: Tensor | None, column: Tensor) -> Tensor:
-    """Multiply each token's row by its entry of `column` (B, T, 1) → (B, T, D)."""
+    """Multiply the row of each token by its entry of `column` (B, T, 1) → (B, T, D). See `AdaRow` for `selection`."""
     return column * row if selection is None else (selection * column) @ row
 
 
 def _add_rows(x: Tensor, row: Tensor, selection: Tensor | None) -> Tensor:
-    """Add each token's row to x (B, T, D), in place."""
+    """Add to each token of x (B, T, D) its row, in place; return x."""
     return x.add_(row) if selection is None else x.baddbmm_(selection.to(x.dtype), row.expand(len(x), -1, -1))
 
 
 def _times_rows(x: Tensor, row: Tensor, selection: Tensor | None) -> Tensor:
-    """Multiply x (B, T, D) by each token's row."""
+    """Multiply each token of x (B, T, D) by its row → (B, T, D); x stays unchanged."""
     return x * row if selection is None else (selection.to(row.dtype) @ row).mul_(x)
 
 
 def _dot(p: Tensor, row: Tensor, selection: Tensor | None = None) -> Tensor:
-    """Sum p·(each token's row) over the width → (B, T, 1)."""
+    """Return the dot product of each token of p (B, T, D) and its row → (B, T, 1)."""
     if selection is not None:
         return (p @ row.transpose(-1, -2)).mul_(selection).sum(-1, keepdim=True)
     if p.is_cuda or row.shape[-2] != 1:
@@ -180,7 +181,7 @@ def _dot(p: Tensor, row: Tensor, selection: Tensor | None = None) -> Tensor:
 
 
 def _sum_tokens(p: Tensor, selection: Tensor | None, column: Tensor) -> Tensor:
-    """Sum p·column over the tokens that share a row → (B, K or 1, D)."""
+    """Sum p·column, (B, T, D) · (B, T, 1), over the tokens that share a row → (B, K, D), or (B, 1, D) for one row."""
     if selection is not None:
         return (selection * column).transpose(1, 2) @ p
     if p.is_cuda:
@@ -189,19 +190,22 @@ def _sum_tokens(p: Tensor, selection: Tensor | None, column: Tensor) -> Tensor:
 
 
 def _sum_to_rows(grad: Tensor, table: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum a gradient (B, T, K or 1, D) to the shapes of a table row and of a timestep row."""
+    """Sum a gradient, (B, T, D), (B, K, D) or (B, 1, D), to the gradients of a table row and of a timestep row.
+
+    They have the shape and type of `table`, (D,), and of `row`.
+    """
     if row.shape[1] == 1:
         grad = grad.sum(1, keepdim=True)
     return grad.sum((0, 1)).to(table.dtype), grad.sum_to_size(row.shape).to(row.dtype)
 
 
 def _sum_by_timestep(grad: Tensor, selection: Tensor | None) -> Tensor:
-    """Sum a gradient (B, T, D) over the tokens that share a timestep, where there is a selection → (B, T or K, D)."""
+    """Sum a gradient (B, T, D) over the tokens that share a timestep → (B, K, D); keep it without a selection."""
     return grad if selection is None else selection.to(grad.dtype).transpose(1, 2) @ grad
 
 
 class _RMSNorm(torch.autograd.Function):
-    """`rms_norm` (weight, cos and sin None) and `rotated_rms_norm`."""
+    """Autograd function of `rms_norm` (with weight, cos and sin None) and of `rotated_rms_norm`."""
 
     @staticmethod
     def forward(ctx: Any, x, weight, cos, sin, heads, eps) -> Tensor:
@@ -238,12 +242,13 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _ModulatedRMSNorm(torch.autograd.Function):
-    """`modulated_rms_norm`."""
+    """Autograd function of `modulated_rms_norm`."""
 
     @staticmethod
     def forward(ctx: Any, x, table_scale, row_scale, table_shift, row_shift, selection, eps) -> Tensor:
         rstd = _rms_reciprocal(x, eps)
-        # Save the parts, not their sum: the sum is one row per token, the parts belong to all blocks or are (D,).
+        # Save the two terms, not their sum, which may have one row per token: a table row is (D,), and all blocks
+        # share the timestep rows.
         ctx.save_for_backward(x, rstd, table_scale, row_scale, table_shift, row_shift, selection)
         scale = _spread(_one_plus(table_scale, row_scale), selection, rstd)
         return _add_rows(scale.mul_(x), table_shift.float() + row_shift.float(), selection).to(x.dtype)
@@ -272,19 +277,19 @@ class _ModulatedRMSNorm(torch.autograd.Function):
 
 
 def _through_norm(x: Tensor, rstd: Tensor, direct: Tensor, dot: Tensor) -> Tensor:
-    """Return the gradient of f(x·rstd) with respect to x.
+    """Return the gradient of f(x·rstd) with respect to x. f′ is the gradient with respect to x·rstd.
 
     Args:
         x: (B, T, D) float32.
         rstd: 1/rms of x, (B, T, 1).
-        direct: f′·rstd, the part through x itself; overwritten.
-        dot: f′·x summed over the width, (B, T, 1), for the part through rstd.
+        direct: f′·rstd, (B, T, D), the gradient if rstd were constant; overwritten with the result.
+        dot: f′·x summed over the width, (B, T, 1), for the dependence of rstd on x.
     """
     return direct.addcmul_(x, dot * rstd.pow(3) / -x.shape[-1])
 
 
 class _GatedResidual(torch.autograd.Function):
-    """`gated_residual`."""
+    """Autograd function of `gated_residual`."""
 
     @staticmethod
     def forward(ctx: Any, x, y, table, row, selection) -> Tensor:

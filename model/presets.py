@@ -41,7 +41,11 @@ class ModelConfig:
 
 
 def check_fit(configs: dict[str, Any]) -> None:
-    """Raise ValueError unless the given components (configurations by name) fit each other."""
+    """Raise ValueError unless components fit each other.
+
+    Args:
+        configs: configurations by component name; those that are missing are not checked.
+    """
     transformer, text = configs.get("transformer"), configs.get("text_conditioner")
     video_vae, audio_vae = configs.get("video_vae"), configs.get("audio_vae")
     widths: list[tuple[str, int, str, int]] = []

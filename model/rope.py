@@ -32,7 +32,7 @@ def rope_table(
         positions: (B, n, T, 2) intervals [start, end), or (B, n, T).
         dim: width D.
         heads: H.
-        max_pos: (n,), the position of each axis whose angle is the frequency itself.
+        max_pos: (n,), for each axis the position at which an angle equals its frequency.
         theta: θ.
 
     Returns:
@@ -66,6 +66,9 @@ def rotate(x_bthd: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> T
         cos: (B or 1, T, H, r).
         sin: (B or 1, T, H, r).
         back: rotate by the negative angles, which is the inverse and the backward pass.
+
+    Returns:
+        (B, T, H, 2r) float32.
     """
     sign = -1 if back else 1
     halves = x_bthd.unflatten(-1, (2, -1))
@@ -76,11 +79,11 @@ def rotate(x_bthd: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> T
 
 
 class RopeCache:
-    """Cache of rotary tables, keyed by the memory of the positions that they were made from.
+    """Cache of rotary tables; the key is the memory of the positions, not their values.
 
-    Comparing values would make the host wait for the device. A table is found when the positions are the same memory
-    in the same version; `video_positions` and `audio_positions` return such views. The cache holds the positions, so
-    their memory cannot be reused for another tensor.
+    Comparing values would make the host wait for the device. So a cached table is used when the positions have the same
+    memory and were not changed since; `video_positions` and `audio_positions` return views of cached tensors. The cache
+    keeps a reference to the positions, so that their memory cannot be reused for another tensor.
 
     Args:
         size: number of tables kept; the least recently used one is dropped.
@@ -92,10 +95,10 @@ class RopeCache:
 
     @torch.no_grad()
     def get(self, positions: Tensor, dim: int, heads: int, max_pos: tuple[float, ...], theta: float) -> RopeTable:
-        """Return the table of `rope_table`, with batch 1 where all samples share one memory."""
+        """Return the rotary table of `positions` (see `rope_table`), with batch 1 where all samples share memory."""
         if positions.shape[0] > 1 and positions.stride(0) == 0:
             positions = positions[:1]
-        # These tensors have no memory or no version to compare.
+        # These tensors have no memory or no version to compare, so compute the table at each call.
         if positions.is_inference() or positions.is_meta or torch.compiler.is_compiling():
             return rope_table(positions, dim, heads, max_pos, theta)
         place = (positions.device, positions.data_ptr(), positions.shape, positions.stride(), positions._version)

@@ -65,7 +65,7 @@ class SampleStream:
             raise ValueError(f"denoise mask is {tuple(self.denoise.shape)}; expected {(batch, tokens)}")
 
     def start(self, sigma: float, generator: torch.Generator | None) -> Tensor:
-        """Make the state at the first σ: noise, or the clean tokens with noise added.
+        """Return the state at the first σ: noise times σ, or the clean tokens with noise added.
 
         Args:
             sigma: first σ of the schedule.
@@ -82,14 +82,14 @@ class SampleStream:
         return add_noise(self.clean.float(), noise, self.timesteps(sigma))
 
     def timesteps(self, sigma: float) -> Tensor:
-        """Return σ of each token, (B, T); a view of one value where all tokens are sampled."""
+        """Return σ of each token at a step of the schedule, (B, T); an expanded view where all tokens are sampled."""
         batch, _, tokens, _ = self.positions.shape
         if self.denoise is None:
             return torch.full((batch, 1), sigma, device=self.positions.device).expand(batch, tokens)
         return self.denoise.float() * sigma
 
     def settle(self, x0: Tensor) -> Tensor:
-        """Replace the given tokens in a prediction x₀ (B, T, C)."""
+        """Return the prediction x₀ (B, T, C) with the given tokens put back: `denoise`·x₀ + (1 − `denoise`)·`clean`."""
         if self.denoise is None or self.clean is None:
             return x0
         return torch.lerp(self.clean.float(), x0, self.denoise.float().unsqueeze(-1))
@@ -115,7 +115,7 @@ def sample(
         video: the video to sample; None for audio alone.
         audio: the audio to sample; None for video alone.
         context: contexts of the prompts.
-        negative: contexts of the negative prompts, needed for text guidance; as long as `context`.
+        negative: contexts of the negative prompts, needed for text guidance; in the shapes of `context`.
         schedule: falling σ, the last usually 0 (see `model.flow.inference_schedule`).
         guidance: strengths and perturbed blocks.
         generator: draws the noise of the video, then that of the audio.
@@ -175,9 +175,18 @@ def sample(
 def _modality(
     stream: SampleStream, state: Tensor, sigma: float, text: Tensor, mask: Tensor | None, passes: int
 ) -> Modality:
-    """Build the transformer's input: state and conditions of one stream, repeated for each pass."""
+    """Build the input of the transformer for one stream in one step, at batch P·B.
+
+    Args:
+        stream: the stream.
+        state: (B, T, C), tokens at σ; repeated for each pass.
+        sigma: σ of the step.
+        text: (P·B, S, ·), contexts of all passes.
+        mask: (P·B, S), context mask of all passes, or None.
+        passes: P.
+    """
     batch, tokens, _ = state.shape
-    # Views of one row, where samples agree, keep the short paths of AdaLN and of the rotary cache.
+    # Where samples agree, expand a view of one row: AdaLN and the rotary cache then compute that row only.
     timesteps = stream.timesteps(sigma)
     if stream.denoise is None:
         timesteps = timesteps[:1, :1].expand(passes * batch, tokens)
@@ -199,7 +208,11 @@ def _modality(
 def _contexts_of_passes(
     context: TextContext, negative: TextContext | None, passes: tuple[GuidancePass, ...]
 ) -> TextContext:
-    """Concatenate the contexts of all passes along the batch."""
+    """Concatenate the contexts of all passes along the batch → P·B samples.
+
+    The pass "unconditional" gets the negative context, the others the conditional one. Raises ValueError where the
+    negative context is needed and missing, or of another shape.
+    """
     if "unconditional" not in passes:
         parts = [context] * len(passes)
     elif negative is None:

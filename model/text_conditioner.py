@@ -35,7 +35,7 @@ _EPS = 1e-6
 
 @dataclass(frozen=True)
 class TextConditionerConfig:
-    """Sizes; the defaults are LTX-2 19B (2.0) over Gemma 3 12B.
+    """Sizes of the text conditioner; the defaults are LTX-2 19B (2.0) with Gemma 3 12B.
 
     Names of the connectors' fields are those of the published configuration. 2.3 differs by
     `per_modality_projections=True`, 8 gated layers, and heads of 32×128 (video) and 32×64 (audio).
@@ -53,7 +53,8 @@ class TextConditionerConfig:
         connector_apply_gated_attention: per-head output gates in both connectors.
         connector_num_learnable_registers: number of thinking tokens; the length of a context is a multiple of it.
         connector_positional_embedding_max_pos: of RoPE, in tokens.
-        context_tokens: shortest context; 0 for the shortest multiple of the registers that holds the batch.
+        context_tokens: least number of slots of a context, rounded up to a multiple of the registers; with 0, the
+            longest text of the batch determines the number.
     """
 
     hidden_size: int = 3840
@@ -95,6 +96,8 @@ class TextConditionerConfig:
 
 
 class _ConnectorBlock(nn.Module):
+    """Pre-norm transformer block: self-attention with RoPE, then feed-forward; (B, S', W) → (B, S', W)."""
+
     def __init__(self, heads: int, head_dim: int, gated: bool):
         super().__init__()
         self.attn1 = Attention(heads * head_dim, heads, head_dim, gated=gated)
@@ -106,7 +109,7 @@ class _ConnectorBlock(nn.Module):
 
 
 class Connector(nn.Module):
-    """Turns left-padded features into a context with every slot filled.
+    """Transformer that makes a context, in which every slot is filled, from left-padded features.
 
     Args:
         heads: attention heads; W is this times `head_dim`.
@@ -126,7 +129,7 @@ class Connector(nn.Module):
         self._rope = RopeCache(size=2)
 
     def forward(self, features: Tensor, valid: Tensor, length: int) -> Tensor:
-        """Make a context.
+        """Make the context of one stream.
 
         Args:
             features: (B, S, W), left-padded.
@@ -144,7 +147,7 @@ class Connector(nn.Module):
         return rms_norm(x_bsw, _EPS)
 
     def _fill(self, features: Tensor, valid: Tensor, length: int) -> Tensor:
-        """Move the valid tokens to the front and put registers into the remaining slots → (B, S', W)."""
+        """Return (B, S', W): the valid tokens moved to the front, learned registers in the remaining slots."""
         slots = torch.arange(length, device=features.device)
         source = slots + (features.shape[1] - valid)[:, None]  # (B, S'): index of the token that moves to each slot
         source = source.clamp(max=features.shape[1] - 1)
@@ -155,6 +158,7 @@ class Connector(nn.Module):
 
 @lru_cache(maxsize=16)
 def _text_positions(length: int, device: str) -> Tensor:
+    """Return the positions 0 … length − 1, (1, 1, length) float32; cached, so that `RopeCache` recognises them."""
     with torch.inference_mode(False):
         return torch.arange(length, dtype=torch.float32, device=device)[None, None, :]
 
@@ -162,7 +166,8 @@ def _text_positions(length: int, device: str) -> Tensor:
 class TextConditioner(nn.Module):
     """Feature extractor and both connectors.
 
-    `project` is the half whose result can be stored with a clip; `connect` is the half that the trainer runs.
+    `project` runs the feature extractor, whose result can be stored with a clip. `connect` runs the connectors; the
+    trainer runs it on the stored features.
     """
 
     def __init__(self, config: TextConditionerConfig):
@@ -196,7 +201,7 @@ class TextConditioner(nn.Module):
         )
 
     def forward(self, hidden_states: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Run `project`, then `connect`."""
+        """Run `project` on the states, then `connect` on the features; return the result of `connect`."""
         return self.connect(*self.project(hidden_states, mask), mask)
 
     def project(self, hidden_states: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,6 +266,10 @@ class TextConditioner(nn.Module):
         )
 
     def _check_mask(self, mask: Tensor, tokens: int) -> Tensor:
+        """Return the mask as bool; raises ValueError unless it is (B, tokens) and left-padded.
+
+        The padding is checked on a CPU only.
+        """
         if mask.ndim != 2 or mask.shape[1] != tokens:
             raise ValueError(f"text mask is {tuple(mask.shape)}; expected (batch, {tokens})")
         mask = mask.bool()
@@ -271,12 +280,16 @@ class TextConditioner(nn.Module):
 
 
 def _like(x: Tensor, linear: nn.Module) -> Tensor:
+    """Convert x to the type of the weights of `linear`."""
     assert isinstance(linear, Linear)
     return x.to(linear.weight.dtype)
 
 
 def _range_normalised(state_bsd: Tensor, valid_bs: Tensor) -> Tensor:
-    """Normalise to 8·(x − mean)/(max − min) over a sample's valid tokens and all channels; set pads to zero."""
+    """Return 8·(x − mean)/(max − min) of a state (B, S, D), and 0 for pads.
+
+    Mean, max and min are taken over all channels of a sample's valid tokens. `valid_bs`: (B, S) bool.
+    """
     pad = ~valid_bs.unsqueeze(-1)
     mean = state_bsd.masked_fill(pad, 0).sum((1, 2), keepdim=True) / (
         valid_bs.sum(1)[:, None, None] * state_bsd.shape[-1] + _EPS
@@ -287,5 +300,5 @@ def _range_normalised(state_bsd: Tensor, valid_bs: Tensor) -> Tensor:
 
 
 def _rms_normalised(state_bsd: Tensor, valid_bs: Tensor) -> Tensor:
-    """Divide each token by its root mean square over channels; set pads to zero."""
+    """Return each token of a state (B, S, D) divided by its root mean square over channels, and 0 for pads."""
     return rms_norm(state_bsd, _EPS).masked_fill(~valid_bs.unsqueeze(-1), 0)

@@ -25,7 +25,7 @@ class GemmaTextEncoder(nn.Module):
     Args:
         model: the decoder stack without head (Gemma3TextModel).
         tokenizer: of transformers.
-        max_tokens: longest text; longer ones are truncated.
+        max_tokens: largest number of tokens of a text; longer texts are truncated.
 
     Raises:
         ValueError: `max_tokens` is below 1.
@@ -57,7 +57,7 @@ class GemmaTextEncoder(nn.Module):
 
         Args:
             path_or_id: folder, hub id or `.gguf` file.
-            max_tokens: longest text.
+            max_tokens: largest number of tokens of a text.
             dtype: of the weights.
             device: of the model.
 
@@ -91,14 +91,14 @@ class GemmaTextEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Encode texts.
+        """Return all hidden states of texts.
 
         Args:
-            texts: B texts; of an empty one, BOS remains.
+            texts: B texts; an empty one is encoded as BOS alone.
 
         Returns:
-            `num_states` tensors (B, S, hidden_size), and the mask (B, S), False for the pads on the left, whose states
-            have no meaning.
+            `num_states` tensors (B, S, hidden_size), and the mask (B, S) bool, False for the pads on the left, whose
+            states have no meaning.
 
         Raises:
             ValueError: there is no text.
@@ -125,7 +125,10 @@ class GemmaTextEncoder(nn.Module):
 
 
 def _source(path_or_id: str | Path) -> tuple[str, Any]:
-    """Return what transformers loads from, and its configuration; raises ValueError for other models."""
+    """Return the folder or hub id that transformers loads, and the model's configuration.
+
+    A `.gguf` file is unpacked first. Raises ValueError where there is no such model, or it is not Gemma 3.
+    """
     import transformers
 
     path = Path(path_or_id)
@@ -145,10 +148,10 @@ def _source(path_or_id: str | Path) -> tuple[str, Any]:
 
 
 def _unpacked(gguf: Path) -> Path:
-    """Return the folder with text model and tokenizer of a GGUF file; make it when it is missing or outdated.
+    """Return the folder with the text model and the tokenizer of a GGUF file; make it if it is missing or outdated.
 
-    transformers decodes a GGUF file in Python, which is slow, so this happens once. The lock keeps other processes of
-    this machine from doing it at the same time.
+    transformers decodes a GGUF file in Python, which is slow, so this happens once. A lock file prevents other
+    processes of this machine from doing it at the same time.
     """
     import transformers
 

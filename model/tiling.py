@@ -1,8 +1,8 @@
 """The video VAE over clips that are too long or too large for one pass: exact in time, blended in space.
 
 Time is exact. The clip runs in chunks, and each convolution keeps the two frames that it needs of the previous chunk
-(`model.video_vae.TimeStream`); the centred convolutions of the decoder hold one frame back. So the result is that of
-one pass, and the kept frames do not grow with the length of the clip.
+(`model.video_vae.TimeStream`); the centred convolutions of the decoder delay their output by one frame. So the result
+is that of one pass, and the kept frames do not grow with the length of the clip.
 
 Space is blended. Tiles overlap; the edge of a tile is padded instead of seeing its neighbour, an error that fades with
 the distance from the edge. Across the middle of each overlap the weight moves linearly from one tile to the next. The
@@ -32,7 +32,7 @@ class Tiling:
     Attributes:
         tile: side of a tile in pixels, a multiple of 32.
         overlap: of neighbouring tiles in pixels, a multiple of 32, at most a third of `tile`.
-        chunk: in frames, a multiple of 8.
+        chunk: pixel frames that run at once, a multiple of 8.
     """
 
     tile: int = 512
@@ -57,7 +57,13 @@ class Tiling:
 
 @dataclass(frozen=True)
 class _Span:
-    """Place of a tile on one side, in latents, and its weight at each latent or pixel."""
+    """Place of a tile along height or width, and its blending weight there.
+
+    Attributes:
+        start: first latent.
+        stop: last latent + 1.
+        weight: (n,), weight at each latent or, for decoding, at each pixel of the tile.
+    """
 
     start: int
     stop: int
@@ -65,9 +71,16 @@ class _Span:
 
 
 def _spans(size: int, tile: int, overlap: int, scale: int) -> list[_Span]:
-    """Place tiles of equal length evenly over `size` latents, with weights at `scale` positions per latent.
+    """Place tiles of equal length evenly along one side, and compute their blending weights.
 
-    Neighbours overlap by at least `overlap`; the weight moves over `overlap` in the middle of what they share.
+    Neighbours overlap by at least `overlap` latents. In the middle of their overlap, over a length of `overlap`
+    latents, the weight moves linearly from one to the other.
+
+    Args:
+        size: length of the side in latents.
+        tile: length of a tile in latents.
+        overlap: in latents.
+        scale: number of weights per latent: 1 to encode, 32 (one per pixel) to decode.
     """
     if size <= tile:
         return [_Span(0, size, torch.ones(size * scale))]
@@ -91,7 +104,14 @@ def _spans(size: int, tile: int, overlap: int, scale: int) -> list[_Span]:
 
 
 def _tiles(height: int, width: int, tiling: Tiling, scale: int) -> Iterator[tuple[_Span, _Span, Tensor]]:
-    """Yield rows, columns and weights (h, w) of each tile of a latent."""
+    """Yield rows, columns and blending weights (2-D, rows × columns) of each tile of a latent.
+
+    Args:
+        height: of the latent.
+        width: of the latent.
+        tiling: sizes in pixels.
+        scale: see `_spans`.
+    """
     tile, overlap = tiling.tile // SPACE_STRIDE, tiling.overlap // SPACE_STRIDE
     for rows in _spans(height, tile, overlap, scale):
         for columns in _spans(width, tile, overlap, scale):
@@ -127,7 +147,7 @@ def tiled_decode(vae: VideoVAE, latent: Tensor, tiling: Tiling | None = None) ->
         source = latent[..., rows.start : rows.stop, columns.start : columns.stop]
         stream, done, read, step = TimeStream(), 0, 0, tiling.chunk // TIME_STRIDE
         while done < frames:
-            if read == f:  # the clip has ended: release the frames that the decoder holds back, a chunk at a time
+            if read == f:  # the clip has ended: release the last frame of `step` layers in each pass
                 stream.release(step)
             chunk = source[:, :, read : read + step].to(weight)
             read += chunk.shape[2]
@@ -183,4 +203,5 @@ def tiled_encode(vae: VideoVAE, pixels: Tensor, tiling: Tiling | None = None) ->
 
 
 def _pixels(span: _Span) -> slice:
+    """Convert the place of a tile from latents to pixels."""
     return slice(span.start * SPACE_STRIDE, span.stop * SPACE_STRIDE)

@@ -1,7 +1,7 @@
 """The dual-stream diffusion transformer of LTX-2.
 
-A wide video stream and a narrow audio stream, joined in every block by attention in both directions. Source: LTX-2
-(arXiv 2601.03233 §3).
+It has a wide video stream and a narrow audio stream, joined in every block by attention in both directions. Source:
+LTX-2 (arXiv 2601.03233 §3).
 
 Shapes: B batch, T tokens of a stream, S text tokens, D width of a stream (video 4096, audio 2048 in `ltx2-19b`);
 suffixes b, t, s, d. States x_video and x_audio are (B, T, D).
@@ -9,14 +9,15 @@ suffixes b, t, s, d. States x_video and x_audio are (B, T, D).
 A block: self-attention (RoPE over the stream's positions) → text cross-attention → A↔V attention (RoPE over time only;
 both directions read the states from before this attention) → feed-forward. The rows of the AdaLN tables have the
 published order, which differs between tables: shift, scale, gate for self-attention and feed-forward; scale before
-shift for A↔V attention.
+shift for A↔V attention. That order is that of the published weights; it has no meaning of its own.
 
 What is the same for all blocks (rotary tables, AdaLN rows, projected captions, masks) is computed once per forward and
-held by `_Stream`.
+stored in `_Stream`.
 
 Initialisation: adaLN-Zero (Peebles & Xie 2023, arXiv 2212.09748 §3.2). The shared AdaLN layers, the gate rows of every
 table, the output projection of the text attention in 2.0, which has no gate, and the final projections start at zero.
-So every block starts as the identity and the first prediction is 0. All else is truncated normal (`model.layers`).
+So every block starts as the identity and the first prediction is 0. The other tables and linear weights are truncated
+normal (see `model.layers`).
 
 State-dict keys are those of the published checkpoints without the prefix `model.diffusion_model.`.
 """
@@ -40,7 +41,9 @@ AVTimestep = Literal["own", "other", "gate_other"]
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes and variants; the defaults are LTX-2 19B (2.0). Names are those of the published configuration.
+    """Sizes and variants of the transformer; the defaults are LTX-2 19B (2.0).
+
+    Field names are those of the published configuration.
 
     2.3 differs by `apply_gated_attention=True`, `cross_attention_adaln=True` and `caption_channels=None`.
 
@@ -60,15 +63,16 @@ class TransformerConfig:
             the features have these widths already (2.3).
         apply_gated_attention: per-head output gates in every attention.
         cross_attention_adaln: modulate text cross-attention by timestep (queries, gate) and by σ (keys and values).
-        norm_eps: of every norm.
+        norm_eps: ε of every norm.
         positional_embedding_theta: θ of RoPE.
-        positional_embedding_max_pos: of the video: seconds, pixels, pixels.
-        audio_positional_embedding_max_pos: of the audio: seconds.
-        timestep_scale_multiplier: scales σ for the AdaLN layers.
-        av_ca_timestep_scale_multiplier: scales σ for the A↔V gates.
-        av_timestep: what conditions A↔V attention. "gate_other" (the authors' intention): scale and shift from the
-            timesteps of the stream itself, gate from σ of the other stream. "own": all from the timesteps of the
-            stream itself (diffusers). "other": all from σ of the other stream (ltx-core).
+        positional_embedding_max_pos: `max_pos` of `rope_table` for the video: seconds, pixels, pixels.
+        audio_positional_embedding_max_pos: the same for the audio: seconds.
+        timestep_scale_multiplier: factor on σ before the AdaLN layers embed it.
+        av_ca_timestep_scale_multiplier: the same factor for the gates of A↔V attention.
+        av_timestep: what conditions A↔V attention. "gate_other" (the authors' intention: ltx-core main since 2026-05;
+            a Lightricks engineer confirmed it in LTX-2 issue 60): scale and shift from the timesteps of the stream
+            itself, gate from σ of the other stream. "own": all from the timesteps of the stream itself (diffusers'
+            default). "other": all from σ of the other stream (ltx-core 1.0.0).
     """
 
     num_layers: int = 48
@@ -128,7 +132,7 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class _CrossModal:
-    """What A↔V attention needs of one stream. `selection` and `gate_selection` as in `AdaRow`."""
+    """Conditions of one stream for A↔V attention. `selection` and `gate_selection` are as in `AdaRow`."""
 
     rows: tuple[Tensor, ...]  # timestep rows: scale and shift for audio → video, scale and shift for video → audio
     selection: Tensor | None
@@ -140,7 +144,7 @@ class _CrossModal:
 
 @dataclass(frozen=True)
 class _Stream:
-    """What every block needs of one stream, beside its state. It is computed once per forward."""
+    """Conditions of one stream that are the same for all blocks; computed once per forward."""
 
     rows: tuple[Tensor, ...]  # 6 or 9 timestep rows; with `selection` as in `AdaRow`
     selection: Tensor | None
@@ -154,7 +158,7 @@ class _Stream:
 
 
 class DualStreamBlock(nn.Module):
-    """One block of both streams. The module docstring gives the order of its parts and of its table rows."""
+    """One block of both streams. The module docstring gives the order of its layers and of its table rows."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -200,10 +204,10 @@ class DualStreamBlock(nn.Module):
             x_audio: (B, T, D), state of the audio stream; None where it does not run.
             video: conditions of the video stream.
             audio: conditions of the audio stream.
-            pass_value: see `Attention.forward`; for the self-attentions.
+            pass_value: see `Attention.forward`; applies to self-attention only.
 
         Returns:
-            The next states of the two streams.
+            The next states of the two streams; None for a stream that does not run.
         """
         if x_video is not None and video is not None:
             prompt_table = self.prompt_scale_shift_table if self.modulated_text else None
@@ -246,6 +250,7 @@ class DualStreamBlock(nn.Module):
         prompt_table: Tensor | None,
         pass_value: Tensor | bool,
     ) -> Tensor:
+        """Run self-attention, then text cross-attention, of one stream; return its next state (B, T, D)."""
         row = _rows(table, stream.rows, stream.selection)
         normed_btd = modulated_rms_norm(x_btd, scale=row[1], shift=row[0], eps=self.eps)
         y_btd = self_attention(normed_btd, rope=stream.rope, mask=stream.mask, pass_value=pass_value)
@@ -261,6 +266,7 @@ class DualStreamBlock(nn.Module):
     def _attend_across(
         self, x_video: Tensor, x_audio: Tensor, video: _CrossModal, audio: _CrossModal
     ) -> tuple[Tensor, Tensor]:
+        """Run A↔V attention in both directions; return the next states of video and audio."""
         video_table, audio_table = self.scale_shift_table_a2v_ca_video, self.scale_shift_table_a2v_ca_audio
         video_row = _rows(video_table[:4], video.rows, video.selection)
         audio_row = _rows(audio_table[:4], audio.rows, audio.selection)
@@ -279,13 +285,14 @@ class DualStreamBlock(nn.Module):
         )
 
     def _feed_forward(self, x_btd: Tensor, stream: _Stream, ff: FeedForward, table: Tensor) -> Tensor:
+        """Run the modulated feed-forward layer of one stream; return its next state (B, T, D)."""
         row = _rows(table, stream.rows, stream.selection)
         y_btd = ff(modulated_rms_norm(x_btd, scale=row[4], shift=row[3], eps=self.eps))
         return gated_residual(x_btd, y_btd, row[5])
 
 
 def _table(rows: int, dim: int, gates: Sequence[int] = ()) -> nn.Parameter:
-    """Make a table (rows, dim) whose rows `gates` are zero."""
+    """Return a trainable AdaLN table (rows, dim): zero in the rows `gates`, truncated normal in the others."""
     table = truncated_normal_(torch.empty(rows, dim), dim)
     for gate in gates:
         table[gate].zero_()
@@ -293,7 +300,7 @@ def _table(rows: int, dim: int, gates: Sequence[int] = ()) -> nn.Parameter:
 
 
 def _rows(table: Tensor, rows: tuple[Tensor, ...], selection: Tensor | None = None) -> list[AdaRow]:
-    """Pair each row of a block's table with its timestep row."""
+    """Return one `AdaRow` per row of `table`, (rows, D): table row, timestep row (from `rows`) and `selection`."""
     return [AdaRow(*pair, selection) for pair in zip(table.unbind(0), rows, strict=True)]
 
 
@@ -328,7 +335,7 @@ class DualStreamTransformer(nn.Module):
         self.audio_proj_out = Linear(audio, config.audio_out_channels, zero=True)
 
     def set_activation_checkpointing(self, every: int) -> None:
-        """Recompute blocks in the backward pass, without reentrant autograd.
+        """Choose the blocks that recompute their activations in the backward pass, to save memory (non-reentrant).
 
         Args:
             every: 0 for no block, 1 for every block, n for every n-th block.
@@ -354,9 +361,9 @@ class DualStreamTransformer(nn.Module):
             block.video_to_audio_attn.attend = kernel("audio", "video")
 
     def compile_blocks(self, **options: Any) -> None:
-        """Compile each block's forward in place; one graph serves all, and the keys of the state dict stay.
+        """Compile each block's forward in place. All blocks share one graph; the keys of the state dict do not change.
 
-        Hooks stay outside the graph: those of DeepSpeed gather the block's parameters before it runs.
+        Module hooks stay outside the graph, so DeepSpeed's hooks still gather a block's parameters before it runs.
 
         Args:
             options: of `torch.compile`.
@@ -380,7 +387,8 @@ class DualStreamTransformer(nn.Module):
             audio: tokens and conditions of the audio; None to run the video alone.
             skip_cross_modal: True skips A↔V attention in both directions, so that each stream runs as if alone; a bool
                 tensor (B,) skips it for single samples.
-            stg_blocks: blocks whose self-attentions pass their values through (spatio-temporal guidance).
+            stg_blocks: indices of the blocks whose self-attention returns its values instead of the attended ones
+                (spatio-temporal guidance).
             stg_samples: bool (B,), the samples to which `stg_blocks` applies; None for all.
 
         Returns:
@@ -418,11 +426,11 @@ class DualStreamTransformer(nn.Module):
     def prepare(
         self, modality: Modality, other: Modality | None, keep: Tensor | None, prefix: Literal["", "audio_"]
     ) -> tuple[Tensor, _Stream]:
-        """Compute the first state of one stream and what all blocks need of it.
+        """Compute the first state of one stream, and its conditions for all blocks.
 
         Args:
             modality: tokens and conditions of the stream.
-            other: those of the other stream; None where no A↔V attention runs.
+            other: tokens and conditions of the other stream; None where no A↔V attention runs.
             keep: (B, 1, 1), 0 where a sample skips A↔V attention; None for no such sample.
             prefix: "" for the video, "audio_" for the audio.
 
@@ -484,21 +492,27 @@ class DualStreamTransformer(nn.Module):
         return patchify(modality.latent.to(dtype)), stream
 
     def _table(self, positions: Tensor, width: int, heads: int, max_pos: tuple[int, ...]) -> RopeTable:
+        """Return the rotary table of `positions` (see `RopeCache.get`)."""
         return self._rope.get(positions, width, heads, max_pos, self.config.positional_embedding_theta)
 
     def _output(self, x_btd: Tensor | None, stream: _Stream | None, table: Tensor, proj_out: Linear) -> Tensor | None:
+        """Apply the last modulation and projection to a state (B, T, D).
+
+        Return the velocity (B, T, out_channels), or None for a stream that does not run.
+        """
         if x_btd is None or stream is None:
             return None
         shift, scale = table[0] + stream.embedded, 1 + table[1] + stream.embedded
         if stream.selection is not None:
             shift, scale = stream.selection @ shift, stream.selection @ scale
-        # LayerNorm, not RMS norm, as published: the last norm also centres.
+        # LayerNorm, not RMS norm, as published: the last norm also subtracts the mean.
         normed_btd = nn.functional.layer_norm(x_btd, (x_btd.shape[-1],), eps=self.config.norm_eps)
         return proj_out(torch.addcmul(shift, normed_btd, scale))
 
     def _check(
         self, video: Modality | None, audio: Modality | None, skip: bool | Tensor, stg_blocks: Sequence[int]
     ) -> None:
+        """Raise ValueError where the arguments of `forward` do not fit the configuration or each other."""
         config = self.config
         if video is None and audio is None:
             raise ValueError("give the transformer a video modality, an audio modality, or both")
@@ -522,7 +536,11 @@ class DualStreamTransformer(nn.Module):
 
 
 def _attention_bias(strength: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Convert strengths in [0, 1] (B, T, T) to a bias on the logits (B, 1, T, T), their logarithm; keep a bool mask."""
+    """Convert the `attention_mask` of a `Modality`, (B, T, T), to the mask (B, 1, T, T) of `attend`.
+
+    A bool mask keeps its values. A strength in [0, 1] becomes a bias on the logits, its logarithm; 0 becomes the lowest
+    number of `dtype`.
+    """
     if strength is None:
         return None
     if strength.dtype == torch.bool:

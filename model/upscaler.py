@@ -102,7 +102,7 @@ class PixelShuffle(nn.Module):
 
 
 class FrameConv2d(nn.Conv2d):
-    """2-D convolution of each frame."""
+    """2-D convolution of each frame of a video."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(b, in_channels, f, h, w) → (b, out_channels, f, h, w)."""
@@ -119,7 +119,7 @@ class BlurDown(nn.Module):
         self.register_buffer("kernel", torch.empty(1, 1, len(_BLUR), len(_BLUR)))
 
     def reset(self) -> None:
-        """Compute the kernel."""
+        """Fill the buffer `kernel`. Call it after `to_empty`, which leaves it undefined."""
         row = torch.tensor(_BLUR, dtype=torch.float32, device="cpu")
         self.get_buffer("kernel").copy_(torch.outer(row, row) / sum(_BLUR) ** 2)
 

@@ -1,4 +1,4 @@
-"""What the video VAE and the audio VAE share: PixelNorm, the latent statistics and the normalisation with them.
+"""Base of the video VAE and of the audio VAE: PixelNorm, latent statistics, and normalisation with the statistics.
 
 The transformer and the losses see normalised latents, (z − mean) / std, with the statistics of the training set
 (LTX-2, arXiv 2601.03233 §3); encoders and decoders work on un-normalised latents z.
@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 
 def pixel_norm(x_bc: Tensor, eps: float) -> Tensor:
-    """Divide each position by the root mean square over its channels (Karras et al. 2018, arXiv 1710.10196 §4.2)."""
+    """Divide x (b, c, …) at each position by the root mean square over its channels.
+
+    Source: Karras et al. 2018, arXiv 1710.10196 §4.2. `eps` is added to the mean square.
+    """
     return x_bc * torch.rsqrt(x_bc.square().mean(dim=1, keepdim=True) + eps)
 
 
@@ -68,14 +71,15 @@ class VAE(nn.Module):
     """Base of both VAEs: `encode` and `decode` use normalised latents, `encode_distribution` and `decode_raw` do not.
 
     Attributes:
-        per_channel_statistics: set by the subclass after its encoder and decoder, which fixes the order of the keys.
+        per_channel_statistics: set by the subclass after its encoder and decoder, because the order of assignment is
+            the order of the keys.
         statistics_shape: shape in which the statistics broadcast over a latent; set by the subclass.
     """
 
     per_channel_statistics: LatentStatistics
     statistics_shape: tuple[int, ...]
 
-    # Training
+    # For training: un-normalised latents
 
     def encode_distribution(self, x: Tensor, /) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of the un-normalised latent's posterior."""
@@ -85,23 +89,23 @@ class VAE(nn.Module):
         """Decode an un-normalised latent."""
         raise NotImplementedError
 
-    # Use
+    # For all other uses: normalised latents
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the normalised mean of the posterior. Takes and raises what `encode_distribution` does."""
+        """Return the normalised mean of the posterior; arguments and errors are those of `encode_distribution`."""
         return self.normalize(self.encode_distribution(x)[0])
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Decode a normalised latent. Takes, returns and raises what `decode_raw` does."""
+        """Decode a normalised latent; arguments, result and errors are those of `decode_raw`."""
         return self.decode_raw(self.denormalize(latent))
 
     def normalize(self, z: Tensor) -> Tensor:
-        """Un-normalised latent → normalised latent of the same shape, (z − mean) / std."""
+        """Convert an un-normalised latent to a normalised one of the same shape, (z − mean) / std."""
         mean, std = self._statistics(z)
         return (z - mean) / std
 
     def denormalize(self, latent: Tensor) -> Tensor:
-        """Normalised latent → un-normalised latent of the same shape, latent · std + mean."""
+        """Convert a normalised latent to an un-normalised one of the same shape, latent · std + mean."""
         mean, std = self._statistics(latent)
         return latent * std + mean
 
@@ -110,5 +114,6 @@ class VAE(nn.Module):
         self.per_channel_statistics.set(mean, std)
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation in the type and on the device of `like`, to which they broadcast."""
         statistics, shape = self.per_channel_statistics, self.statistics_shape
         return statistics.mean.to(like).view(shape), statistics.std.to(like).view(shape)

@@ -44,7 +44,7 @@ class VideoVAEConfig:
 
     Attributes:
         latent_channels: channels of the latent.
-        patch_size: pixels of a side that become channels before the first convolution.
+        patch_size: side, in pixels, of the square patches that become channels before the first convolution.
         encoder_layers: residual blocks before, between and after the steps of `downsample`.
         downsample: the encoder's steps in order: axes that are halved, factor by which the width grows.
         decoder_base_channels: width of the decoder, divided by 8.
@@ -87,7 +87,7 @@ class VideoVAEConfig:
 
     @classmethod
     def ltx2_3(cls) -> VideoVAEConfig:
-        """The video VAE of LTX-2.3 22B: narrower at depth, four plain (non-residual) upsampling steps."""
+        """Return the shape of LTX-2.3 22B's video VAE: narrower last layers, four upsampling steps without a skip."""
         return cls(
             encoder_layers=(4, 6, 4, 2, 2),
             downsample=(("space", 2), ("time", 2), ("all", 2), ("all", 1)),
@@ -103,7 +103,7 @@ class VideoVAEConfig:
 
 
 def check_pixel_size(frames: int, height: int, width: int) -> None:
-    """Check a clip's size in pixels.
+    """Check that the VAE can encode a clip of this size in pixels.
 
     Raises:
         ValueError: `frames` is not 1 + 8k, or 32 does not divide `height` or `width`; gives the nearest valid value.
@@ -135,9 +135,9 @@ def pixel_size(f: int, h: int, w: int) -> tuple[int, int, int]:
 class TimeStream:
     """The frames that layers keep between two chunks of one clip. Use a new one for each pass over a clip.
 
-    The encoder never looks ahead, so it returns each chunk completely. Each convolution of the decoder holds one frame
-    back until it sees the next one. After the last chunk, call `release` and run the decoder on an empty chunk until
-    all frames are out.
+    The encoder never looks ahead, so it returns each chunk completely. Each convolution of the decoder needs the next
+    frame, so it outputs a chunk without its last frame. After the last chunk, call `release` and run the decoder on an
+    empty chunk until all frames are out.
     """
 
     def __init__(self) -> None:
@@ -147,14 +147,14 @@ class TimeStream:
         self._releases = 0
 
     def release(self, layers: int) -> None:
-        """Let the next `layers` layers output the frame that they hold back, in the next pass.
+        """Let the next `layers` layers output their last frame in the next pass.
 
         Releasing a few layers per pass keeps the last passes as small as the others.
         """
         self._releases = layers
 
     def releases(self, layer: nn.Module) -> bool:
-        """Return True once for each layer, in the pass that releases it."""
+        """Return whether `layer` outputs its last frame in this pass; True once per layer, as `release` allows."""
         if layer in self._released or not self._releases:
             return False
         self._releases -= 1
@@ -162,16 +162,26 @@ class TimeStream:
         return True
 
     def take(self, layer: nn.Module, what: str = "past") -> Tensor | None:
-        """Remove and return the frames that `layer` kept, or None where it kept none."""
+        """Remove and return the frames of kind `what` that `layer` kept, or None where it kept none."""
         return self._frames.pop((layer, what), None)
 
     def keep(self, layer: nn.Module, frames_bcfhw: Tensor, what: str = "past") -> None:
-        """Keep frames of `layer` for the next chunk."""
-        # Clone: a slice would keep its complete chunk in memory.
+        """Keep frames of `layer` for the next chunk.
+
+        Args:
+            layer: layer that keeps them.
+            frames_bcfhw: (b, c, f, h, w).
+            what: "past" for the input of a convolution, "skip" for the queue of a skip path.
+        """
+        # Clone: a slice would keep the memory of its complete chunk.
         self._frames[(layer, what)] = frames_bcfhw.clone()
 
     def in_step(self, layer: nn.Module, skip_bcfhw: Tensor, frames: int) -> Tensor:
-        """Queue the frames of the skip path; return the next `frames` of them, as many as the residual path output."""
+        """Keep the skip path of `layer` aligned with its residual path, which outputs some frames a chunk later.
+
+        Append `skip_bcfhw` to the queue of the skip path; remove and return the first `frames` frames of the queue, as
+        many as the residual path output.
+        """
         held = self.take(layer, "skip")
         queue = skip_bcfhw if held is None else torch.cat([held, skip_bcfhw], dim=2)
         self.keep(layer, queue[:, :, frames:], "skip")
@@ -204,6 +214,10 @@ class Conv3d(nn.Module):
         return self.conv(torch.cat(padded, dim=2))
 
     def _forward_chunk(self, x_bcfhw: Tensor, stream: TimeStream) -> Tensor:
+        """Convolve one chunk of a clip, (b, in_channels, f, h, w), together with the last two frames before it.
+
+        The result has f frames (causal), or those whose next frame is known (centred).
+        """
         past = stream.take(self)
         if past is None:  # the clip starts here: repeat its first frame, if the chunk has one
             past = x_bcfhw[:, :, :1]
@@ -261,7 +275,7 @@ def space_to_depth(x_bcfhw: Tensor, stride: tuple[int, int, int]) -> Tensor:
 
 
 def depth_to_space(x_bcfhw: Tensor, stride: tuple[int, int, int]) -> Tensor:
-    """Inverse of `space_to_depth`."""
+    """(b, c·s·p·q, f, h, w) → (b, c, f·s, h·p, w·q), the inverse of `space_to_depth`."""
     b, c, f, h, w = x_bcfhw.shape
     s, p, q = stride
     x = x_bcfhw.reshape(b, c // (s * p * q), s, p, q, f, h, w)
@@ -271,7 +285,7 @@ def depth_to_space(x_bcfhw: Tensor, stride: tuple[int, int, int]) -> Tensor:
 class Downsample(nn.Module):
     """Convolution and space-to-depth, plus a skip: space-to-depth and means over groups of channels.
 
-    Where time is halved, the first frame is doubled before it, so that 1 + 2k frames become 1 + k.
+    Where time is halved, the first frame is repeated before it, so that 1 + 2k frames become 1 + k.
     """
 
     def __init__(self, channels: int, out_channels: int, stride: tuple[int, int, int]) -> None:
@@ -281,7 +295,7 @@ class Downsample(nn.Module):
         self.conv = Conv3d(channels, out_channels // math.prod(stride), causal=True, padding_mode="zeros")
 
     def forward(self, x_bcfhw: Tensor, stream: TimeStream | None = None) -> Tensor:
-        """(b, channels, f, h, w) → (b, out_channels, f, h, w) divided by `stride`."""
+        """(b, channels, f, h, w) → (b, out_channels, …) with f (rounded up), h and w divided by `stride`."""
         if self.stride[0] == 2 and (stream is None or stream.is_first(self)):
             x_bcfhw = torch.cat([x_bcfhw[:, :, :1], x_bcfhw], dim=2)
         skip_bcfhw = space_to_depth(x_bcfhw, self.stride)
@@ -305,7 +319,7 @@ class Upsample(nn.Module):
         self.conv = Conv3d(channels, out_channels * math.prod(stride), causal=False, padding_mode=padding_mode)
 
     def forward(self, x_bcfhw: Tensor, stream: TimeStream | None = None) -> Tensor:
-        """(b, channels, f, h, w) → (b, out_channels, f, h, w) multiplied by `stride`."""
+        """(b, channels, f, h, w) → (b, out_channels, …) with f, h and w multiplied by `stride`; a doubled f loses 1."""
         h_bcfhw = self.conv(x_bcfhw, stream)
         if stream is not None and self.residual:
             x_bcfhw = stream.in_step(self, x_bcfhw, h_bcfhw.shape[2])
@@ -319,13 +333,16 @@ class Upsample(nn.Module):
 
 
 def patchify(pixels_bcfhw: Tensor, patch: int) -> Tensor:
-    """(b, 3, F, H, W) → (b, 3·patch², F, H/patch, W/patch): the width offset before the height offset, as published."""
+    """(b, 3, F, H, W) → (b, 3·patch², F, H/patch, W/patch).
+
+    The order of the channels is colour, width offset, height offset, as published.
+    """
     x = pixels_bcfhw.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))  # b c f h p w q
     return x.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
 
 
 def unpatchify(x_bcfhw: Tensor, patch: int) -> Tensor:
-    """Inverse of `patchify`."""
+    """(b, 3·patch², F, h, w) → (b, 3, F, h·patch, w·patch), the inverse of `patchify`."""
     x = x_bcfhw.unflatten(1, (-1, patch, patch))  # b c q p f h w
     return x.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
 
@@ -347,7 +364,7 @@ class Encoder(nn.Module):
         self.conv_out = Conv3d(width, config.latent_channels + 1, causal=True, padding_mode="zeros")
 
     def forward(self, pixels_bcfhw: Tensor, stream: TimeStream | None = None) -> Tensor:
-        """Encode a clip, or with `stream` one chunk of it (see the class)."""
+        """Encode a clip, or with `stream` one chunk of it; shapes are those of the class."""
         x_bcfhw = self.conv_in(patchify(pixels_bcfhw, self.patch_size), stream)
         for block in self.down_blocks:
             x_bcfhw = block(x_bcfhw, stream)
@@ -380,7 +397,7 @@ class Decoder(nn.Module):
         self.conv_out = Conv3d(width, 3 * config.patch_size**2, causal=False, padding_mode=padding)
 
     def forward(self, z_bcfhw: Tensor, stream: TimeStream | None = None) -> Tensor:
-        """Decode a latent, or with `stream` one chunk of it (see the class)."""
+        """Decode a latent, or with `stream` one chunk of it; shapes are those of the class."""
         x_bcfhw = self.conv_in(z_bcfhw, stream)
         for block in self.up_blocks:
             x_bcfhw = block(x_bcfhw, stream)
@@ -417,10 +434,10 @@ class VideoVAE(VAE):
         - The second convolution of each residual block is zero. Every block then starts as the identity and depth does
           not matter (Zhang et al. 2019, arXiv 1901.09321).
         - In the decoder, all pixels that depth-to-space makes of one position start with the same weights (see
-          `repeat_rows_`). With independent weights their average hardly depends on the latent, and hundreds of steps
-          pass before the decoder learns even a colour.
-        - The first convolutions of both halves have unit normal biases. PixelNorm removes the magnitude; with a bias,
-          the brightness remains in the direction.
+          `repeat_rows_`). With independent weights their average hardly depends on the latent, and the decoder needs
+          hundreds of steps to learn even a colour.
+        - The first convolutions of encoder and decoder have unit normal biases. PixelNorm removes the magnitude of a
+          vector of channels, which holds the brightness; with a bias, its direction depends on the brightness too.
         - The encoder's means have a variance of about 1; the shared log-variance is −4 everywhere (σ ≈ 0.14).
         """
         for module in self.modules():
@@ -492,5 +509,6 @@ class VideoVAE(VAE):
 
 
 def _check_dims(name: str, x: Tensor, *, channels: int) -> None:
+    """Raise ValueError unless x is (batch, channels, frames, height, width); `name` is for the message."""
     if x.dim() != 5 or x.shape[1] != channels:
         raise ValueError(f"{name} have shape {tuple(x.shape)}; expected (batch, {channels}, frames, height, width)")

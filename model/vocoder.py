@@ -39,7 +39,7 @@ class VocoderConfig:
         res_kernels: kernel of each residual block that follows an upsampling.
         res_dilations: dilations of each of those blocks.
         activation: "leaky_relu" (HiFi-GAN) or "snakebeta" (BigVGAN).
-        final: what limits the waveform to [−1, 1].
+        final: function that limits the waveform to [−1, 1]; "none" for no limit.
         final_bias: give the last convolution a bias.
         sample_rate: of the output, in Hz.
     """
@@ -85,6 +85,7 @@ class VocoderConfig:
 
 
 def _bigvgan() -> VocoderConfig:
+    """Return the shape of the first generator of LTX-2.3: log-mel → 16 kHz."""
     return VocoderConfig(
         channels=1536,
         upsample_rates=(5, 2, 2, 2, 2, 2),
@@ -97,6 +98,7 @@ def _bigvgan() -> VocoderConfig:
 
 
 def _bandwidth_extension() -> VocoderConfig:
+    """Return the shape of the second generator of LTX-2.3: log-mel of the 16 kHz wave → what is missing at 48 kHz."""
     return VocoderConfig(
         channels=512,
         upsample_kernels=(12, 11, 4, 4, 4),
@@ -114,8 +116,8 @@ class VocoderWithBWEConfig:
     Attributes:
         vocoder: the first generator.
         bwe: the second generator, which extends the bandwidth.
-        fft_length: of the mel between them, in samples of the first generator's output.
-        hop_length: of the same mel, in the same samples.
+        fft_length: FFT length of the mel between the two generators, in samples of the first one's output.
+        hop_length: hop of the same mel, in the same samples.
     """
 
     vocoder: VocoderConfig = field(default_factory=_bigvgan)
@@ -138,7 +140,7 @@ class VocoderWithBWEConfig:
 
     @property
     def ratio(self) -> int:
-        """Output sample rate as a multiple of the first generator's."""
+        """Output sample rate divided by the first generator's sample rate."""
         return self.bwe.sample_rate // self.vocoder.sample_rate
 
 
@@ -164,11 +166,11 @@ class ResBlock1d(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# BigVGAN: activations run at twice the rate, between low-pass filters, so that their harmonics do not alias
+# BigVGAN: upsample ×2, apply the activation, filter and downsample, so that its harmonics do not alias
 
 
 def kaiser_sinc_filter(cutoff: float, half_width: float, taps: int) -> Tensor:
-    """Make a low-pass filter of unit gain with a Kaiser window (Kaiser & Schafer 1980).
+    """Return a low-pass filter of unit gain with a Kaiser window (Kaiser & Schafer 1980).
 
     Args:
         cutoff: in cycles per sample.
@@ -193,12 +195,12 @@ def kaiser_sinc_filter(cutoff: float, half_width: float, taps: int) -> Tensor:
 
 
 def _resampling_filter(ratio: int) -> Tensor:
-    """Return BigVGAN's filter for resampling by `ratio`, inside its activations."""
+    """Return the low-pass filter (1, 1, 6 · ratio) with which BigVGAN's activations resample by `ratio`."""
     return kaiser_sinc_filter(0.5 / ratio, 0.6 / ratio, 6 * ratio)
 
 
 def hann_sinc_filter(ratio: int, *, rolloff: float = 0.99, zeros: int = 6) -> Tensor:
-    """Make a Hann-windowed sinc that resamples by an integer ratio (Smith, Digital Audio Resampling, 2002).
+    """Return a Hann-windowed sinc that resamples by an integer ratio (Smith, Digital Audio Resampling, 2002).
 
     Args:
         ratio: higher rate / lower rate.
@@ -239,12 +241,13 @@ class UpSample1d(nn.Module):
         self.register_buffer("filter", torch.empty(1, 1, taps), persistent=window == "kaiser")
 
     def _filter(self) -> Tensor:
+        """Return the filter (1, 1, taps) of the chosen window."""
         if self.window == "hann":
             return hann_sinc_filter(self.ratio)
         return _resampling_filter(self.ratio)
 
     def reset(self) -> None:
-        """Compute the filter."""
+        """Fill the buffer `filter`. Call it after `to_empty`, which leaves it undefined."""
         self.get_buffer("filter").copy_(self._filter())
 
     def forward(self, x_bcn: Tensor) -> Tensor:
@@ -257,7 +260,7 @@ class UpSample1d(nn.Module):
 
 
 class LowPass1d(nn.Module):
-    """Low-pass filter, then every `ratio`-th sample."""
+    """Low-pass filter that keeps every `ratio`-th sample."""
 
     def __init__(self, ratio: int) -> None:
         super().__init__()
@@ -266,7 +269,7 @@ class LowPass1d(nn.Module):
         self.register_buffer("filter", torch.empty(1, 1, self.taps))
 
     def reset(self) -> None:
-        """Compute the filter."""
+        """Fill the buffer `filter`. Call it after `to_empty`, which leaves it undefined."""
         self.get_buffer("filter").copy_(_resampling_filter(self.ratio))
 
     def forward(self, x_bcn: Tensor) -> Tensor:
@@ -279,7 +282,7 @@ class LowPass1d(nn.Module):
 
 
 class DownSample1d(nn.Module):
-    """`LowPass1d` under the name `lowpass`: the published keys nest it one level deeper than in `UpSample1d`."""
+    """`LowPass1d` as the submodule `lowpass`: the published keys nest it one level deeper than in `UpSample1d`."""
 
     def __init__(self, ratio: int) -> None:
         super().__init__()
@@ -343,7 +346,7 @@ class AMPBlock(ResBlock1d):
 
 
 class Vocoder(nn.Module):
-    """One generator: log-mel (b, 2, t, mel_bins) → waveform (b, 2, t · samples_per_frame) in [−1, 1]."""
+    """One generator: log-mel (b, 2, t, mel_bins) → waveform (b, 2, t · samples_per_frame), limited by `final`."""
 
     def __init__(self, config: VocoderConfig) -> None:
         super().__init__()
@@ -375,8 +378,8 @@ class Vocoder(nn.Module):
 
         The rules are ours: HiFi-GAN's rule (σ = 0.01 under weight normalisation) needs parameters that the published
         layout does not have. Truncated normals keep the variance at any width, the second convolution of each
-        residual pair is zero, the first convolution brings log-mels (about −6 ± 4) to unit scale, and the output is a
-        quiet waveform (about 0.05).
+        residual pair is zero, the first convolution scales log-mels (about −6 ± 4) to a variance of about 1, and the
+        output is a quiet waveform (about 0.05).
         """
         gain_squared = 0.8 if self.config.activation == "snakebeta" else 1.98  # 1 / E[act(x)²] for a unit normal
         for module in self.modules():
@@ -442,7 +445,7 @@ class CausalSTFT(nn.Module):
         self.register_buffer("inverse_basis", torch.empty(rows, 1, fft_length))
 
     def reset(self) -> None:
-        """Compute the forward basis in float64 and round it; set the inverse basis to zero."""
+        """Fill the forward basis, computed in float64 and rounded; set the inverse basis to zero."""
         n = self.fft_length
         time = torch.arange(n, dtype=torch.float64, device="cpu")
         phase = 2 * math.pi / n * torch.outer(torch.arange(n // 2 + 1, dtype=torch.float64, device="cpu"), time)
@@ -471,7 +474,7 @@ class MelSTFT(nn.Module):
         self.register_buffer("mel_basis", torch.empty(bins, fft_length // 2 + 1))
 
     def reset(self) -> None:
-        """Compute the bases and the filterbank."""
+        """Fill the bases of the Fourier transform and the filterbank."""
         self.stft_fn.reset()
         bank = slaney_filterbank(self.sample_rate, self.stft_fn.fft_length, self.bins)
         self.get_buffer("mel_basis").copy_(bank.T)
@@ -503,7 +506,7 @@ class VocoderWithBWE(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Initialise both generators as `Vocoder.init_weights` does; compute the filters and the bases."""
+        """Initialise both generators as `Vocoder.init_weights` does; fill the buffers of filters and bases."""
         self.vocoder.init_weights()
         self.bwe_generator.init_weights()
         self.mel_stft.reset()
@@ -541,5 +544,6 @@ class VocoderWithBWE(nn.Module):
 
 
 def _check_mel(mel_bstm: Tensor, bins: int) -> None:
+    """Raise ValueError unless the mel is (batch, 2, time ≥ 1, bins)."""
     if mel_bstm.dim() != 4 or mel_bstm.shape[1] != 2 or mel_bstm.shape[3] != bins or mel_bstm.shape[2] < 1:
         raise ValueError(f"mel has shape {tuple(mel_bstm.shape)}; expected (batch, 2, time ≥ 1, {bins})")

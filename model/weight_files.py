@@ -1,4 +1,4 @@
-"""Reading and writing of safetensors files, one tensor at a time.
+"""Read and write safetensors files, one tensor at a time.
 
 A safetensors file has 8 bytes of header length (little-endian), a JSON header {key: {dtype, shape, data_offsets}} with
 an optional `__metadata__` of strings, then the bytes of the tensors without gaps. The safetensors library writes a file
@@ -53,7 +53,7 @@ class Header(NamedTuple):
 
 
 def specs_of(tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
-    """Return shape and type of each tensor."""
+    """Return shape and type of each tensor, by key."""
     return {key: Spec(tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}
 
 
@@ -84,7 +84,7 @@ def read_header(path: str | os.PathLike) -> Header:
 
 def read_tensors(path: str | os.PathLike, keys: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
     """Yield (key, CPU tensor) one at a time, in the order of `keys`, or of the file where `keys` is None."""
-    from safetensors import safe_open  # here, because model/ runs with torch alone as long as it reads no file
+    from safetensors import safe_open  # imported here, because model/ needs only torch as long as it reads no file
 
     with safe_open(path, framework="pt", device="cpu") as file:
         for key in file.keys() if keys is None else keys:
@@ -131,14 +131,22 @@ def shards_of(path: str | os.PathLike) -> list[Path]:
 
 
 class FileWriter:
-    """Writes one safetensors file, tensor by tensor in any order, and renames it into place when it is complete.
+    """Writer of one safetensors file: takes tensors in any order, and renames the file into place in `finish`.
 
-    The header precedes the tensors, so a metadata value that is a hash of tensors starts as a placeholder of the same
-    length, which `finish` replaces.
+    Until then the data are in a temporary file of the same folder, which is deleted if the context ends first.
+
+    The header precedes the tensors. So a metadata value that depends on the tensors, such as a hash, starts as a
+    placeholder of the same length, which `finish` replaces.
 
         with FileWriter(path, specs, metadata) as file:
             file.write(key, tensor)
             ...
+            file.finish()
+
+    Args:
+        path: file to write.
+        specs: shape and type of each tensor, by key.
+        metadata: text entries of the header.
     """
 
     def __init__(self, path: str | os.PathLike, specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> None:
@@ -164,7 +172,7 @@ class FileWriter:
         self._file: IO[bytes] = os.fdopen(handle, "wb")
 
     def write(self, key: str, tensor: Tensor) -> None:
-        """Write one tensor of `specs`; each exactly once."""
+        """Write one tensor. Call this exactly once for each key of `specs`, with the shape and type that it names."""
         assert key in self._missing, f"{key} written twice or not announced"
         assert Spec(tuple(tensor.shape), tensor.dtype) == self._specs[key], f"{key} is not what was announced"
         self._missing.remove(key)
@@ -191,6 +199,7 @@ class FileWriter:
         os.replace(self._temporary, self.path)
 
     def _header(self) -> bytes:
+        """Return the JSON header as bytes, padded with spaces to a multiple of 8."""
         entries: dict[str, Any] = {"__metadata__": self._metadata} if self._metadata else {}
         for key, offsets in self._offsets.items():
             spec = self._specs[key]
@@ -214,6 +223,7 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 
 
 def _nbytes(spec: Spec) -> int:
+    """Return the size of a tensor in bytes."""
     count = 1
     for size in spec.shape:
         count *= size
@@ -244,7 +254,7 @@ class Fingerprint:
         self._digests[key] = digest.digest()
 
     def hexdigest(self) -> str:
-        """Return the fingerprint of what was added, in hexadecimal."""
+        """Return the fingerprint of the configuration and of all added tensors, 64 hexadecimal digits."""
         digest = hashlib.sha256(self._config.encode())
         for key in sorted(self._digests):
             digest.update(self._digests[key])

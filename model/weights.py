@@ -1,8 +1,9 @@
-"""Saving and loading of weights in three layouts, tensor by tensor, in safetensors files only.
+"""Save and load weights in three layouts, tensor by tensor, in safetensors files only.
 
 - `kinotone`: a **model folder**, `<dir>/{component}.safetensors`, each with its configuration and a fingerprint (hash
   of configuration and tensors) in the metadata. The text encoder is not in it.
-- `ltx`: the published single file of LTX-2 (2.0 and 2.3), with the upscaler in `<stem>-upscaler.safetensors` beside it.
+- `ltx`: the published single file of LTX-2 (2.0 and 2.3); the upscaler is in `<stem>-upscaler.safetensors` in
+  the same folder.
 - `diffusers`: a folder per component with config.json and diffusion_pytorch_model.safetensors.
 
 Both directions are strict: a key that is missing or unexpected, another shape or another release raises a ValueError
@@ -60,8 +61,9 @@ class Component:
     Attributes:
         name: one of `COMPONENTS`.
         config: its configuration.
-        specs: shape and type of each tensor, by our keys.
-        stream: yields (key, tensor) in any order, each key of `specs` once; it may gather a tensor from partitions.
+        specs: shape and type of each tensor, by the keys of the component's state dict.
+        stream: function that yields (key, tensor) in any order, each key of `specs` once. It may gather a tensor from
+            ZeRO-3 partitions when its turn comes.
     """
 
     name: str
@@ -91,12 +93,16 @@ def save(obj: LTX2 | nn.Module, path: str | Path, layout: Layout = "kinotone") -
 
 
 def _part(name: str, module: nn.Module) -> Component:
+    """Return the module as a component to save."""
     tensors = module.state_dict()
     return Component(name, module.config, specs_of(tensors), lambda: tensors.items())
 
 
 def save_components(components: Iterable[Component], path: str | Path, layout: Layout = "kinotone") -> None:
-    """Write components whose tensors come one by one, as from ZeRO-3 partitions; otherwise as `save`."""
+    """Write components in a layout, reading their tensors one by one from `Component.stream`.
+
+    Path, layout and errors are those of `save`, which calls this for modules.
+    """
     components, path = list(components), Path(path)
     for part in components:
         check_keys(part.name, expected_specs(part.config), part.specs, "what is to be saved")
@@ -129,6 +135,8 @@ def convert(
 
 
 def _with_progress(part: Component, progress: Callable[[str, int, int], None]) -> Component:
+    """Return a component whose `stream` calls `progress` after each tensor (see `convert`)."""
+
     def stream() -> Iterator[tuple[str, Tensor]]:
         for count, item in enumerate(part.stream(), start=1):
             yield item
@@ -138,6 +146,7 @@ def _with_progress(part: Component, progress: Callable[[str, int, int], None]) -
 
 
 def _save_kinotone(components: list[Component], path: Path) -> None:
+    """Write each component to its file in the folder `path`, or a single one to the file `path`."""
     single = path.suffix == ".safetensors"
     if single and len(components) != 1:
         raise ValueError(
@@ -151,6 +160,7 @@ def _save_kinotone(components: list[Component], path: Path) -> None:
 
 
 def _save_ltx(components: list[Component], path: Path) -> None:
+    """Write the upscaler to a separate file (to `path` where it is alone), and all other components to `path`."""
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: the ltx layout is one file; give a name that ends in .safetensors")
     main = [part for part in components if part.name != "upscaler"]
@@ -165,6 +175,7 @@ def _save_ltx(components: list[Component], path: Path) -> None:
 
 
 def _write_ltx_file(components: list[Component], path: Path, config: dict[str, Any], metadata: dict[str, str]) -> None:
+    """Write components to one published file, with `config` (as JSON) and `metadata` in its metadata."""
     names = {part.name: ltx_names(part.name, part.specs) for part in components}
     specs = {names[part.name][key]: spec for part in components for key, spec in part.specs.items()}
     fingerprints = {part.name: Fingerprint.PLACEHOLDER for part in components}
@@ -176,6 +187,7 @@ def _write_ltx_file(components: list[Component], path: Path, config: dict[str, A
 
 
 def _save_diffusers(components: list[Component], path: Path) -> None:
+    """Write each component to its folder in `path`: config.json and one weight file."""
     sections = {part.name: diffusers_config.to_diffusers(part.name, part.config) for part in components}
     for part in components:
         folder = path / DIFFUSERS_FOLDERS[part.name]
@@ -189,7 +201,16 @@ def _save_diffusers(components: list[Component], path: Path) -> None:
 
 
 def _write(file: FileWriter, part: Component, names: dict[str, str]) -> str:
-    """Write a component's tensors under other names; return its fingerprint."""
+    """Write all tensors of a component to an open file.
+
+    Args:
+        file: to write to.
+        part: the component.
+        names: {key of the component: key in the file}.
+
+    Returns:
+        The fingerprint of the component.
+    """
     fingerprint = Fingerprint(config_json(part.config))
     for key, tensor in part.stream():
         fingerprint.add(key, tensor)
@@ -229,15 +250,19 @@ def load(
 def load_component(
     path: Paths, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> nn.Module:
-    """Load one component; otherwise as `load`."""
+    """Load the component `name`; the other arguments and the errors are those of `load`."""
     return getattr(load(path, device=device, dtype=dtype, components=[name]), name)
 
 
 def load_into(obj: LTX2 | nn.Module, paths: Paths) -> None:
-    """Load weights into a model, or into a component, in place; its device and types stay.
+    """Copy weights into a model or a component, whose device and types do not change.
+
+    Args:
+        obj: model or component to fill.
+        paths: one path or several, in any layout.
 
     Raises:
-        ValueError: as `load`; or the stored configuration differs from the model's, with the name of the entry.
+        ValueError: as `load`; or the stored configuration differs from the model's; the message names the entry.
     """
     modules = obj.components if isinstance(obj, LTX2) else {component_of(obj): obj}
     for part in open_components(paths, components=modules):
@@ -275,7 +300,7 @@ def configs(paths: Paths) -> dict[str, Any]:
 
 
 def fingerprint(paths: Paths, component: str | None = None) -> str:
-    """Return the SHA-256 of configuration and tensors of a component, or of all at `paths`; equal in every layout."""
+    """Return a SHA-256 of configuration and tensors, of one component or of all at `paths`; equal in every layout."""
     components = open_components(paths, components=None if component is None else [component])
     if len(components) == 1:
         return components[0].fingerprint()
@@ -283,7 +308,10 @@ def fingerprint(paths: Paths, component: str | None = None) -> str:
 
 
 def projection_fingerprint(paths: Paths) -> str:
-    """Return the SHA-256 of the feature projection, the half of the text conditioner that makes stored features."""
+    """Return the SHA-256 of the tensors of the feature projection of the text conditioner.
+
+    Of the tensors of this model, stored text features depend on these only.
+    """
     digest = Fingerprint({})
     for key, tensor in stream(paths, "text_conditioner"):
         if key.startswith("text_embedding_projection."):
@@ -294,7 +322,14 @@ def projection_fingerprint(paths: Paths) -> str:
 def _materialize(
     config: Any, tensors: Iterable[tuple[str, Tensor]], device: torch.device, dtype: torch.dtype | None
 ) -> nn.Module:
-    """Build a component from its tensors; allocate none before it is read."""
+    """Build a component with the given tensors, allocating each one only when it is read.
+
+    Args:
+        config: of the component.
+        tensors: (key, tensor) for each key of the state dict.
+        device: of the tensors.
+        dtype: as in `load`.
+    """
     module = build_component(config, "meta")
     parameters = dict(module.named_parameters())
     if isinstance(config, VocoderWithBWEConfig):
@@ -303,7 +338,7 @@ def _materialize(
         wanted = tensor.dtype
         if tensor.is_floating_point():
             wanted = (dtype or tensor.dtype) if key in parameters else torch.float32
-        # Copy, so that no part of the file stays mapped.
+        # Copy, so that the file does not stay mapped into memory.
         value = torch.empty(tensor.shape, dtype=wanted, device=device).copy_(tensor)
         owner_name, _, name = key.rpartition(".")
         owner = module.get_submodule(owner_name)
@@ -316,7 +351,10 @@ def _materialize(
 
 
 def _fill_computed_buffers(module: nn.Module, device: torch.device) -> None:
-    """Compute the buffers that no file holds by the `reset` of their module."""
+    """Allocate the buffers that no file contains, and fill them by the `reset` of their module.
+
+    These are the buffers that are still on the meta device; does nothing where `device` is the meta device.
+    """
     for owner in module.modules():
         missing = [name for name, buffer in owner.named_buffers(recurse=False) if buffer.is_meta]
         if missing and device.type != "meta":
