@@ -1,6 +1,6 @@
 """Write and read a segment of a set: one WebDataset tar, one manifest file, one ledger entry, written in this order.
 
-For each kept clip the tar contains `{clip_id}.json`, `{clip_id}.mp4` (or `.mkv`) or `{clip_id}.safetensors` or both, and
+For each kept clip the tar contains `{clip_id}.json`; `{clip_id}.mp4` (or `.mkv`), `{clip_id}.safetensors` or both; and
 after captioning `{clip_id}.caption.json`. Members are sorted by name and have fixed headers, so equal clips give
 equal bytes. The manifest has one row per clip considered, with the byte ranges of its members in the tar, so a reader
 fetches one clip without reading the other clips.
