@@ -280,13 +280,14 @@ def _judged(source: Source, policy: PolicySettings) -> tuple[bool, str, list[str
 
 
 def _curve(name: str, sources: Sequence[Source], policy: PolicySettings) -> Curve:
+    """Return the curve of the threshold `name`: judge all sources at each of its values, and find the best values."""
     score, now = THRESHOLDS[name], float(getattr(policy, name))
     measured = [scores[score] for source in sources for scores, _ in source.clips if score in scores]
     values = _values(np.array(measured), now, share=PolicySettings.model_fields[name].metadata)
     outcomes = [outcome(sources, policy.model_copy(update={name: float(value)})) for value in values]
     verdicts = np.array([one.verdicts_right for one in outcomes])
     classes = np.array([one.class_right for one in outcomes])
-    right = verdicts * (len(sources) + 1) + classes  # verdicts first, then classes
+    right = verdicts * (len(sources) + 1) + classes  # order by right verdicts, then by right classes
     here = int(np.argmin(np.abs(values - now)))
     low, high = _plateau(right, here)
     middle = float(f"{(values[low] + values[high]) / 2:.3g}")

@@ -176,7 +176,7 @@ def to_text(embedding: np.ndarray) -> str:
 
 
 def from_text(text: str) -> np.ndarray:
-    """Return the embedding, (D,) float32, of such a text; the inverse of `to_text`."""
+    """Return an embedding, (D,) float32, from the text that `to_text` made of it."""
     return np.frombuffer(base64.b64decode(text), "<f2").astype(np.float32)
 
 
@@ -213,7 +213,7 @@ class _Cells:
     """The embeddings of a set's clips, grouped by k-means, to find those near a given one without comparing all pairs.
 
     Only embeddings of one group ("cell") are compared (SemDeDup, Abbas et al. 2023). There are about √N cells for N
-    embeddings. Methods take the clip's place in `embeddings`, where a clip without an embedding is None.
+    embeddings. Methods take the clip's place in `embeddings`, which has None for a clip without an embedding.
     """
 
     def __init__(self, embeddings: Sequence[np.ndarray | None]) -> None:
@@ -243,5 +243,5 @@ class _Cells:
 
 
 def _number(bits: np.ndarray) -> int:
-    """Return (N,) bool as the bits of an integer, the first one highest."""
+    """Return the integer whose bits, from the highest on, are the values of (N,) bool."""
     return int.from_bytes(np.packbits(bits).tobytes(), "big")

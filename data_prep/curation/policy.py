@@ -156,7 +156,7 @@ def _is_steady_noise(scores: Scores, policy: PolicySettings) -> bool:
 
 
 def _is_other_noise(scores: Scores, policy: PolicySettings) -> bool:
-    """Return whether the tagger recognises noise and nothing else: static, or wind on the microphone. It may vary."""
+    """Return whether the tagger recognises noise and nothing else: static, or wind on the microphone."""
     informative = max(scores["tag_event"], scores["tag_music"], scores["tag_speech"], scores["voice_ratio"])
     return scores["tag_noise"] >= policy.noise_tag_min and informative < 0.5 * policy.event_min
 

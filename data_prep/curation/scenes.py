@@ -151,7 +151,7 @@ def _candidates(packets: PacketIndex, thumbnails: Thumbnails) -> list[int]:
 
 
 def _looked_at(packets: PacketIndex) -> Iterator[int]:
-    """Yield the indices of the key frames; of those less than about `DENSE_S` after the one before, skip some."""
+    """Yield the indices of the key frames that are compared: those at least about `DENSE_S` after the previous one."""
     last_s = -np.inf
     for index in np.flatnonzero(packets.key):
         if packets.times[index] >= last_s + DENSE_S - packets.step / 2:

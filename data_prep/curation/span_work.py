@@ -11,7 +11,7 @@ from data_prep.clip import Segment
 
 
 class SpanWork(Protocol):
-    """The interface of an object that can do the two steps. Neither step raises for damaged media."""
+    """The interface that `curate_segment` needs: the two steps, which never raise for damaged media."""
 
     def spans(self, segment: Segment) -> list[Segment]:
         """Return the spans of a segment, in order. One that cannot be divided is returned alone, with a failed clip."""

@@ -22,7 +22,7 @@ SEGMENTS_PER_FILE = 10_000
 
 
 class CompactedTable:
-    """The large files of one folder of a set, as one table. Files are numbered; a later one has a higher number.
+    """A table of a set that is stored in a few large files in one folder. A later file has a higher number.
 
     Args:
         root: the set.
