@@ -1,7 +1,7 @@
 """Find hard cuts, exact to the frame, with as little decoding as possible; divide long scenes at pauses in speech.
 
-The sizes and kinds of packets show where the picture may have changed, since encoders react to changes. A cut may be at
-(or, for key frames, shortly before):
+The sizes and kinds of packets show where the picture may have changed, since encoders react to changes. Candidates for
+a cut are these frames (at a key frame, the cut may also be anywhere after the key frame before it):
 
 - a *spike*: a frame with a third of a key frame's bytes or more, and far more than the frames around it;
 - a key frame after a rare interval: the encoder detected a change;
@@ -28,7 +28,7 @@ from data_prep.media.thumbnails import Thumbnail, Thumbnails
 CUT_MIN = 0.10  # least mean absolute difference of two frames at a cut, of the full range
 CUT_OVER_MOTION = 3.0  # least difference at a cut, in units of the median difference of frames around it
 CUT_OVER_SHAKE = 2.0  # least difference at a cut, in units of the largest difference within `SHAKE` frames
-SHAKE = 4  # frames on each side
+SHAKE = 4  # frames on each side of a possible cut
 LEAP_OVER_SHAKE = 1.25  # as CUT_OVER_SHAKE, for the neighbours of a large difference where some frames are skipped
 COLOURS_MIN = 0.15  # least share of pixels with other colours between two shots
 SPIKE = 2.0  # a spike has more than this times the bytes of its largest neighbour
