@@ -1,7 +1,7 @@
-"""The data of every dataflow: a source segment with its clips, and both as rows of an Arrow table.
+"""The data that every dataflow processes: segments with their clips, and their conversion to Arrow tables.
 
-A *segment* is one source, or up to N minutes of a long one. It is the row of every dataflow from listing to commit,
-and it never fans out: its clips are a list inside the row. A *clip* ends in exactly one verdict.
+A *segment* is one source, or up to N minutes of a long one. It stays one row of a dataflow from listing to commit: its
+clips are a list inside the row, and never rows of their own. A *clip* ends with exactly one verdict.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ Verdict = Literal["kept", "dropped", "failed"]
 
 @dataclass(frozen=True)
 class Tag:
-    """A sound event: AudioSet display name, interval in seconds from the clip's start, score in [0, 1]."""
+    """A sound event: its AudioSet display name, start and end in seconds from the clip's start, and score in [0, 1]."""
 
     label: str
     start_s: float
@@ -26,20 +26,22 @@ class Tag:
 
 @dataclass
 class Clip:
-    """A stretch of one source with its verdict.
+    """One time interval of a source, with its verdict and everything that is known of it.
 
     Attributes:
-        clip_id: hash of the source's content key, start and end; the same in every run.
+        clip_id: hash of the source's content key and the clip's start and end; the same in every run.
         start_s, end_s: seconds on the source's time line.
-        verdict: "kept", "dropped" (reason says which gate) or "failed" (reason is the stage, error says what).
+        verdict: "kept", "dropped" or "failed".
+        reason: why a clip was dropped, for example "silence"; for a failed clip, the stage that failed; "" if kept.
+        error: the message of a failed clip, one line; "" for the others.
         sound_class: "speech", "environment", "music", "mixed", or the uninformative "noise", "silence", "no_audio".
-        scores: every raw score that was measured, by name, so that a threshold can change without a new measurement.
-        tags: sound events with times.
-        media: the clip's file (the source's packets with exact in and out points); empty unless the clip is kept.
-        media_suffix: "mp4", or "mkv" where mp4 cannot hold the codec.
-        caption: what `captioning` writes: {"text": …, "evidence": …}; empty before.
-        sample: the encoded tensors as a safetensors file; empty before `encode`.
-        info: what the index and the report need to know of the file: width, height, fps, frames, sample_rate, bucket …
+        scores: every score that was measured, by name. A new threshold needs no new measurement.
+        tags: the sound events that the tagger found.
+        media: bytes of the clip's file (packets copied from the source); empty unless the clip is kept.
+        media_suffix: "mp4", or "mkv" where mp4 does not support the codec.
+        caption: what `captioning` adds: {"text": …, "evidence": …}; empty until then.
+        sample: bytes of a safetensors file with the encoded tensors; empty until `encode`.
+        info: facts about the file that the index and the report need: width, height, fps, frames, bucket, …
     """
 
     clip_id: str
@@ -59,32 +61,32 @@ class Clip:
 
     @property
     def kept(self) -> bool:
-        """Whether the verdict is "kept"."""
+        """Return whether the verdict is "kept"."""
         return self.verdict == "kept"
 
     def dropped(self, reason: str) -> "Clip":
-        """Return the clip with the verdict `dropped(reason)`, without media and sample."""
+        """Return a copy with the verdict "dropped" and this reason, and without media and sample."""
         return replace(self, verdict="dropped", reason=reason, media=b"", sample=b"")
 
     def failed(self, stage: str, error: BaseException | str) -> "Clip":
-        """Return the clip with the verdict `failed(stage, error)`, without media and sample."""
+        """Return a copy with the verdict "failed", this stage and the error's message, and without media and sample."""
         return replace(self, verdict="failed", reason=stage, error=describe(error), media=b"", sample=b"")
 
 
 @dataclass
 class Segment:
-    """One row of every dataflow.
+    """One source, or one part of a long source, with its clips: the row of every dataflow.
 
     Attributes:
-        segment_id: hash of the URI, size, times and part; names the shard, the manifest part and the ledger entry.
-        uri: where the source is.
-        start_s, end_s: the stretch of the source that the segment covers, seconds; `end_s` is inf for "to the end".
-        size: of the source, bytes; 0 while it is unknown.
+        segment_id: hash of the URI, size, times and part; the name of its shard, manifest file and ledger entry.
+        uri: address of the source: a path, a URI of an object store, or a member of a tar (`tar_members`).
+        start_s, end_s: the interval of the source that the segment covers, seconds; `end_s` is inf for "to the end".
+        size: size of the source, bytes; 0 while it is unknown.
         content_key: hash of the source's bytes (of a large source: of head, tail and size); "" until it is read.
-        part, parts: the segment is part `part` (from 0) of that stretch, divided into `parts` equal lengths. Its times
-            are known once the source is opened.
+        part, parts: the segment is part number `part` (from 0) of `parts` equal parts of that interval. The times of
+            the part are computed when the source is opened, because its length is not known before.
         caption: the source's caption in the list that named it; "" for none.
-        clips: empty until the segment is curated; at least one afterwards, whatever happened.
+        clips: empty until the segment is curated; then at least one, because also a failure is recorded as a clip.
     """
 
     segment_id: str
@@ -99,24 +101,24 @@ class Segment:
     clips: list[Clip] = field(default_factory=list)
 
     def failed(self, stage: str, error: BaseException | str) -> "Segment":
-        """Return the segment with one `failed` clip that covers it: an unreadable source has a verdict too."""
+        """Return a copy whose only clip covers the segment and has the verdict "failed" with this stage and error."""
         clip = Clip(stable_id(self.segment_id, "failed"), self.start_s, self.end_s)
         return replace(self, clips=[clip.failed(stage, error)])
 
 
 def stable_id(*parts: object) -> str:
-    """Hash the parts to an id of 20 hexadecimal digits; the same parts give the same id in every run."""
+    """Return an id of 20 hexadecimal digits: a hash of the parts as text, the same in every run."""
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:20]
 
 
 def describe(error: BaseException | str) -> str:
-    """Format an error as one line of at most 300 characters."""
+    """Return an error as text: its type and message on one line, at most 300 characters."""
     text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:300]
 
 
 TAG = pa.struct([(f.name, pa.string() if f.type is str else pa.float64()) for f in fields(Tag)])
-# A clip's span, verdict and scores, as both the rows of a dataflow and the manifest hold them.
+# Columns for a clip's times, verdict and scores: the same in `SEGMENT_SCHEMA` and in the manifest.
 VERDICT_COLUMNS = [
     *((name, pa.float64()) for name in ("start_s", "end_s")),
     *((name, pa.string()) for name in ("verdict", "reason", "error", "sound_class")),
@@ -147,7 +149,7 @@ SEGMENT_SCHEMA = pa.schema(
 
 
 def to_table(segments: list[Segment]) -> pa.Table:
-    """Convert segments to an Arrow table of `SEGMENT_SCHEMA`, which every stage of a dataflow takes and returns."""
+    """Return segments as an Arrow table of `SEGMENT_SCHEMA`, one row each, which every stage takes and returns."""
     rows = []
     for segment in segments:
         row = asdict(segment)
@@ -160,7 +162,7 @@ def to_table(segments: list[Segment]) -> pa.Table:
 
 
 def from_table(table: pa.Table) -> list[Segment]:
-    """Convert an Arrow table back to segments; the inverse of `to_table`."""
+    """Return the segments of an Arrow table of `SEGMENT_SCHEMA`; the inverse of `to_table`."""
     segments = []
     for row in table.to_pylist():
         clips = [

@@ -1,7 +1,7 @@
-"""The base of every settings model, and the settings of this package: synthetic corpus, curation and batches.
+"""The base class of all settings models, and the settings of this package: synthetic corpus, curation and batches.
 
-A settings file imports neither torch nor Ray nor scipy, so that the command's help stays fast. `Bucket` is in
-`loading/buckets.py`, with its geometry.
+This module imports neither torch nor Ray nor scipy, which take seconds, so that the command's help appears at once.
+The settings class `Bucket` is in `loading/buckets.py`, together with the computation of its shapes.
 """
 
 import os.path
@@ -16,24 +16,25 @@ def _absolute_if_it_exists(name: str) -> str:
 
 
 LocalPath = Annotated[str, AfterValidator(_absolute_if_it_exists)]
-"""A setting that may name a local file or folder. It becomes absolute, because a worker has another working directory.
+"""A setting that may be the path of a local file or folder.
 
-A name that is no local path (`package:NAME`, a hub id, a URI) stays as it is.
+An existing path is made absolute, because workers have another working directory. Any other text (`package:NAME`,
+a hub id, a URI) is not changed.
 """
 
 
 class Settings(BaseModel):
-    """Strict, immutable settings: an unknown key is an error, and a field has a default or is required."""
+    """Base class of settings: immutable; an unknown key, or a missing one without a default, is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def replace(self, **changes: Any) -> Self:
-        """Return a validated copy with other values of some fields; `model_copy` does not validate."""
+        """Return a copy with the given fields changed. Unlike pydantic's `model_copy`, it validates the new values."""
         return type(self).model_validate({**dict(self), **changes})
 
 
 class Difference(NamedTuple):
-    """One setting that differs: its dotted key and both values, "unset" where one side lacks it."""
+    """One setting that differs between two mappings: its dotted key and both values ("unset" for none)."""
 
     key: str
     before: Any
@@ -44,12 +45,12 @@ class Difference(NamedTuple):
 
 
 def differences(before: Any, after: Any, key: str = "") -> list[Difference]:
-    """List the settings that differ between two nested mappings, in the order of `before`.
+    """Return the settings that differ between two nested mappings, in the order of `before`, then of `after`.
 
     Args:
-        before: mapping of settings, as read from a `settings.yaml`.
-        after: the same, in the types that YAML gives back.
-        key: dotted key of both within the settings.
+        before: nested mapping of settings, as read from a `settings.yaml`.
+        after: nested mapping with the same types of values, so that equal settings compare equal.
+        key: dotted key of these two mappings within all settings; "" at the top.
     """
     if not (isinstance(before, Mapping) and isinstance(after, Mapping)):
         return [] if before == after else [Difference(key, before, after)]
@@ -196,7 +197,7 @@ class CurateSettings(Settings):
     )
 
 
-BLOCK = 64  # neighbouring samples that stay together in a shuffle window
+BLOCK = 64  # samples, neighbours in the index, that stay together when a window is shuffled
 
 
 class BatchSettings(Settings):

@@ -1,1 +1,1 @@
-"""From a source segment to its clips, each with a verdict."""
+"""Curation: divide a source segment into clips and give each clip a verdict (kept, dropped or failed)."""

@@ -1,9 +1,9 @@
-"""Measure the policy against labels: precision, recall, classes, and a curve for each threshold.
+"""Compare the verdicts of a policy with labels: precision, recall, classes, and a curve for each threshold.
 
-Labels are of sources: a file's verdict and class. A source counts as kept when any of its clips is kept, and its class
-is the one that most of its kept seconds have. Each curve moves one threshold, holds the others, and judges the stored
-scores again. A clip that stopped at a gate lacks the scores of later gates, so make the set to calibrate on with
-`--curate.measure-all`.
+A label gives the right verdict and class of one source file. A source counts as kept when any of its clips is kept; its
+class is the one with the most kept seconds. For each curve, one threshold takes many values, the others do not change,
+and the stored scores are judged again. A clip that was dropped at a gate has no scores of the later gates, so make the
+set to calibrate on with `--curate.measure-all`.
 """
 
 import csv
@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 from data_prep.curation.policy import THRESHOLDS, judge
 from data_prep.settings import PolicySettings
 
-POINTS = 41  # of a curve
+POINTS = 41  # evenly spaced thresholds that a curve tries, and as many quantiles of the score
 CLASSES = ("speech", "environment", "music", "mixed", "noise", "silence", "no_audio")
 
 
 @dataclass(frozen=True)
 class Label:
-    """The label of a source: its file name, whether to keep it, and its class."""
+    """What a person says of a source file: its name, whether to keep it, and its sound class."""
 
     file: str
     keep: bool
@@ -35,7 +35,12 @@ class Label:
 
 @dataclass(frozen=True)
 class Source:
-    """A labelled source, with the stored scores and the seconds of each of its clips."""
+    """A labelled source.
+
+    Attributes:
+        label: what is right for it.
+        clips: (stored scores by name, length in seconds) of each of its clips.
+    """
 
     label: Label
     clips: list[tuple[dict[str, float], float]]
@@ -43,7 +48,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Numbers of sources by label and verdict. Shares are in [0, 1], and 1 where there is nothing to count."""
+    """Numbers of sources by verdict and by whether the label agrees.
+
+    Attributes:
+        kept_right, kept_wrong: kept sources whose label says keep, or drop.
+        dropped_right, dropped_wrong: dropped sources whose label says drop, or keep.
+        class_right: sources whose class is the labelled one.
+    """
 
     kept_right: int
     kept_wrong: int
@@ -53,32 +64,32 @@ class Outcome:
 
     @property
     def precision(self) -> float:
-        """The share of the kept sources that are labelled to be kept."""
+        """Return the share of the kept sources whose label says keep, in [0, 1]; 1 if none is kept."""
         return _share(self.kept_right, self.kept_right + self.kept_wrong)
 
     @property
     def recall(self) -> float:
-        """The share of the sources labelled to be kept that are kept."""
+        """Return the share of the sources labelled keep that are kept, in [0, 1]; 1 if no label says keep."""
         return _share(self.kept_right, self.kept_right + self.dropped_wrong)
 
     @property
     def verdicts_right(self) -> int:
-        """The number of sources that are kept or dropped as labelled."""
+        """Return the number of sources that are kept or dropped as labelled."""
         return self.kept_right + self.dropped_right
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The outcome as a function of one threshold.
+    """The outcome as a function of one threshold, with the other thresholds unchanged.
 
     Attributes:
-        name: of the threshold.
-        score: that is compared with it.
-        values: thresholds, (V,), ascending.
-        precision, recall: of the policy at each value, (V,).
-        class_right: share of all sources whose class is right, (V,).
-        now: the present threshold.
-        low, high: the range of best values: the one around `now` if `now` is among them, else the longest.
+        name: name of the threshold.
+        score: name of the score that is compared with the threshold.
+        values: the tried values of the threshold, (V,), ascending.
+        precision, recall: precision and recall at each value, (V,).
+        class_right: share of all sources whose class is right, at each value, (V,).
+        now: the threshold's present value.
+        low, high: a range of values that are all best: the range that includes `now` if there is one, else the longest.
         best: `now` if it is in that range, else the middle of the range.
         gain: how many more sources are judged correctly at `best` than at `now`.
         unmeasured: number of sources with a clip that stopped before the score was measured.
@@ -100,16 +111,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The result of `calibrate`.
+    """What `calibrate` finds out about a policy.
 
     Attributes:
-        outcome: of the present policy.
-        proposed: the policy with the thresholds that improve the outcome.
-        proposed_outcome: of the proposed policy.
+        outcome: outcome of the present policy.
+        proposed: the policy with those thresholds changed that improve the outcome.
+        proposed_outcome: outcome of the proposed policy.
         confusion: (labelled class, found class) → number of sources.
         curves: one per threshold.
         wrong: a row about each source that is judged wrongly.
-        missing: labels without a clip in the set.
+        missing: file names with a label but without a clip in the set.
     """
 
     outcome: Outcome
@@ -122,7 +133,10 @@ class Calibration:
 
 
 def read_labels(path: str | Path) -> dict[str, Label]:
-    """Read labels by file name, from a `.tsv` with columns file, class and verdict or the Parquet of `kinotone synth`.
+    """Read labels from a table, and return them by file name.
+
+    Args:
+        path: a `.tsv` with the columns file, class and verdict, or the `labels.parquet` of `kinotone synth`.
 
     Raises:
         ValueError: the file, a column or a value is missing; the message names it.
@@ -155,11 +169,13 @@ def read_labels(path: str | Path) -> dict[str, Label]:
 
 
 def labelled(rows: Iterable[dict[str, Any]], labels: dict[str, Label]) -> list[Source]:
-    """Find the labelled sources of a manifest, ordered by name.
+    """Return the sources of a manifest that have a label, with the scores of their clips, ordered by file name.
+
+    Clips that failed or were too short are left out, because no policy changes their verdict.
 
     Args:
-        rows: of the manifest, with `uri`, `scores`, `start_s`, `end_s`, `verdict`, `reason`.
-        labels: by file name.
+        rows: rows of the manifest, with `uri`, `scores`, `start_s`, `end_s`, `verdict`, `reason`.
+        labels: labels by file name.
 
     Raises:
         ValueError: two sources have the same name, or no source has a label.
@@ -179,7 +195,13 @@ def labelled(rows: Iterable[dict[str, Any]], labels: dict[str, Label]) -> list[S
 
 
 def calibrate(sources: Sequence[Source], policy: PolicySettings, labels: dict[str, Label]) -> Calibration:
-    """Compute a policy's outcome on labelled sources, the curve of each threshold, and a better policy."""
+    """Compute the outcome of a policy on labelled sources, the curve of each threshold, and a better policy.
+
+    Args:
+        sources: the labelled sources, from `labelled`.
+        policy: the present thresholds.
+        labels: all labels by file name, to report those without a source.
+    """
     confusion: Counter[tuple[str, str]] = Counter()
     wrong = []
     for source in sources:
@@ -205,7 +227,7 @@ def calibrate(sources: Sequence[Source], policy: PolicySettings, labels: dict[st
 
 
 def outcome(sources: Sequence[Source], policy: PolicySettings) -> Outcome:
-    """Count sources by label and verdict under a policy."""
+    """Judge every source by a policy, and count how many verdicts and classes agree with the labels."""
     counts: Counter[str] = Counter()
     for source in sources:
         kept, found, _ = _judged(source, policy)
@@ -215,7 +237,7 @@ def outcome(sources: Sequence[Source], policy: PolicySettings) -> Outcome:
 
 
 def proposal(found: Calibration) -> str:
-    """Format the proposed thresholds as YAML for a recipe, with the range of equally good values of each."""
+    """Return the proposed thresholds as YAML for a recipe, each with its old value or the range that is as good."""
     lines = ["curate:", "  policy:"]
     for curve in found.curves:
         value = getattr(found.proposed, curve.name)
@@ -225,9 +247,9 @@ def proposal(found: Calibration) -> str:
 
 
 def _improved(sources: Sequence[Source], policy: PolicySettings, curves: list[Curve]) -> PolicySettings:
-    """Move one threshold after the other, the most helpful first, until none helps.
+    """Return a better policy: change one threshold at a time, the one with the largest gain, until none has a gain.
 
-    Two thresholds that help alone may harm together, so all curves are computed again after each step.
+    Two changes that help alone may harm together, so all curves are computed again after each change.
     """
     for _ in THRESHOLDS:
         best = max(curves, key=lambda curve: curve.gain)
@@ -239,7 +261,12 @@ def _improved(sources: Sequence[Source], policy: PolicySettings, curves: list[Cu
 
 
 def _judged(source: Source, policy: PolicySettings) -> tuple[bool, str, list[str]]:
-    """Judge a source: whether it is kept, its class by seconds, and the reasons of its dropped clips."""
+    """Judge every clip of a source.
+
+    Returns:
+        Whether any clip is kept; the class with the most seconds (of kept clips, or of all clips if none is kept); the
+        reasons of the dropped clips, sorted.
+    """
     found = [(judge(scores, policy), seconds) for scores, seconds in source.clips]
     kept = [one for one in found if one[0].verdict == "kept"]
     seconds = defaultdict[str, float](float)
@@ -253,13 +280,14 @@ def _judged(source: Source, policy: PolicySettings) -> tuple[bool, str, list[str
 
 
 def _curve(name: str, sources: Sequence[Source], policy: PolicySettings) -> Curve:
+    """Return the curve of the threshold `name`: judge all sources at each of its values, and find the best values."""
     score, now = THRESHOLDS[name], float(getattr(policy, name))
     measured = [scores[score] for source in sources for scores, _ in source.clips if score in scores]
     values = _values(np.array(measured), now, share=PolicySettings.model_fields[name].metadata)
     outcomes = [outcome(sources, policy.model_copy(update={name: float(value)})) for value in values]
     verdicts = np.array([one.verdicts_right for one in outcomes])
     classes = np.array([one.class_right for one in outcomes])
-    right = verdicts * (len(sources) + 1) + classes  # verdicts first, then classes
+    right = verdicts * (len(sources) + 1) + classes  # order by right verdicts, then by right classes
     here = int(np.argmin(np.abs(values - now)))
     low, high = _plateau(right, here)
     middle = float(f"{(values[low] + values[high]) / 2:.3g}")
@@ -280,7 +308,13 @@ def _curve(name: str, sources: Sequence[Source], policy: PolicySettings) -> Curv
 
 
 def _values(measured: np.ndarray, now: float, share: list[Any]) -> np.ndarray:
-    """Choose thresholds to try, ascending: over the range of the measured values, including the present one."""
+    """Return values of a threshold to try, ascending: spread over the measured values, and the present one.
+
+    Args:
+        measured: the score that is compared with the threshold, of every clip that has it, (N,).
+        now: the present threshold.
+        share: pydantic's limits of the setting; where its maximum is 1, the values cover [0, 1].
+    """
     bounded = any(getattr(limit, "le", None) == 1 for limit in share)
     low = min([now, *measured]) if len(measured) else now - 1
     high = max([now, *measured]) if len(measured) else now + 1
@@ -292,7 +326,12 @@ def _values(measured: np.ndarray, now: float, share: list[Any]) -> np.ndarray:
 
 
 def _plateau(right: np.ndarray, now: int) -> tuple[int, int]:
-    """Return the first and last index of the run of best values that includes `now`, else of the longest run."""
+    """Return the first and last index of a run of neighbouring best values.
+
+    Args:
+        right: how good each value is, (V,).
+        now: index of the present value. The run that includes it is returned; if none does, the longest.
+    """
     best = np.flatnonzero(right == right.max())
     stretches = np.split(best, np.flatnonzero(np.diff(best) > 1) + 1)
     chosen = next((one for one in stretches if now in one), max(stretches, key=len))

@@ -1,18 +1,18 @@
-"""One source segment → its clips, each with one verdict.
+"""Curate segments: divide each into clips and give each clip one verdict.
 
-A segment takes this way through the file:
+The steps for one segment:
 
 1. `Curator.spans` divides it into spans that are short enough to be decoded at once; most segments are one span.
-2. `Curator.curate_span` opens the source once, reads the packets of the picture and decodes the sound.
-3. The sound of the whole span is judged first. When it is uninformative, the span is dropped as one clip, and no
-   picture is decoded.
+2. `Curator.curate_span` opens the source once, reads the video packets (without decoding) and decodes the sound.
+3. The sound of the complete span is judged first. When it is uninformative, the span is dropped as one clip, and no
+   frame is decoded.
 4. Otherwise the span is divided into clips, at scene cuts and where the sound begins or ends; long scenes are divided
    at pauses in speech.
-5. `_curate_clip` takes each clip through the gates (`data_prep.curation.gates`), up to the first that drops it. A
-   kept clip is cut from the source's packets, and the scores of kept clips are measured.
+5. `_curate_clip` measures each clip gate by gate (`data_prep.curation.gates`), up to the first gate that drops it. A
+   kept clip is cut from the source's packets, and gets further scores (`data_prep.curation.kept_clip_scores`).
 
-The cheap steps come first. What a second of media costs on one core: container and packets 0.3 ms, decoding the sound
-1.6 ms, the gates 2.1 ms, the picture for scene cuts 3 ms, and copying packets 0.8 ms.
+The cheap steps come first. Time on one core per second of media: container and packets 0.3 ms, decoding the sound
+1.6 ms, the gates 2.1 ms, decoding for scene cuts 3 ms, copying packets 0.8 ms.
 """
 
 from collections.abc import Sequence
@@ -36,14 +36,14 @@ from data_prep.media.cut import cut
 from data_prep.scores.audio_tags import load_tagger
 from data_prep.settings import CurateSettings
 
-LATE_S = 0.1  # sound that begins or ends this much later or earlier than the picture is still complete
+LATE_S = 0.1  # sound may begin so much later than the picture, or end so much earlier, and count as complete
 
 
 class Curator:
-    """Judges segments. Holds the settings and, in its process, the networks.
+    """A stage of a dataflow that curates segments; it keeps the settings and the loaded networks.
 
     Args:
-        settings: how sources are cut and judged.
+        settings: how sources are divided into clips, measured and judged.
 
     Raises:
         ValueError: a setting contradicts another, or weights that a setting names do not exist.
@@ -57,20 +57,20 @@ class Curator:
         self._score_kept_clip = KeptClipScorer(settings.appraisal)
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
-        """Return the segments with their clips and verdicts; kept clips have their media. Bad media never raises."""
+        """Return the segments with their clips, which have verdicts and, if kept, media. Damaged media never raises."""
         return [curate_segment(self, segment) for segment in segments]
 
     def spans(self, segment: Segment) -> list[Segment]:
-        """Divide a segment into the spans that are curated one after the other."""
+        """Return the spans of a segment: segments of at most about `segment_s` seconds, in order."""
         return spans(segment, self.settings.segment_s)
 
     def curate_span(self, span: Segment) -> Segment:
-        """Return a span with its clips. A span that cannot be read is one `failed` clip, which names the stage."""
+        """Return a span with its clips and verdicts; an unreadable span gets one `failed` clip that names the stage."""
         stage = "read"
         try:
             span = with_content_key(span)
             with open_media(span.uri) as source:
-                # A span is `segment_s` long unless its timestamps are wrong; this bounds work and memory then.
+                # A span is longer than `segment_s` only if its timestamps are wrong. Then this limits work and memory.
                 end_s = min(span.end_s, span.start_s + MAX_READ * self.settings.segment_s)
                 packets = read_packet_index(source, span.start_s, end_s)
                 if packets is None:
@@ -92,22 +92,29 @@ class Curator:
             return span.failed(stage, error)
 
     def _judge_span(self, span: Segment, whole: ClipSound) -> Judgement:
-        """Judge the sound of a whole span, as far as it takes to know whether a clip of it can be kept.
+        """Judge the sound of a complete span, to find out cheaply whether any clip of it can be kept.
 
-        Shares of the span are taken for shares of one clip into which all events might fall, so that a minute of
-        speech in an hour of hiss is not lost.
+        The scores are computed as if all sound events of the span were in one clip (`as_one_clip`), so that a span
+        with a minute of speech in an hour of hiss is not dropped.
+
+        Args:
+            span: the span.
+            whole: the sound of the span; gets the scores and tags.
+
+        Returns:
+            A judgement that drops the span if no clip of it can be kept. Else the clips have to be judged one by one.
         """
         settings, policy = self.settings, self.settings.policy
         cheap = [gate for gate in self._gates if not gate.network]
         length = max(whole.end_s - whole.start_s, settings.clip_max_s) / settings.clip_max_s
         if whole.end_s - whole.start_s > settings.clip_max_s:
-            # When the first stretch as long as a clip is informative, so is the span.
+            # If the first `clip_max_s` seconds are informative, so is the span.
             first = whole.span.of(_clip(span, whole.start_s, whole.start_s + settings.clip_max_s))
             judgement = pass_gates(first, cheap, policy, measure_all=settings.measure_all)
             if not judgement.dropped and first.scores["stationarity"] < policy.stationary_min:
                 return Judgement("kept", "", "")
         judgement = pass_gates(whole, cheap, policy, measure_all=settings.measure_all, length=length)
-        # The networks hear a whole span only when it is steady; any other is judged clip by clip.
+        # The networks process a complete span only if its sound is steady; otherwise they process its clips.
         steady = whole.scores.get("stationarity", 0.0) >= policy.stationary_min
         if (steady and not judgement.dropped) or settings.measure_all:
             judgement = pass_gates(whole, self._gates, policy, measure_all=settings.measure_all, length=length)
@@ -122,7 +129,16 @@ class Curator:
         sound: SpanSound,
         picture: SpanPicture,
     ) -> Clip:
-        """Judge one clip of a span; cut it from the source and measure it when it is kept."""
+        """Return a clip with its scores and verdict; a kept clip also with its media, info and further scores.
+
+        Args:
+            span: the span that the clip belongs to.
+            clip: a clip that has only its id and times.
+            source: the open source, from which a kept clip is cut.
+            packets: the video packets of the span.
+            sound: the sound of the span.
+            picture: the frames of the span.
+        """
         settings = self.settings
         if clip.end_s - clip.start_s < settings.clip_min_s - packets.step / 2:
             return clip.dropped("too_short")
@@ -146,14 +162,14 @@ class Curator:
 def clip_edges(
     packets: PacketIndex, sound: SpanSound, cuts: Sequence[float], clip_max_s: float
 ) -> list[tuple[float, float]]:
-    """Divide a span at scene cuts and where its sound begins and ends, and each scene into clips.
+    """Divide a span at scene cuts and where its sound begins and ends; divide each scene further into clips.
 
-    A cut stays where the picture changes, also in the middle of a sentence: a clip across it would show two scenes.
-    Only the divisions of a long scene are moved, into pauses in speech.
+    A cut is never moved, even in the middle of a sentence: a clip across it would show two scenes. Only the divisions
+    inside a long scene are moved to pauses in speech.
 
     Args:
-        packets: of the picture.
-        sound: of the span, which has an audio stream.
+        packets: the video packets of the span.
+        sound: the sound of the span, which has an audio stream.
         cuts: times of the first frames of new shots, seconds.
         clip_max_s: the longest clip, seconds.
 
@@ -174,18 +190,18 @@ def clip_edges(
 
 
 def _clip(span: Segment, start_s: float, end_s: float) -> Clip:
-    # Microseconds are finer than any frame, and the same in every run.
+    # Rounding to microseconds, far shorter than a frame, gives the same id in every run.
     edges = round(start_s, 6), round(end_s, 6)
     return Clip(stable_id(span.content_key, *edges), *edges)
 
 
 def _scored(clip: Clip, heard: ClipSound, judgement: Judgement) -> Clip:
-    """Return the clip with what the gates have measured."""
+    """Return the clip with the scores and tags that the gates measured, and with the class of the judgement."""
     return replace(clip, scores=_rounded(heard.scores), tags=heard.tags, sound_class=judgement.sound_class)
 
 
 def _record(span: Segment, clip: Clip, sound: SpanSound) -> dict[str, int | float | str]:
-    """Describe a kept clip's sound and length."""
+    """Return facts for the `info` of a kept clip: sample rate, channels, length in seconds, errors, source caption."""
     return {
         "sample_rate": sound.sound.native_rate,
         "channels": sound.sound.native_channels,
@@ -196,5 +212,5 @@ def _record(span: Segment, clip: Clip, sound: SpanSound) -> dict[str, int | floa
 
 
 def _rounded(scores: dict[str, float]) -> dict[str, float]:
-    """Round to six significant digits: what a float32 carries, and the same on every machine."""
+    """Return the scores rounded to six significant digits (the precision of float32), so that machines agree."""
     return {name: float(f"{value:.6g}") for name, value in scores.items()}

@@ -1,8 +1,8 @@
-"""The gates that a clip's sound passes, cheapest first. A clip is measured until the first gate that drops it.
+"""The gates: measurements of a clip's sound, cheapest first. The first gate that drops a clip ends its measurement.
 
-A gate is one measurement and the rules that its scores decide; the rules and their thresholds are in
-`data_prep.curation.policy`. What a second of sound costs on one core: levels 0.1 ms, spectra 0.8 ms, event tags and
-voice activity 0.6 ms each.
+A gate is one measurement, together with the rules that can be applied after it; the rules and their thresholds are in
+`data_prep.curation.policy`. Time on one core per second of sound: levels 0.1 ms, spectra 0.8 ms, event tags and voice
+activity 0.6 ms each.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from data_prep.settings import PolicySettings
 
 
 class Measurement(NamedTuple):
-    """What one gate measures: scores by name, and sound events where it finds any."""
+    """The result of one gate: scores by name, and the sound events that it found."""
 
     scores: Scores
     tags: Sequence[Tag] = ()
@@ -28,13 +28,13 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class Gate:
-    """One measurement of a clip's sound, and the rules that it decides.
+    """One measurement of a clip's sound, and the rules that can be applied after it.
 
     Attributes:
-        name: of the measurement.
-        measure: the measurement.
-        rules: those that may drop a clip once this gate and the gates before it have measured it.
-        network: whether the measurement runs a network.
+        name: name of the gate.
+        measure: the function that measures a clip's sound.
+        rules: the rules whose scores are complete after this gate and the gates before it.
+        network: whether `measure` runs a neural network.
     """
 
     name: str
@@ -43,12 +43,17 @@ class Gate:
     network: bool = False
 
     def drops(self, scores: Scores, policy: PolicySettings) -> bool:
-        """Whether a rule of this gate drops a clip with these scores."""
+        """Return whether a rule of this gate drops a clip with these scores."""
         return any(rule.applies(scores, policy) for rule in self.rules)
 
 
 def sound_gates(policy: PolicySettings, tagger: Tagger) -> tuple[Gate, ...]:
-    """List the gates in the order in which a clip passes them."""
+    """Return the gates in the order in which they measure a clip: stream, levels, spectra, tags, voice.
+
+    Args:
+        policy: gives the level below which a frame is silent.
+        tagger: the network of the gate "tags".
+    """
 
     def stream(clip: ClipSound) -> Measurement:
         return Measurement({"has_audio": float(clip.has_audio)})
@@ -77,16 +82,16 @@ def sound_gates(policy: PolicySettings, tagger: Tagger) -> tuple[Gate, ...]:
 def pass_gates(
     clip: ClipSound, gates: Sequence[Gate], policy: PolicySettings, *, measure_all: bool = False, length: float = 1.0
 ) -> Judgement:
-    """Measure a clip's sound gate by gate, up to the first gate that drops it, and judge it.
+    """Measure a clip's sound gate by gate, up to the first gate that drops it, and return its judgement.
 
-    A gate that has measured the clip before does not measure it again.
+    The results are stored in `clip`. A gate that has already measured the clip does not measure it again.
 
     Args:
-        clip: the sound that is measured; gets the scores and tags.
+        clip: the sound to measure; its `scores`, `tags` and `passed` are extended.
         gates: the gates to pass, in order.
         policy: the thresholds.
         measure_all: measure at every gate, also after one has dropped the clip.
-        length: of the sound, in longest clips. A longer sound is judged as if all its events fell into one clip.
+        length: length of the sound over `clip_max_s`. Above 1, it is judged as if all its events were in one clip.
     """
     measure_all = measure_all and clip.has_audio
     for gate in gates:

@@ -1,7 +1,7 @@
-"""Scores of kept clips that no rule reads: loudness, fingerprints, and those that a setting turns on.
+"""Further measurements of kept clips, which no rule reads: loudness, fingerprints, and scores that settings turn on.
 
 Loudness and fingerprints cost about 0.6 ms per second of clip and are always measured. The others run a network or
-decode the picture, which costs more than the rest of curation together, so they are off by default.
+decode frames, which takes longer than all other steps of curation together, so they are off by default.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ from data_prep.settings import KeptClipScoreSettings
 
 
 class KeptClipScorer:
-    """Measures kept clips. Holds the networks that the settings name.
+    """A callable that measures kept clips; it keeps the networks that the settings name.
 
     Args:
         settings: which scores to measure.
@@ -47,11 +47,11 @@ class KeptClipScorer:
         """Measure a kept clip; add the scores to `clip.scores` and the fingerprints to `clip.info`.
 
         Args:
-            clip: with its media.
-            pictures: hashes of its key pictures.
-            sound: (2, N) samples at 32 kHz.
-            mono: (M,) samples at 16 kHz.
-            voiced: the probability of speech per 32 ms.
+            clip: a kept clip with its media.
+            pictures: hashes of its key frames, from `picture_hashes`.
+            sound: its (2, N) samples at 32 kHz.
+            mono: its (M,) samples at 16 kHz.
+            voiced: probability of speech in each 32 ms, (⌈M / 512⌉,).
         """
         in_s, out_s = span(clip)
         scores = {"loudness_lufs": loudness(sound, RATE)}

@@ -1,15 +1,16 @@
-"""Find near duplicates: clips that look and sound the same, in any codec and size.
+"""Find near duplicates: clips of a set that look and sound the same, even in another codec and size.
 
-Each kept clip has two kinds of fingerprint, measured while it is curated: of its first key pictures (the signs of the
-low frequencies of a 32 × 32 cosine transform, "pHash") and of its sound (Haitsma and Kalker 2002: whether the
-difference of neighbouring bands grows). Both must agree: a talking head or a still camera gives the same picture for
-minutes, while the sound of each clip differs. Where a CLIP model is given (`appraisal.picture_quality`), its embedding
-also finds pictures that a crop, a border or a caption has changed so much that the hashes differ.
+Curation gives each kept clip two kinds of 64-bit fingerprint. A picture hash ("pHash", of up to three key frames) tells
+which low frequencies of a 32 × 32 cosine transform are above their median. A sound hash (Haitsma and Kalker 2002) tells
+where the difference of neighbouring frequency bands grows in time. Both must agree: the picture of a talking head or a
+still camera is the same for minutes, while the sound of each clip differs. Where a CLIP model is given
+(`appraisal.picture_quality`), its embedding also finds pictures that a crop, a border or a caption has changed so much
+that the hashes differ.
 
-The duplicates of a set are known only once the set is complete, and by then each clip has its final verdict. So the
-set keeps its verdicts and gets a table beside them, `duplicates.parquet`, which is a function of the manifest, as
-`index.parquet` is. Each stage that reads the set (caption, encode, rejudge) drops the duplicates in its own output,
-with the reason `near_duplicate`. So every set has one verdict per clip, and no verdict is ever rewritten.
+The duplicates of a set are known only when the set is complete, and by then the verdicts are committed. So the verdicts
+are not changed; the duplicates are written to a table of their own, `duplicates.parquet`, computed from the manifest.
+Each stage that reads the set (caption, encode, rejudge) drops the duplicates in its own output, with the reason
+`near_duplicate`. So every set has one verdict per clip, and no verdict is ever rewritten.
 """
 
 import base64
@@ -34,24 +35,24 @@ SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
         ("duplicate_of", pa.string()),
-        ("picture_bits", pa.int64()),  # in which the hashes differ
-        ("picture_cosine", pa.float64()),  # of the embeddings; null where one has none
-        ("sound_bits", pa.int64()),
+        ("picture_bits", pa.int64()),  # number of bits in which the picture hashes differ
+        ("picture_cosine", pa.float64()),  # cosine of the embeddings; null where a clip has none
+        ("sound_bits", pa.int64()),  # number of bits in which the sound hashes differ
     ]
 )
-PICTURES = 3  # key pictures of a clip that are hashed
-BITS = 64
-FLAT = 4.0  # standard deviation of the brightness, of 255
-# Bits that may differ. Unrelated hashes differ in 32 ± 4; a re-encoding moves 4 of a picture's, 10 of a sound's.
+PICTURES = 3  # number of key frames of a clip that are hashed
+BITS = 64  # of a hash
+FLAT = 4.0  # a picture whose brightness (0 to 255) has a smaller standard deviation has no content
+# Most bits that may differ. Unrelated hashes differ in 32 ± 4 bits, re-encoded pictures in 4, re-encoded sounds in 10.
 PICTURE_BITS, SOUND_BITS = 6, 16
-COSINE = 0.95  # of two embeddings; at least this for the same picture
+COSINE = 0.95  # least cosine of the embeddings of two pictures that count as the same
 LENGTHS_S = 0.25  # the lengths of duplicates differ by at most this, seconds
 _BLOCKS = 7  # two hashes that differ in at most 6 bits agree in one of 7 blocks
 _SOUND_BANDS = np.geomspace(200.0, 4000.0, 10)  # edges of 9 bands, Hz
 
 
 def picture_hash(means: np.ndarray) -> int | None:
-    """Hash (32, 32) brightness from 0 to 255 to 64 bits; return None for a picture without content."""
+    """Return the 64-bit hash of a picture, given as (32, 32) brightness from 0 to 255; None if it has no content."""
     if means.std() < FLAT:  # black pictures of different clips have the same hash
         return None
     low = np.asarray(dctn(means, norm="ortho"))[:8, :8].ravel()
@@ -59,18 +60,18 @@ def picture_hash(means: np.ndarray) -> int | None:
 
 
 def picture_hashes(thumbnails: Thumbnails, times_s: Sequence[float], within_s: float) -> list[int]:
-    """Hash the first `PICTURES` key pictures; no other picture is decoded.
+    """Hash the first `PICTURES` key frames of a clip. If some of them have no content, hash the next ones instead.
 
     Args:
-        thumbnails: of the video stream.
-        times_s: of the key pictures, seconds, ordered.
-        within_s: how far a picture's time may be from the given one.
+        thumbnails: decodes key frames of the video stream.
+        times_s: times of the clip's key frames, seconds, ordered.
+        within_s: how far a frame's time may be from the given one, seconds.
 
     Returns:
-        At most `PICTURES` hashes; empty where no key picture has content.
+        At most `PICTURES` hashes; empty where no key frame has content.
     """
     found: list[int] = []
-    for start in (0, PICTURES):  # the second round replaces pictures without content
+    for start in (0, PICTURES):  # the second round replaces frames without content
         if len(found) < PICTURES:
             seen = thumbnails.keys(times_s[start : start + PICTURES], within_s)
             found += [value for one in seen.values() if (value := picture_hash(one.means)) is not None]
@@ -78,7 +79,7 @@ def picture_hashes(thumbnails: Thumbnails, times_s: Sequence[float], within_s: f
 
 
 def sound_hash(mono: np.ndarray, sample_rate: int) -> int:
-    """Hash (N,) samples to 64 bits: how the energies of 9 bands change over 9 equal stretches of time."""
+    """Return the 64-bit hash of (N,) samples: how the energies of 9 bands change over 9 equal intervals of time."""
     bands = np.empty((9, 9))
     for row, part in enumerate(np.array_split(mono.astype(np.float32), 9)):
         size = next_fast_len(max(len(part), 64), real=True)
@@ -93,15 +94,15 @@ def sound_hash(mono: np.ndarray, sample_rate: int) -> int:
 def find(rows: Iterable[dict]) -> list[dict]:
     """Find the duplicates among kept clips.
 
-    Of clips that are the same, the one with the most pixels stays, then the first by id. A clip is compared only with
-    clips that stay, so that a chain of small differences does not join clips that differ much.
+    Of clips that are the same, the one with the most pixels stays; if equal, the first by id. Clips are compared only
+    with clips that stay: else a chain of small differences would join clips that differ much.
 
     Args:
-        rows: `clip_id`, `seconds`, `pixels`, `pictures` (hashes) and `sound` (a hash) of each clip; of some also
+        rows: for each clip `clip_id`, `seconds`, `pixels`, `pictures` (hashes) and `sound` (a hash); for some also
             `embedding`, (D,) of length 1.
 
     Returns:
-        Rows of `SCHEMA`, ordered by clip id.
+        A row of `SCHEMA` for each duplicate, ordered by clip id.
     """
     clips = sorted((row for row in rows if row["pictures"]), key=lambda row: (-row["pixels"], row["clip_id"]))
     cells = _Cells([clip.get("embedding") for clip in clips])
@@ -121,11 +122,11 @@ def find(rows: Iterable[dict]) -> list[dict]:
 
 
 def write(root: str | Path, manifest: Iterable[pa.Table]) -> set[str]:
-    """Write `duplicates.parquet` of a set.
+    """Find the duplicates of a set and write them to its `duplicates.parquet`.
 
     Args:
-        root: of the set.
-        manifest: of the set, in parts.
+        root: folder or URI of the set.
+        manifest: tables that together are the manifest of the set.
 
     Returns:
         The clip ids of the duplicates.
@@ -152,7 +153,7 @@ def write(root: str | Path, manifest: Iterable[pa.Table]) -> set[str]:
 
 
 def read(root: str | Path) -> dict[str, str]:
-    """Read the duplicates of a set: clip id → the id of the clip that stays. Empty for a set without a table."""
+    """Return the duplicates of a set: clip id → id of the clip that stays. Empty if the set has no such table."""
     try:
         data = storage.read(storage.at(root, layout.DUPLICATES))
     except FileNotFoundError:
@@ -162,7 +163,7 @@ def read(root: str | Path) -> dict[str, str]:
 
 
 def without(segment: Segment, duplicates: dict[str, str]) -> Segment:
-    """Drop the duplicates among a segment's clips, in place, and return the segment."""
+    """Drop the kept clips of a segment whose ids are in `duplicates`; change the segment in place and return it."""
     segment.clips = [
         clip.dropped(REASON) if clip.kept and clip.clip_id in duplicates else clip for clip in segment.clips
     ]
@@ -170,16 +171,17 @@ def without(segment: Segment, duplicates: dict[str, str]) -> Segment:
 
 
 def to_text(embedding: np.ndarray) -> str:
-    """Encode an embedding (D,) as base64 of float16, to be stored in a clip's record."""
+    """Return an embedding (D,) as base64 of its float16 values, to be stored in a clip's `info`."""
     return base64.b64encode(embedding.astype("<f2").tobytes()).decode()
 
 
 def from_text(text: str) -> np.ndarray:
-    """Decode an embedding to (D,) float32; the inverse of `to_text`."""
+    """Return an embedding, (D,) float32, from the text that `to_text` made of it."""
     return np.frombuffer(base64.b64decode(text), "<f2").astype(np.float32)
 
 
 def _same(one: dict, other: dict) -> dict | None:
+    """Return the row of `SCHEMA` that says that `one` duplicates `other`; None if it does not."""
     if one["clip_id"] == other["clip_id"] or abs(one["seconds"] - other["seconds"]) > LENGTHS_S:
         return None
     sound = (one["sound"] ^ other["sound"]).bit_count()
@@ -202,14 +204,16 @@ def _same(one: dict, other: dict) -> dict | None:
 
 
 def _block_keys(value: int) -> list[tuple[int, int]]:
+    """Return (block number, bits of the block) of a 64-bit hash, for each of 7 blocks; equal blocks give equal keys."""
     edges = [round(block * BITS / _BLOCKS) for block in range(_BLOCKS + 1)]
     return [(block, (value >> low) & ((1 << (high - low)) - 1)) for block, (low, high) in enumerate(pairwise(edges))]
 
 
 class _Cells:
-    """Embeddings in k-means cells; only those in one cell are compared (SemDeDup, Abbas et al. 2023).
+    """The embeddings of a set's clips, grouped by k-means, to find those near a given one without comparing all pairs.
 
-    The number of cells is the square root of the number of embeddings.
+    Only embeddings of one group ("cell") are compared (SemDeDup, Abbas et al. 2023). There are about √N cells for N
+    embeddings. Methods take the clip's place in `embeddings`, which has None for a clip without an embedding.
     """
 
     def __init__(self, embeddings: Sequence[np.ndarray | None]) -> None:
@@ -224,11 +228,12 @@ class _Cells:
             self.cells = means.fit_predict(self.vectors)
 
     def stays(self, number: int) -> None:
+        """Register a clip that stays, so that `alike` finds it."""
         if number in self.rows:
             self.members[self.cells[self.rows[number]]].append(number)
 
     def alike(self, number: int) -> set[int]:
-        """Return the clips that stay and have the same picture by their embedding."""
+        """Return the clips that stay and whose embeddings have a cosine of at least `COSINE` with that of this clip."""
         if number not in self.rows:
             return set()
         row = self.rows[number]
@@ -238,4 +243,5 @@ class _Cells:
 
 
 def _number(bits: np.ndarray) -> int:
+    """Return the integer whose bits, from the highest on, are the values of (N,) bool."""
     return int.from_bytes(np.packbits(bits).tobytes(), "big")

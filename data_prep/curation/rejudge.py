@@ -1,12 +1,12 @@
-"""Judge a committed segment again: apply new thresholds to its stored scores, as `curate` would now.
+"""Judge committed segments again: apply new thresholds to their stored scores, as `curate` would now.
 
-A clip that stays kept keeps its packets, and a clip that is now dropped loses them; neither reads the source. A clip
-that was dropped and would now be kept has no packets in the set, and may lack scores, because it stopped at an early
-gate. Such a segment is curated from its source again, with all its clips. Where the source is missing or has changed,
-these clips become `failed("rejudge")`, and the other clips are judged as usual.
+A clip that stays kept keeps its media, and a clip that is now dropped loses it; neither needs the source. A clip that
+was dropped and would now be kept has no media in the set, and may lack scores, because an early gate dropped it. Its
+segment is curated from the source again, with all its clips. If the source is missing or has changed, these clips
+become `failed("rejudge")`, and the other clips of the segment are judged as usual.
 
-The result is a new set. Judged in place, a set would hold old and new verdicts until the last segment is done, and a
-killed run would leave it so. A new set is committed like any other, and the old verdicts remain for comparison.
+The result is a new set. A set that is changed in place would contain old and new verdicts until the last segment is
+done, or for ever if the run is killed. The old set also remains for comparison.
 """
 
 from collections.abc import Callable
@@ -20,16 +20,16 @@ from data_prep.settings import CurateSettings
 
 Curate = Callable[[list[Segment]], list[Segment]]
 
-# Settings of the policy that a score is measured with; the others are compared with a score.
+# Settings of the policy that change how a score is measured. The others are compared with stored scores.
 MEASURED_WITH = ("silence_db",)
 
 
 def rejudged_settings(before: CurateSettings, given: CurateSettings) -> CurateSettings:
-    """Combine the settings of a set with new thresholds.
+    """Return the settings of a set with new thresholds.
 
     Args:
         before: the settings that the set was made with.
-        given: settings with the new thresholds; the others are defaults or as in `before`.
+        given: settings with the new thresholds; each other setting is its default or as in `before`.
 
     Raises:
         ValueError: a given setting changes what is cut or measured; the message names it.
@@ -50,11 +50,12 @@ def rejudged_settings(before: CurateSettings, given: CurateSettings) -> CurateSe
 
 
 class Rejudger:
-    """Judges committed segments again. Networks are loaded when the first source has to be curated again.
+    """A stage of a dataflow that judges committed segments again.
 
     Args:
         settings: the settings of the set with the new thresholds.
-        curator: makes the callable that curates segments from their sources.
+        curator: makes the callable that curates segments from their sources. That loads networks, so it is called only
+            when the first source has to be curated again.
     """
 
     def __init__(self, settings: CurateSettings, curator: Callable[[], Curate]) -> None:
@@ -66,7 +67,7 @@ class Rejudger:
         return [self.rejudge(segment) for segment in segments]
 
     def rejudge(self, segment: Segment) -> Segment:
-        """Return one segment with its new verdicts and the media of its kept clips."""
+        """Return a segment with its new verdicts; its kept clips have their media."""
         clips = [self._judged(clip) for clip in segment.clips]
         if any(clip is None for clip in clips):
             again, problem = self._again(segment)
@@ -76,7 +77,10 @@ class Rejudger:
         return replace(segment, clips=[clip for clip in clips if clip is not None])
 
     def _judged(self, clip: Clip) -> Clip | None:
-        """Return the clip with its new verdict, or None where that needs the source."""
+        """Return the clip with its new verdict; None if it would be kept but has no media.
+
+        A clip that failed, is too short or is a duplicate keeps its verdict: no threshold changes it.
+        """
         if clip.verdict == "failed" or clip.reason in ("too_short", near_duplicates.REASON):
             return clip
         judgement = judge(clip.scores, self.settings.policy)
@@ -86,7 +90,11 @@ class Rejudger:
         return clip if clip.media else None
 
     def _again(self, segment: Segment) -> tuple[Segment | None, str]:
-        """Curate the segment from its source again; return None and the problem where that is impossible."""
+        """Curate a segment from its source again.
+
+        Returns:
+            (The segment, "") or, if the source is missing or has changed, (None, the problem).
+        """
         try:
             if content_key(segment.uri) != segment.content_key:
                 return None, "the source is not what it was; curate it again"

@@ -1,18 +1,18 @@
-"""Curate in a child process, so that a codec that crashes or hangs costs one source and not the worker.
+"""Curate in a child process, so that a codec that crashes or hangs makes one source fail and does not end the worker.
 
-A worker has one child, which lives as long as the worker does. Each step of a source (`SpanWork`) is one message to
-the child and one back, about a millisecond; no process is started per clip. Three events end a child, and the next
-step starts a new one:
+A worker has one child for all its sources. Each step of a source (`SpanWork`) is one message to the child and one back,
+which takes about a millisecond; no process is started per clip. Three events end a child, and the next step starts a
+new one:
 
 - It crashes (a segmentation fault in a codec), or the kernel's out-of-memory killer ends it.
-- It hangs: the kernel's alarm ends a process that has not called `beat` for `STALL_S`. Neither a thread nor a lock
-  takes part, so neither an endless loop in a codec nor a held interpreter lock can keep it alive. A child whose worker
-  is gone ends by itself.
-- It allocates more than `MEMORY`: the kernel refuses, which most libraries turn into an error (a verdict like any
-  other) and the others into a crash.
+- It hangs: a timer of the kernel ends a process that has not called `beat` for `STALL_S`. The timer needs no thread and
+  no lock of Python, so it also ends a codec in an endless loop and a process that does not release the interpreter.
+- It allocates more than `MEMORY`: the kernel refuses. Most libraries then raise an error, which becomes a verdict like
+  any other; the others crash.
 
-A step that ends its child is tried once more in a fresh one. When that one dies too, the span gets the verdict
-`failed(quarantine, how it died)`, which is committed like any other, so that a later run does not try it again.
+A child whose worker has ended ends too. A step that ended its child is tried once more in a new child. When that one
+dies too, the span gets the verdict `failed(quarantine, how it died)`, which is committed like any other, so that a
+later run does not try it again.
 """
 
 import os
@@ -31,34 +31,35 @@ from data_prep.clip import Segment, describe
 from data_prep.curation.span_work import SpanWork, curate_segment
 from data_prep.dataset import storage, tar_members
 
-STALL_S = 15.0  # seconds without a packet, a block or a finished stage; a source that hangs twice costs half a minute
-REMOTE_STALL_S = 300.0  # as above for a source behind a network, whose reads are tried again for minutes
-MEMORY = 1500 << 20  # bytes that a child may hold beside its networks; its worker holds a few hundred MB more
-TRIES = 2
+STALL_S = 15.0  # seconds without a `beat` (a packet, a block or a finished stage) after which a child ends
+REMOTE_STALL_S = 300.0  # the same for a source in an object store, whose reads are tried again for minutes
+MEMORY = 1500 << 20  # bytes that a child may allocate in addition to its networks; the worker uses several 100 MB too
+TRIES = 2  # of a step that ends its child
 QUARANTINE = "quarantine"
 
 Step = Literal["spans", "curate_span"]
 
-_stall_s = 0.0
+_stall_s = 0.0  # set in a child while it runs a step; 0 means no alarm
 
 
 def beat() -> None:
-    """Report progress: restart the alarm. Costs a system call in a sandboxed child and nothing elsewhere."""
+    """Report progress, so that the child is not ended as hanging. Outside of a sandbox's child it does nothing."""
     if _stall_s:
         signal.setitimer(signal.ITIMER_REAL, _stall_s)
 
 
 class Sandbox:
-    """A stage's callable that does its work in a child process.
+    """A stage of a dataflow that curates segments in a child process.
 
     Args:
-        build: makes the work inside the child; must be picklable by name.
-        stall_s: seconds without a beat after which the child ends, for local sources.
-        memory: bytes that the child may hold beside what it holds once it is built.
+        build: makes the object that does the work; called in the child, so it must be picklable.
+        stall_s: seconds without a `beat` after which the child is ended, for local sources.
+        memory: bytes that the child may allocate after `build`.
 
     Raises:
-        ValueError: `build` raised it in the child: the user's mistake.
-        ChildProcessError: no child can be started, now or when one is to be replaced: the machine is at fault.
+        ValueError: `build` raised it in the child, for example because a setting is wrong.
+        ChildProcessError: no child can be started, now or to replace one that ended; something is wrong with the
+            machine.
     """
 
     def __init__(self, build: Callable[[], SpanWork], stall_s: float = STALL_S, memory: int = MEMORY) -> None:
@@ -67,34 +68,34 @@ class Sandbox:
         self._start()
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
-        """Return the segments with their clips and verdicts. Bad media never raises."""
+        """Return the segments with their clips and verdicts. Damaged media never raises."""
         return [curate_segment(self, segment) for segment in segments]
 
     def spans(self, segment: Segment) -> list[Segment]:
-        """Divide a segment into spans in the child; a segment that kills the child is returned quarantined."""
+        """Return the spans of a segment, found in the child; one that ends `TRIES` children is returned as failed."""
         try:
             return self._ask("spans", segment)
         except _Died as deaths:
             return [segment.failed(QUARANTINE, str(deaths))]
 
     def curate_span(self, span: Segment) -> Segment:
-        """Curate a span in the child; a span that kills the child is returned quarantined."""
+        """Return the span, curated in the child; one that ends `TRIES` children is returned as failed."""
         try:
             return self._ask("curate_span", span)
         except _Died as deaths:
             return span.failed(QUARANTINE, str(deaths))
 
     def close(self) -> None:
-        """End the child."""
+        """End the child process, if there is one."""
         if self._child is not None:
             self._child.end()
             self._child = None
 
     def _ask(self, step: Step, segment: Segment) -> Any:
-        """Run a step in the child.
+        """Run a step in the child and return its result; try again in a new child if the child ends.
 
         Raises:
-            _Died: the step ended as many children as there are tries.
+            _Died: the step ended `TRIES` children.
         """
         file = segment.uri.rpartition("::")[2] if segment.uri.startswith(tar_members.PREFIX) else segment.uri
         stall_s = REMOTE_STALL_S if storage.is_remote(file) else self._stall_s
@@ -108,17 +109,18 @@ class Sandbox:
         raise _Died(f"its decoder died {TRIES} times: {', then '.join(dict.fromkeys(deaths))}")
 
     def _start(self) -> "_Child":
+        """Return the child; start one if there is none."""
         if self._child is None:
             self._child = _Child(self._build, self._memory)
         return self._child
 
 
 class _Died(Exception):
-    """The child ended before it answered; the message says how."""
+    """Raised when the child ended before it answered; the message says how it ended."""
 
 
 class _Child:
-    """The worker's end: a process, and a socket over which both sides send pickles that they made themselves."""
+    """A child process and the worker's end of its socket. Only these two write to the socket, so pickles are safe."""
 
     def __init__(self, build: Callable[[], SpanWork], memory: int) -> None:
         here, there = socket.socketpair()
@@ -141,6 +143,7 @@ class _Child:
             raise answer
 
     def ask(self, step: Step, segment: Segment, stall_s: float) -> Any:
+        """Run a step in the child and return its result, or raise its error; raise `_Died` if the child ended."""
         try:
             self._line.send((step, segment, stall_s))
             answer = self._line.recv()
@@ -156,6 +159,7 @@ class _Child:
         self._process.wait()
 
     def _how(self) -> str:
+        """Wait until the process has ended, and return how it ended, for a message."""
         code = self._process.wait()
         if code == -signal.SIGALRM:
             return "no progress"
@@ -163,9 +167,13 @@ class _Child:
 
 
 def _serve(handle: int) -> None:
-    """Run the child: build the work once, then answer until the worker is gone."""
+    """Run in the child: build the work once, then run the steps that the worker sends, until the worker has ended.
+
+    Args:
+        handle: file descriptor of the child's end of the socket.
+    """
     global _stall_s
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker, which ends the child
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the worker, and the worker ends the child
     line = Connection(handle)
     try:
         build, memory = line.recv()

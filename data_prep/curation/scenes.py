@@ -1,15 +1,17 @@
 """Find hard cuts, exact to the frame, with as little decoding as possible; divide long scenes at pauses in speech.
 
-The packets show where the picture may have changed, since encoders react to it. Candidates for a cut are:
+The sizes and kinds of packets show where the picture may have changed, since encoders react to changes. Candidates for
+a cut are these frames (at a key frame, the cut may also be anywhere after the key frame before it):
 
 - a *spike*: a frame with a third of a key frame's bytes or more, and far more than the frames around it;
-- a key frame at a rare interval: its encoder detected a change;
-- a key frame at a frequent interval, which may be the encoder's regular one, when it differs from the key frame before
-  it in brightness and in colours (within one shot things move, but colours stay);
-- a key frame at a regular interval when almost nothing was coded since the one before, and yet its size differs.
+- a key frame after a rare interval: the encoder detected a change;
+- a key frame after a frequent interval, which may be the encoder's regular one, if it differs from the key frame before
+  it in brightness and in colours (within one shot things move, but the colours remain similar);
+- a key frame after a regular interval, if almost nothing was coded since the one before, and yet its size differs.
 
-Before a candidate, only frames that other frames refer to are decoded, at a small size. Where two of them differ much,
-every frame around that place is decoded and compared with the motion there. A dissolve is no hard cut and is not found.
+Around such a candidate, first only the frames that other frames refer to are decoded, at a small size. Where two of
+them differ much, every frame nearby is decoded. A difference counts as a cut if it is far above the usual difference
+from frame to frame there. A dissolve is no hard cut and is not found.
 """
 
 from collections import Counter
@@ -24,32 +26,32 @@ from data_prep.media.container import Media, Packets, choose_streams, clock, ope
 from data_prep.media.thumbnails import Thumbnail, Thumbnails
 
 CUT_MIN = 0.10  # least mean absolute difference of two frames at a cut, of the full range
-CUT_OVER_MOTION = 3.0  # a cut differs by at least so many times the median difference around it
-CUT_OVER_SHAKE = 2.0  # and by at least so many times the largest difference close to it
-SHAKE = 4  # frames on each side that are close
-LEAP_OVER_SHAKE = 1.25  # as CUT_OVER_SHAKE, for the steps next to a leap where up to every second frame is skipped
-COLOURS_MIN = 0.15  # least share of the pixels whose colours differ between two shots
-SPIKE = 2.0  # a spike has more than so many times the bytes of its largest neighbour
+CUT_OVER_MOTION = 3.0  # least difference at a cut, in units of the median difference of frames around it
+CUT_OVER_SHAKE = 2.0  # least difference at a cut, in units of the largest difference within `SHAKE` frames
+SHAKE = 4  # frames on each side of a possible cut
+LEAP_OVER_SHAKE = 1.25  # as CUT_OVER_SHAKE, for the neighbours of a large difference where some frames are skipped
+COLOURS_MIN = 0.15  # least share of pixels with other colours between two shots
+SPIKE = 2.0  # a spike has more than this times the bytes of its largest neighbour
 NEIGHBOURS = 12  # frames on each side that a spike is compared with
-MARGIN = 8  # frames beyond a leap that are decoded too, to measure the motion around it
-CONTEXT = MARGIN + SHAKE  # least number of frames before a candidate that are decoded
-# Regular intervals of key frames, in frames, of encoders that put another key frame at a cut: x264 and x265; libvpx.
+MARGIN = 8  # frames on each side of a large difference that are decoded too, to measure the usual difference
+CONTEXT = MARGIN + SHAKE  # decoding begins at least so many frames before a candidate
+# Default intervals of key frames of encoders that add a key frame at each cut that they detect: x264 and x265; libvpx.
 CLOCKS = frozenset([250, 128])
-CLOCK_TIMES = 3  # any other interval may be regular when it occurs so often
-CLOCK_SPIKE = 4.0  # as SPIKE, between key frames at such an interval: the encoder detected no cut there
-CALM = 1.0  # in sizes of a key frame: less than this between two key frames cannot show another shot
-SAME_SIZE = 0.03  # key frames of one still picture differ in size by less than this share
-DENSE_S = 0.4  # where key frames are closer together than this, some are skipped, seconds
+CLOCK_TIMES = 3  # any other interval that occurs at least so often may be regular
+CLOCK_SPIKE = 4.0  # as SPIKE, within such a default interval, where the encoder detected no cut
+CALM = 1.0  # fewer bytes than this times a key frame's between two key frames cannot show another shot
+SAME_SIZE = 0.03  # the sizes of key frames of one still picture differ by less than this share
+DENSE_S = 0.4  # seconds; of key frames that are closer together, some are skipped
 
 
 @dataclass(frozen=True)
 class PacketIndex:
-    """The video packets of a span, in order of presentation, read without decoding.
+    """Times, kinds and sizes of the video packets of a span, read without decoding. Packets are ordered by time.
 
     Attributes:
-        times: seconds, (N,).
-        key: whether the packet is a key frame, where decoding can begin, (N,).
-        sizes: bytes, (N,).
+        times: times at which the frames are shown, seconds, (N,) ascending.
+        key: whether each packet is a key frame, where decoding can begin, (N,) bool.
+        sizes: sizes of the packets, bytes, (N,).
     """
 
     times: np.ndarray
@@ -58,17 +60,17 @@ class PacketIndex:
 
     @cached_property
     def step(self) -> float:
-        """The median time from one frame to the next, seconds."""
+        """Return the median time from one frame to the next, seconds."""
         return float(np.median(np.diff(self.times))) if len(self.times) > 1 else 0.04
 
     @property
     def end(self) -> float:
-        """When the last frame's display ends, seconds."""
+        """Return the time at which the last frame is no longer shown, seconds."""
         return float(self.times[-1]) + self.step
 
 
 def read_packet_index(media: Media, start_s: float, end_s: float) -> PacketIndex | None:
-    """Read the video packets with a time in [start_s, end_s); return None without a video stream or packet.
+    """Read the video packets with a time in [start_s, end_s), seconds. Return None if there are none.
 
     Raises:
         FFmpegError, OSError: the file cannot be opened.
@@ -99,23 +101,26 @@ def scene_cuts(thumbnails: Thumbnails, packets: PacketIndex) -> list[float]:
     """Find the hard cuts of a span.
 
     Args:
-        thumbnails: of the video stream that the packets were read from.
-        packets: of the span.
+        thumbnails: decodes small frames of the same video stream.
+        packets: the video packets of the span.
 
     Returns:
-        Times of the first frames of new shots, seconds, ordered; the start of the span is none.
+        Times of the first frames of new shots, seconds, ordered; without the start of the span.
     """
     cuts: set[float] = set()
     for first, last in _stretches(packets, _candidates(packets, thumbnails)):
-        # A difference just after the first decoded frame may be the end of a flash. A cut there would have made the
-        # stretch begin earlier.
+        # A difference just after the first decoded frame may be the end of a flash. It is no cut: for a cut there,
+        # the range of frames would begin earlier.
         known_s = float(packets.times[first]) + SHAKE * packets.step if first else 0.0
         cuts.update(time_s for time_s in _cuts_between(packets, thumbnails, first, last) if time_s > known_s)
     return sorted(cuts)
 
 
 def _candidates(packets: PacketIndex, thumbnails: Thumbnails) -> list[int]:
-    """Return the indices of the frames at which a shot may begin, or may have begun since the key frame before."""
+    """Return the indices of the frames at which a shot may begin, ascending.
+
+    Where the index is that of a key frame, the shot may begin anywhere after the key frame before it.
+    """
     spikes = np.array(_spikes(packets), int)
     found, pairs = set(spikes.tolist()), []
     keys = list(pairwise(_looked_at(packets)))
@@ -123,7 +128,7 @@ def _candidates(packets: PacketIndex, thumbnails: Thumbnails) -> list[int]:
     for before, after in keys:
         inside = spikes[(spikes > before) & (spikes < after)]
         if after - before in CLOCKS:
-            # The encoder detects cuts and found none here, so only a higher spike counts.
+            # The encoder detects cuts and found none here, so only higher spikes count.
             inside = np.array([index for index in inside if _stands_out(packets, int(index)) > CLOCK_SPIKE], int)
             found -= set(range(before + 1, after)) - set(inside.tolist())
         if after - before not in CLOCKS and intervals[after - before] < CLOCK_TIMES:
@@ -134,7 +139,7 @@ def _candidates(packets: PacketIndex, thumbnails: Thumbnails) -> list[int]:
     seen = thumbnails.keys(sorted(wanted), packets.step / 2)
     for before, after, inside in pairs:
         one, other = (seen.get(float(packets.times[index])) for index in (before, after))
-        # A key frame that cannot be decoded is unknown, so its stretch is examined.
+        # Where a key frame cannot be decoded, assume a change, so that the frames there are examined.
         changed = one is None or other is None or one.difference(other) > CUT_MIN / 2
         explained = len(inside) and _calm(packets, before, after)
         if changed and not explained and not _at_rest(packets, before, after):
@@ -146,7 +151,7 @@ def _candidates(packets: PacketIndex, thumbnails: Thumbnails) -> list[int]:
 
 
 def _looked_at(packets: PacketIndex) -> Iterator[int]:
-    """Yield the indices of key frames that are at least about `DENSE_S` apart."""
+    """Yield the indices of the key frames that are compared: those at least about `DENSE_S` after the previous one."""
     last_s = -np.inf
     for index in np.flatnonzero(packets.key):
         if packets.times[index] >= last_s + DENSE_S - packets.step / 2:
@@ -155,7 +160,7 @@ def _looked_at(packets: PacketIndex) -> Iterator[int]:
 
 
 def _at_rest(packets: PacketIndex, before: int, after: int) -> bool:
-    """Whether nothing indicates a cut at the key frame `after`, which is at a regular interval from `before`."""
+    """Return whether nothing indicates a cut between the key frames `before` and `after`, a regular interval apart."""
     sizes = packets.sizes[[before, after]]
     if _calm(packets, before, after):
         return bool(sizes.max() - sizes.min() < SAME_SIZE * sizes.max())
@@ -163,26 +168,29 @@ def _at_rest(packets: PacketIndex, before: int, after: int) -> bool:
 
 
 def _calm(packets: PacketIndex, before: int, after: int) -> bool:
-    """Whether too little was coded between two key frames to show another shot there."""
+    """Return whether the packets between two key frames have too few bytes to show another shot."""
     return bool(packets.sizes[before + 1 : after].sum() < CALM * packets.sizes[[before, after]].min())
 
 
 def _spikes(packets: PacketIndex) -> list[int]:
-    """Return the indices of frames that are no key frames and yet far larger than the frames around them."""
+    """Return the indices of frames that are no key frames, but have far more bytes than the frames around them."""
     key_size = float(np.median(packets.sizes[packets.key])) if packets.key.any() else float(packets.sizes.max())
     large = np.flatnonzero(~packets.key & (packets.sizes > 0.3 * key_size))
     return [int(index) for index in large if _stands_out(packets, int(index)) > SPIKE]
 
 
 def _stands_out(packets: PacketIndex, index: int) -> float:
-    """Return a frame's size over that of its largest neighbour; neighbouring key frames do not count."""
+    """Return a frame's bytes over the bytes of the largest frame around it; key frames around it do not count."""
     around = slice(max(0, index - NEIGHBOURS), index + NEIGHBOURS + 1)
     sizes = np.where(packets.key[around], 0, packets.sizes[around])
     return float(packets.sizes[index] / max(1, _without(sizes, index - around.start, NEIGHBOURS).max(initial=0)))
 
 
 def _stretches(packets: PacketIndex, candidates: list[int]) -> list[tuple[int, int]]:
-    """Return index ranges to decode, merged: for each candidate, from the key frame before it to shortly after it."""
+    """Return the ranges [first, last) of frames to decode: from a key frame before each candidate to shortly after it.
+
+    Ranges that overlap or touch are merged.
+    """
     keys = np.array(list(_looked_at(packets)), int)
     found: list[tuple[int, int]] = []
     for index in candidates:
@@ -198,12 +206,15 @@ def _stretches(packets: PacketIndex, candidates: list[int]) -> list[tuple[int, i
 
 
 def _cuts_between(packets: PacketIndex, thumbnails: Thumbnails, first: int, last: int) -> list[float]:
-    """Find the cuts among the frames [first, last): find leaps coarsely, then measure them frame by frame."""
+    """Return the times of the cuts among the frames [first, last), seconds, ordered.
+
+    Decode some frames first. Where two of them differ much, decode every frame around them, and judge those.
+    """
     start_s, end_s = (float(packets.times[i]) if i < len(packets.times) else packets.end for i in (first, last))
     coarse = thumbnails.between(start_s, end_s)
     if len(coarse) >= last - first:
         return _measured(coarse)
-    # Skipped frames make the differences larger, so a cut that stands out in spite of them is one.
+    # Skipped frames make the usual differences larger. What counts as a cut in spite of that is a cut.
     found = set(_measured(coarse))
     around_s = (MARGIN + 0.5) * packets.step
     spans: list[tuple[float, float]] = []
@@ -223,6 +234,7 @@ def _cuts_between(packets: PacketIndex, thumbnails: Thumbnails, first: int, last
 
 
 def _measured(thumbnails: list[Thumbnail]) -> list[float]:
+    """Return the times of the cuts in successive frames: each differs far more from the frame before than is usual."""
     if len(thumbnails) < 2:
         return []
     pictures = np.stack([thumbnail.light for thumbnail in thumbnails])
@@ -230,11 +242,11 @@ def _measured(thumbnails: list[Thumbnail]) -> list[float]:
     found = []
     for index in np.flatnonzero(steps > CUT_MIN):
         around = _without(steps, int(index), MARGIN)
-        # A shaking camera differs much in several successive frames, a cut in one.
+        # Where a camera shakes, several successive frames differ much; at a cut, only one does.
         if steps[index] < CUT_OVER_SHAKE * _without(steps, int(index), SHAKE).max(initial=0):
             continue
         usual = float(np.median(around)) if len(around) else 0.0
-        # After a flash, the picture is again as before it.
+        # After a flash, the picture is again as before; after a cut, it remains different.
         after = pictures[min(index + 3, len(pictures) - 1)]
         lasts = float(np.abs(pictures[index] - after).mean()) > CUT_MIN * 0.7
         if steps[index] > CUT_OVER_MOTION * usual and lasts:
@@ -243,25 +255,25 @@ def _measured(thumbnails: list[Thumbnail]) -> list[float]:
 
 
 def _without(steps: np.ndarray, index: int, reach: int) -> np.ndarray:
-    """Return the steps at most `reach` from `index`, without that one."""
+    """Return the values at most `reach` places from `index`, without the one at `index`."""
     return np.concatenate([steps[max(0, index - reach) : index], steps[index + 1 : index + 1 + reach]])
 
 
 def divide_scene(
     start_s: float, end_s: float, longest_s: float, packets: PacketIndex, voiced: np.ndarray, voiced_start_s: float
 ) -> list[tuple[float, float]]:
-    """Divide a scene into as few clips of nearly equal length as `longest_s` allows.
+    """Divide a scene into few clips of nearly equal length, none longer than `longest_s`.
 
-    Each division is moved by up to a quarter of a clip, to the middle of the longest pause in speech, so that sentences
-    stay complete where possible, and then to the next frame.
+    Each division is moved by up to a quarter of a clip, to the middle of the longest pause in speech there, so that
+    most sentences remain complete, and then to the next frame.
 
     Args:
         start_s: when the scene begins, seconds.
         end_s: when it ends.
         longest_s: the longest clip, seconds.
-        packets: of the span that holds the scene.
-        voiced: the probability of speech per 32 ms.
-        voiced_start_s: when `voiced` begins, seconds.
+        packets: the video packets of the span that contains the scene.
+        voiced: probability of speech in each 32 ms, (V,); empty where it is not known.
+        voiced_start_s: time at which `voiced` begins, seconds.
 
     Returns:
         Start and end of each clip in seconds, in order and without a gap.
@@ -282,7 +294,10 @@ def divide_scene(
 
 
 def _pause(voiced: np.ndarray, start_s: float, low_s: float, high_s: float) -> float:
-    """Return the middle of the longest pause in [low_s, high_s], or the time at which speech is least likely."""
+    """Return the middle of the longest pause in [low_s, high_s]; without a pause, the time when speech is least likely.
+
+    Times are seconds. `voiced` is the probability of speech in each 32 ms from `start_s` on; a pause is below 0.5.
+    """
     frame_s = 0.032
     low, high = (round((edge - start_s) / frame_s) for edge in (low_s, high_s))
     window = voiced[max(0, low) : max(0, high)]

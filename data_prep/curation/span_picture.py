@@ -1,4 +1,4 @@
-"""The picture of one span: where its shots change, the hashes of its key pictures, and what a clip's record needs."""
+"""The frames of one span: the times of its cuts, the hashes of its key frames, and facts for the `info` of a clip."""
 
 from functools import cached_property
 from statistics import median
@@ -16,11 +16,11 @@ from data_prep.media.thumbnails import Thumbnails
 
 
 class SpanPicture:
-    """The picture of a span. Only the frames that a question needs are decoded, and key frames only once.
+    """The frames of a span. Each method decodes only the frames that it needs, and a key frame is decoded only once.
 
     Args:
         source: the open source.
-        packets: of its video stream in the span.
+        packets: the packets of its video stream in the span.
     """
 
     def __init__(self, source: InputContainer, packets: PacketIndex) -> None:
@@ -31,17 +31,17 @@ class SpanPicture:
         self._thumbnails = Thumbnails(source, self._video)
 
     def cuts(self) -> list[float]:
-        """Find the times of the first frames of new shots, seconds, ordered."""
+        """Return the times of the hard cuts (the first frames of new shots), seconds, ordered."""
         return scene_cuts(self._thumbnails, self._packets)
 
     def hashes(self, clip: Clip) -> list[int]:
-        """Hash the clip's first key pictures."""
+        """Return the 64-bit hashes of the clip's first key frames, at most three (`near_duplicates.picture_hashes`)."""
         packets, half = self._packets, self._packets.step / 2
         inside = packets.key & (packets.times >= clip.start_s - half) & (packets.times < clip.end_s - half)
         return picture_hashes(self._thumbnails, packets.times[inside].tolist(), half)
 
     def record(self, clip: Clip) -> dict[str, Any]:
-        """Describe a clip's picture: its size, rotation, frame rate and number of frames, and the chosen streams.
+        """Return facts for the `info` of a clip: picture size, rotation, frame rate, number of frames, codec, streams.
 
         Raises:
             ValueError: no key frame of the span can be decoded.
@@ -62,7 +62,10 @@ class SpanPicture:
 
     @cached_property
     def _look(self) -> Picture:
-        """How the span's picture is shown, by its first key frame that can be decoded; a span may hold none."""
+        """Return size and rotation of the span's picture, from a decoded key frame.
+
+        It is the first key frame of the span that can be decoded; else the one before the span.
+        """
         keys, half = self._packets.times[self._packets.key].tolist(), self._packets.step / 2
         found = self._thumbnails.keys(keys[:1], half) or self._thumbnails.keys(keys, half)
         first = found[min(found)] if found else self._thumbnails.before(float(self._packets.times[0]))

@@ -16,12 +16,12 @@ from data_prep.scores.voice_activity import voice_probability
 
 
 class SpanSound:
-    """The sound of a span. What the networks take is computed when it is first asked for.
+    """The sound of a span. The input of the networks (`mono`) and `voiced` are computed at their first use.
 
     Args:
-        decoded: the samples at 32 kHz with their place in time; None without an audio stream.
-        start_s: when the picture of the span begins, seconds on the source's time line.
-        end_s: when it ends.
+        decoded: the stereo samples at 32 kHz with their times; None if the source has no audio stream.
+        start_s: time at which the picture of the span begins, seconds on the source's time line.
+        end_s: time at which it ends.
     """
 
     def __init__(self, decoded: Sound | None, start_s: float, end_s: float) -> None:
@@ -30,36 +30,36 @@ class SpanSound:
 
     @property
     def sound(self) -> Sound:
-        """The decoded sound of a span that has an audio stream."""
+        """Return the decoded sound. Call it only if the source has an audio stream (asserted)."""
         assert self.decoded is not None, "a span without an audio stream is dropped by the first gate"
         return self.decoded
 
     @cached_property
     def mono(self) -> np.ndarray:
-        """(M,) samples at 16 kHz from `start_s` on."""
+        """Return the sound of the complete span for the networks: (M,) samples at 16 kHz, from `start_s` on."""
         return for_networks(self.sound.between(self.start_s, self.end_s))
 
     @cached_property
     def voiced(self) -> np.ndarray:
-        """The probability of speech per 32 ms from `start_s` on."""
+        """Return the probability of speech in each 32 ms of the complete span, (⌈M / 512⌉,), from `start_s` on."""
         return voice_probability(turned_up(self.mono))
 
     def of(self, clip: Clip) -> "ClipSound":
-        """Return the sound of a clip of this span, with what is measured of it; the same object each time."""
+        """Return the sound of a clip of this span. Equal times give the same object, which keeps its measurements."""
         edges = clip.start_s, clip.end_s
         return self._clips.setdefault(edges, ClipSound(self, *edges))
 
 
 @dataclass
 class ClipSound:
-    """The sound of one clip, a view of its span's sound, and what is measured of it.
+    """The sound of one clip, cut from the sound of its span without a copy, and the gates' measurements of it.
 
     Attributes:
-        span: the sound that the clip is a part of.
-        start_s, end_s: the clip, seconds on the source's time line.
-        scores: what the gates have measured so far.
+        span: the sound of the span that contains the clip.
+        start_s, end_s: start and end of the clip, seconds on the source's time line.
+        scores: scores that the gates have measured so far, by name.
         tags: sound events, with times from the clip's start.
-        passed: names of the gates that have measured the clip.
+        passed: names of the gates that have already measured the clip.
     """
 
     span: SpanSound
@@ -71,41 +71,44 @@ class ClipSound:
 
     @property
     def has_audio(self) -> bool:
-        """Whether the source has an audio stream."""
+        """Return whether the source has an audio stream."""
         return self.span.decoded is not None
 
     @property
     def stereo(self) -> np.ndarray:
-        """(2, N) samples at 32 kHz."""
+        """Return the clip's (2, N) samples at 32 kHz."""
         return self.span.sound.between(self.start_s, self.end_s)
 
     @property
     def mono(self) -> np.ndarray:
-        """(M,) samples at 16 kHz."""
+        """Return the clip's (M,) samples at 16 kHz, the input of the networks."""
         low, high = (round((edge - self.span.start_s) * VOICE_RATE) for edge in (self.start_s, self.end_s))
         return self.span.mono[low:high]
 
     @property
     def voiced(self) -> np.ndarray:
-        """The probability of speech in each of the clip's frames of 32 ms."""
+        """Return the probability of speech in each 32 ms of the clip, (V,)."""
         low, high = self._voice_frames()
         return self.span.voiced[low:high]
 
     @property
     def voice_frames_mono(self) -> np.ndarray:
-        """(M,) samples at 16 kHz of the frames that `voiced` covers."""
+        """Return the samples at 16 kHz for which `voiced` gives the probability, at most (512 · V,).
+
+        They begin and end at limits of 32 ms, so they may differ from `mono` by up to 16 ms at each end.
+        """
         low, high = self._voice_frames()
         return self.span.mono[low * VOICE_FRAME : high * VOICE_FRAME]
 
     def _voice_frames(self) -> tuple[int, int]:
-        """The first frame of `span.voiced` in the clip, and the first one after it."""
+        """Return the index in `span.voiced` of the clip's first frame, and of the first frame after the clip."""
         edges = (self.start_s, self.end_s)
         low, high = (round((edge - self.span.start_s) * VOICE_RATE / VOICE_FRAME) for edge in edges)
         return max(0, low), max(0, high)
 
 
 def read_span_sound(source: InputContainer, packets: PacketIndex) -> SpanSound:
-    """Decode the sound that belongs to the picture packets of a span.
+    """Decode the sound of a span, from the time of its first video packet to the end of its last one.
 
     Raises:
         FFmpegError, OSError: the source cannot be read.

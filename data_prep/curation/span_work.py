@@ -1,7 +1,7 @@
-"""A segment's walk through curation: find its spans, curate each, and join their clips.
+"""The steps of curating one segment: divide it into spans, curate each span, and join their clips.
 
-A *span* is a segment that is short enough to be decoded at once. The steps are separate so that a sandbox can run each
-in a child process and repeat only the one that ended its child.
+A *span* is a segment that is short enough to be decoded at once. The steps are separate calls so that a sandbox can run
+each in a child process, and repeat only the one that ended its child.
 """
 
 from dataclasses import replace
@@ -11,10 +11,10 @@ from data_prep.clip import Segment
 
 
 class SpanWork(Protocol):
-    """The two steps of curating a segment. Neither raises for damaged media."""
+    """The interface that `curate_segment` needs: the two steps, which never raise for damaged media."""
 
     def spans(self, segment: Segment) -> list[Segment]:
-        """Divide a segment into spans, in order. A segment that cannot be divided is returned with its failed clip."""
+        """Return the spans of a segment, in order. One that cannot be divided is returned alone, with a failed clip."""
         ...
 
     def curate_span(self, span: Segment) -> Segment:
@@ -23,10 +23,10 @@ class SpanWork(Protocol):
 
 
 def curate_segment(work: SpanWork, segment: Segment) -> Segment:
-    """Curate a segment span by span.
+    """Curate a segment span by span, with the steps of `work`.
 
     Returns:
-        The segment with the clips of all its spans, and with the start and end that the spans have found.
+        The segment with the clips of all its spans, the start of the first span and the end of the last one.
     """
     spans = [span if span.clips else work.curate_span(span) for span in work.spans(segment)]
     clips = [clip for span in spans for clip in span.clips]

@@ -1,7 +1,7 @@
-"""Dividing a segment into spans: parts of a source that are short enough to be decoded at once.
+"""Divide a segment into spans: parts of a source that are short enough to be decoded at once.
 
-The source is opened only where its length decides and is unknown. The time of its last packet is then its length,
-since headers may be wrong.
+The source is opened only where its length is needed and not known. Its length is then the time of its last packet,
+since the length in the header may be wrong.
 """
 
 import math
@@ -17,17 +17,18 @@ from data_prep.curation.scenes import read_packet_index
 from data_prep.dataset import storage
 from data_prep.media.container import last_timestamp, open_for_sound
 
-MAX_READ = 2.0  # longest stretch that is read, in spans; timestamps beyond it are taken for errors
-HASH_ALL = 64 << 20  # bytes; of a larger file the content key covers head, tail and size
-# No video has fewer bytes per second. A smaller file is not opened to be measured, and a larger length is an error.
+MAX_READ = 2.0  # at most so many times a span's length is read; timestamps beyond it are regarded as errors
+HASH_ALL = 64 << 20  # bytes; of a larger file the content key is a hash of its first and last MiB and its size
+# No video has fewer bytes per second. So a file's size limits its length: a small file is not opened to measure it, and
+# timestamps beyond the limit are errors.
 _MIN_BYTES_PER_S = 1_000
 
 
 def spans(segment: Segment, span_s: float) -> list[Segment]:
-    """Divide a segment into spans of about `span_s` seconds at most.
+    """Return the spans of a segment, each at most about `span_s` seconds long, in order.
 
-    A short segment is its own only span. A longer one is divided into spans with ids, times and a content key. Where
-    that is impossible, the segment is returned with its failed clip.
+    A short segment is returned as its only span. A longer one is divided into spans with their own ids and times, and
+    with the content key. If the source cannot be read, the segment is returned with one failed clip.
     """
     if not _is_long(segment, span_s):
         return [segment]
@@ -38,7 +39,7 @@ def spans(segment: Segment, span_s: float) -> list[Segment]:
 
 
 def _is_long(segment: Segment, span_s: float) -> bool:
-    """Whether a segment has to be divided: a part of a source always, since it has no times yet."""
+    """Return whether a segment is longer than a span, or is a part of a source and so has no times yet."""
     if segment.parts > 1:
         return True
     if math.isfinite(segment.end_s):
@@ -57,15 +58,16 @@ def _is_long(segment: Segment, span_s: float) -> bool:
 
 
 def divide(segment: Segment, span_s: float, source: InputContainer | None = None) -> list[Segment]:
-    """Divide a segment into spans of equal length; read the end of the source where its length is unknown.
+    """Divide a segment into spans of equal length. If the source's length is unknown, find it at the end of the file.
 
     Args:
-        segment: what is divided.
-        span_s: the longest span, seconds.
-        source: the open source; None opens it where that is needed.
+        segment: the segment to divide.
+        span_s: length of the longest span, seconds.
+        source: the open source; with None it is opened if needed.
 
     Raises:
-        ValueError: the length of the source cannot be measured. Its first part then represents all of it.
+        ValueError: the length of the source cannot be measured, and the segment is not its first part. The first part
+            then stands for the complete source.
     """
     if not segment.size:  # a list did not give it
         segment = replace(segment, size=storage.size(segment.uri))
@@ -94,11 +96,12 @@ def divide(segment: Segment, span_s: float, source: InputContainer | None = None
 
 
 def _count(length_s: float, span_s: float) -> int:
+    """Return the number of spans for a length in seconds; a thousandth of a span more needs no further span."""
     return max(1, math.ceil(length_s / span_s - 1e-3))
 
 
 def with_content_key(segment: Segment) -> Segment:
-    """Return the segment with its content key; read the source where the key is missing.
+    """Return the segment with its content key; compute the key from the source if it is missing.
 
     Raises:
         OSError: the source cannot be read.
@@ -107,7 +110,9 @@ def with_content_key(segment: Segment) -> Segment:
 
 
 def content_key(uri: str) -> str:
-    """Hash a source's bytes (XXH3, 80 bits); of a large source, hash the first and last MiB and the size.
+    """Return a hash (XXH3) of a source's bytes, 20 hexadecimal digits.
+
+    Of a source larger than `HASH_ALL`, hash the size and the first and last MiB.
 
     Raises:
         OSError: the source cannot be read.

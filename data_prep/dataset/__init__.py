@@ -1,1 +1,1 @@
-"""A set on disk: its layout, its tables, and how a segment is committed to it."""
+"""Read and write a set on disk or in an object store: its files, its tables, and how a segment is committed to it."""

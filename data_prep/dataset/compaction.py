@@ -1,12 +1,12 @@
-"""Compaction: the contents of many small files of a set, copied into few large ones.
+"""Compaction: copy the contents of many small files of a set into few large ones, to read them fast.
 
-Workers share nothing, so each segment is committed as separate small files. Reading a million of them one by one takes
-an hour from a disk and days from an object store. So the driver also copies their contents into Parquet files of
-`SEGMENTS_PER_FILE` segments each, while segments are committed.
+Workers do not write to common files, so each segment is committed as separate small files. Reading a million of them
+one by one takes an hour from a disk and days from an object store. So the driver also copies their contents into
+Parquet files of `SEGMENTS_PER_FILE` segments each, while segments are committed.
 
-The small files remain the source of truth. A reader asks for the segments that the ledger names: rows of other segments
-are ignored, and a segment that no large file holds (because the driver was killed) is read from its small file. Where
-a segment was committed twice, the latest large file is right.
+The small files remain authoritative. A reader asks for the segments that the ledger names: rows of other segments are
+ignored, and a segment that is in no large file (because the driver was killed) is read from its small file. If a
+segment is in several large files, the latest one is right.
 """
 
 import io
@@ -22,17 +22,26 @@ SEGMENTS_PER_FILE = 10_000
 
 
 class CompactedTable:
-    """The large files in one folder of the set at `root`. The first column of each is the segment's id."""
+    """A table of a set that is stored in a few large files in one folder. A later file has a higher number.
+
+    Args:
+        root: the set.
+        folder: name of the folder in the set.
+        schema: columns of the table; one is `segment_id`.
+    """
 
     def __init__(self, root: str | Path, folder: str, schema: pa.Schema) -> None:
         self.folder, self.schema = storage.at(root, folder), schema
 
     def add(self, table: pa.Table) -> None:
-        """Write the rows of a table to a new file."""
+        """Write the rows of a table to a new file with the next number."""
         self._write(max((int(name.split(".")[0]) for name in self._names()), default=0) + 1, table)
 
     def take(self, left: set[str]) -> Iterator[pa.Table]:
-        """Yield the rows of the segments in `left`, file by file. Remove from `left` the segments that were found."""
+        """Yield the rows of the segments whose ids are in `left`, file by file, latest first.
+
+        Ids that were found are removed from `left`, so at the end it contains the segments that are in no file.
+        """
         for name in self._names():
             table = self._read(name)
             taken = _taken(left, table)
@@ -40,8 +49,9 @@ class CompactedTable:
                 yield table.filter(pa.array(taken, pa.bool_()))
 
     def tidy(self, left: set[str]) -> None:
-        """Keep only the latest rows of each segment in `left`. Remove from `left` the segments that were found.
+        """Delete all rows except the latest ones of each segment whose id is in `left`.
 
+        Ids that were found are removed from `left`, so at the end it contains the segments that are in no file.
         Call it from the driver, while no segment is being committed.
         """
         for name in self._names():
@@ -51,7 +61,7 @@ class CompactedTable:
                 self._write(int(name.split(".")[0]), table.filter(pa.array(taken, pa.bool_())))
 
     def _names(self) -> list[str]:
-        """Names of the files, latest first."""
+        """Return the names of the files, latest first."""
         return sorted((name for name in storage.names(self.folder) if name.endswith(".parquet")), reverse=True)
 
     def _read(self, name: str) -> pa.Table:
@@ -63,7 +73,7 @@ class CompactedTable:
 
 
 def _taken(left: set[str], table: pa.Table) -> list[bool]:
-    """For each row, whether its segment is in `left`. Removes the segments of the table from `left`."""
+    """Return for each row of a table whether its segment's id is in `left`; then remove the table's ids from `left`."""
     ids = table["segment_id"].to_pylist()
     taken = [one in left for one in ids]
     left.difference_update(ids)

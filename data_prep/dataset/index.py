@@ -1,8 +1,8 @@
-"""The set as two tables: the manifest (a row per clip considered) and the index (a row per encoded sample).
+"""Read a set as two tables: the manifest (a row per clip considered) and the index (a row per encoded sample).
 
-Both hold committed segments only: a manifest file without a ledger entry is a leftover of a killed run. Manifest rows
-are read from the compacted files (`data_prep.dataset.compaction`), and those that are missing there from the manifest
-file of their segment.
+Both contain only committed segments: a manifest file without a ledger entry is a leftover of a killed run. Manifest
+rows are read from the compacted files (`data_prep.dataset.compaction`); rows that are missing there are read from the
+manifest file of their segment.
 """
 
 import fcntl
@@ -26,17 +26,17 @@ from data_prep.dataset.ledger import Ledger
 from data_prep.dataset.shards import MANIFEST_SCHEMA, read_segment_manifests
 from data_prep.packaged_weights import CACHE
 
-_NAMES = ["shard", "bucket"]  # columns with few distinct values, stored as dictionaries
-# Up to this size (half a million rows) each process reads the index file by itself.
+_NAMES = ["shard", "bucket"]  # columns with few distinct values, read as Arrow dictionaries to save memory
+# Up to this size (half a million rows) each process reads its own copy of the index into memory.
 _HELD_BYTES = 8 << 20
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
-_CACHED_S = 30 * 24 * 3600  # a cached index that was not used for so long is deleted
+_BOOT = Path("/proc/sys/kernel/random/boot_id")  # its content changes at each boot
+_CACHED_S = 30 * 24 * 3600  # a cached index that was not used for so long is deleted, seconds
 INDEX_SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
         ("shard", pa.string()),  # path relative to the set
-        ("offset", pa.int64()),  # of the .safetensors member's data, bytes
-        ("size", pa.int64()),  # bytes
+        ("offset", pa.int64()),  # where the data of the .safetensors member begins in the shard, bytes
+        ("size", pa.int64()),  # of that data, bytes
         ("bucket", pa.string()),  # "f49_h128_w192_a51": frames, height, width, audio latents
         ("video_tokens", pa.int64()),
         ("audio_tokens", pa.int64()),
@@ -46,12 +46,12 @@ INDEX_SCHEMA = pa.schema(
 
 
 def compacted_manifest(root: str | Path) -> CompactedTable:
-    """The manifest as few large files; only the driver of a run writes them."""
+    """Return the compacted manifest of the set at `root`. Only the driver of a run writes to it."""
     return CompactedTable(root, layout.MANIFEST_PARTS, MANIFEST_SCHEMA)
 
 
 def each_manifest(root: str | Path) -> Iterator[pa.Table]:
-    """Yield the rows of every committed segment, thousands at a time and in no particular order.
+    """Yield the manifest rows of every committed segment, as tables of thousands of segments, in no particular order.
 
     Raises:
         ValueError: a segment's manifest file is missing.
@@ -65,7 +65,7 @@ def each_manifest(root: str | Path) -> Iterator[pa.Table]:
 
 
 def tidy_manifest(root: str | Path) -> None:
-    """Make the compacted manifest hold each committed segment once.
+    """Rewrite the compacted manifest so that it contains each committed segment exactly once, and no other.
 
     Call it from the driver, while no segment is being committed.
     """
@@ -78,10 +78,10 @@ def tidy_manifest(root: str | Path) -> None:
 
 
 def read_manifest(root: str | Path) -> pa.Table:
-    """Read the rows of every committed segment (`MANIFEST_SCHEMA`), ordered by segment id, then time.
+    """Return the manifest rows (`MANIFEST_SCHEMA`) of every committed segment, ordered by segment id, then time.
 
     Raises:
-        ValueError: `root` holds no committed segment, or a segment's manifest file is missing.
+        ValueError: the set has no committed segment, or a segment's manifest file is missing.
     """
     tables = list(each_manifest(root))
     if not tables:
@@ -91,7 +91,7 @@ def read_manifest(root: str | Path) -> pa.Table:
 
 
 def round_robin(rows: Iterable[dict], limit: int) -> list[dict]:
-    """Take up to `limit` rows of a manifest, one of each sound class in turn."""
+    """Return up to `limit` rows of a manifest, so that all sound classes occur: one row of each class in turn."""
     by_class: dict[str, list[dict]] = defaultdict(list)
     for row in rows:
         by_class[row["sound_class"]].append(row)
@@ -100,17 +100,17 @@ def round_robin(rows: Iterable[dict], limit: int) -> list[dict]:
 
 
 def build_index(root: str | Path, without: Container[str] = ()) -> str:
-    """Write `<root>/index.parquet`: one row per encoded sample, ordered by shard, then offset.
+    """Write the index of a set, `<root>/index.parquet`: one row per encoded sample, ordered by shard, then offset.
 
-    Bucket and token counts come from the clip's info (`bucket`, `video_tokens`, `audio_tokens`, `text_tokens`), where
-    `encode` put them. A set without samples gets an index without rows.
+    Bucket and token counts are copied from the clip's `info` (`bucket`, `video_tokens`, `audio_tokens`,
+    `text_tokens`), where `encode` wrote them. The index of a set without samples has no rows.
 
     Args:
         root: the set.
         without: ids of the clips to leave out (near duplicates).
 
     Returns:
-        The path of the index.
+        The path or URI of the index.
     """
     tables = [INDEX_SCHEMA.empty_table()]
     for manifest in each_manifest(root):
@@ -134,10 +134,10 @@ def build_index(root: str | Path, without: Container[str] = ()) -> str:
 
 
 def read_index(root: str | Path) -> pa.Table:
-    """Read the index of an encoded set: `INDEX_SCHEMA`, with `shard` and `bucket` as dictionaries.
+    """Return the index of an encoded set: `INDEX_SCHEMA`, with `shard` and `bucket` as Arrow dictionaries.
 
-    A large index is converted once per machine to an Arrow file in the user's cache (`KINOTONE_CACHE`) and mapped into
-    memory, so that all ranks of a node share one copy.
+    A large index is converted once per machine to an Arrow file in the user's cache (`KINOTONE_CACHE`). The file is
+    mapped into memory, so that all processes of a machine share one copy.
 
     Raises:
         ValueError: the set has no index.
@@ -154,9 +154,12 @@ def read_index(root: str | Path) -> pa.Table:
 
 
 def _cached(path: str) -> Path:
-    """Convert the index at `path` to an Arrow file in the cache; concurrent callers wait for the first one."""
-    # Do not flush the file to the disk: that takes longer than everything else. The boot id in the key makes sure that
-    # a file which a crash cut off is not found after the next boot.
+    """Return the path of an Arrow copy of the index at `path`, in the cache; make the copy if it does not exist.
+
+    Of several processes that call it at once, one makes the copy, and the others wait for it.
+    """
+    # The file is not flushed to the disk, since that takes longer than everything else. So a crash of the machine may
+    # leave it incomplete. The boot id in the key makes sure that it is not used after the next boot.
     boot = _BOOT.read_text().strip() if _BOOT.exists() else ""
     key = hashlib.sha256(f"{path} {storage.version(path)} {boot}".encode()).hexdigest()[:32]
     target = CACHE / "indexes" / f"{key}.arrow"
@@ -177,9 +180,10 @@ def _cached(path: str) -> Path:
 
 
 def _write_arrow(parquet: pq.ParquetFile, out: BinaryIO) -> None:
-    """Convert row group by row group, so that no process holds a complete index in memory.
+    """Write the index in `parquet` to `out` in Arrow's file format, in batches of rows to need little memory.
 
-    Each row group has its own dictionary; an Arrow file has one per column, so collect the values first.
+    Each row group of the Parquet file has its own dictionary, but an Arrow file has one per column. So the values of
+    all dictionaries are collected first.
     """
     found: dict[str, list[pa.Array]] = {name: [] for name in _NAMES}
     for group in range(parquet.num_row_groups):

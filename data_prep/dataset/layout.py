@@ -1,17 +1,17 @@
-"""Names of the files and folders of a set on disk.
+"""Names of the files and folders of a set.
 
     <set>/settings.yaml                  the settings that made the set; written first
-    <set>/shards/{segment_id}.tar        media, captions and samples of a segment's kept clips
+    <set>/shards/{segment_id}.tar        media, captions and encoded samples of a segment's kept clips
     <set>/manifest/{segment_id}.parquet  a row per clip considered
-    <set>/ledger/{segment_id}.json       the segment is committed; written after its other files
+    <set>/ledger/{segment_id}.json       shows that the segment is committed; written after its other files
     <set>/manifest_parts/*.parquet       manifest rows of many segments, compacted
     <set>/ledger_parts/*.parquet         ledger entries of many segments, compacted
-    <set>/index.parquet                  sample → shard, offset, size, bucket
+    <set>/index.parquet                  for each sample: shard, offset, size, bucket
     <set>/duplicates.parquet             clips that repeat another clip of the set
     <set>/summary.json                   counts and times; written when every segment is committed
     <set>/report.html                    the report, written after the summary
 
-Paths are relative to the set, as the manifest and the index store them.
+The functions return paths relative to the set, as the manifest and the index store them.
 """
 
 SETTINGS = "settings.yaml"
@@ -29,15 +29,15 @@ COMMIT_FOLDERS = (SHARDS, MANIFEST, LEDGER, LEDGER_PARTS, MANIFEST_PARTS)
 
 
 def shard(segment_id: str) -> str:
-    """Path of a segment's tar."""
+    """Return the path of a segment's tar."""
     return f"{SHARDS}/{segment_id}.tar"
 
 
 def manifest(segment_id: str) -> str:
-    """Path of a segment's manifest rows."""
+    """Return the path of the file with a segment's manifest rows."""
     return f"{MANIFEST}/{segment_id}.parquet"
 
 
 def ledger_entry(segment_id: str) -> str:
-    """Path of a segment's ledger entry."""
+    """Return the path of a segment's ledger entry."""
     return f"{LEDGER}/{segment_id}.json"

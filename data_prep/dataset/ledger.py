@@ -1,10 +1,10 @@
 """The ledger: which segments of a set are committed. A segment's entry is the last file written for it.
 
-`ledger/{segment_id}.json` means that the segment's shard and manifest file are complete. A resumed run does the
-segments without an entry. Readers of a set follow the entries and never list the other folders.
+If `ledger/{segment_id}.json` exists, the segment's shard and manifest file are complete. A resumed run processes the
+segments without an entry. Readers of a set use only segments with an entry, and never list the other folders.
 
-The file's name is enough to know that a segment is done, so a resume lists one folder and opens no file. The contents
-of the entries are also compacted into `ledger_parts/*.parquet` (`data_prep.dataset.compaction`).
+The file's name shows that a segment is done, so a resumed run lists one folder and opens no file. The contents of the
+entries are also compacted into `ledger_parts/*.parquet` (`data_prep.dataset.compaction`).
 """
 
 import json
@@ -35,16 +35,15 @@ _PART_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Entry:
-    """One committed segment.
+    """The ledger entry of one committed segment: where it comes from, and what was kept of it.
 
     Attributes:
-        segment_id, uri, content_key, start_s, end_s, size: as in `data_prep.clip.Segment` (`end_s` None for inf).
-        shard: path of the tar relative to the set, "" when no clip was kept.
-        shard_size: bytes of the tar.
-        considered, kept: number of clips.
-        dropped, failed: number of clips by reason (for `failed`, by stage).
-        kept_s: seconds of the kept clips.
-        considered_s: seconds of all clips.
+        segment_id, uri, content_key, start_s, end_s, size: as in `data_prep.clip.Segment`, but `end_s` is None for inf.
+        shard: path of the tar relative to the set; "" when no clip was kept.
+        shard_size: size of the tar, bytes; 0 without a tar.
+        considered, kept: number of all clips, and of the kept ones.
+        dropped, failed: number of dropped and of failed clips by reason; for `failed`, the reason is the stage.
+        considered_s, kept_s: total length of all clips and of the kept ones, seconds.
     """
 
     segment_id: str
@@ -63,28 +62,28 @@ class Entry:
     kept_s: float = 0.0
 
     def check(self) -> None:
-        """Assert the conservation law: clips considered = kept + dropped + failed, and at least one clip."""
+        """Assert that no clip is lost: clips considered = kept + dropped + failed, and at least one clip."""
         total = self.kept + sum(self.dropped.values()) + sum(self.failed.values())
         where = f"segment {self.segment_id} ({self.uri})"
         assert self.considered == total, f"{where}: {self.considered} clips considered, {total} with a verdict"
         assert total > 0, f"{where}: no clip"
 
     def to_json(self) -> bytes:
-        """The content of the entry's file."""
+        """Return the content of the entry's file: JSON in UTF-8."""
         return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1).encode()
 
 
 class Ledger:
-    """The ledger of the set at `root`."""
+    """The ledger of the set at `root`: which segments are committed, and the entry of each."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
         self._compacted = CompactedTable(root, layout.LEDGER_PARTS, _PART_SCHEMA)
 
     def done(self) -> set[str]:
-        """Ids of the committed segments. Opens no entry."""
+        """Return the ids of the committed segments. It lists the entries' names and reads no entry."""
         folder = storage.at(self.root, layout.LEDGER)
-        if storage.is_remote(folder):  # a request lists a thousand names, so list by first hexadecimal digit at once
+        if storage.is_remote(folder):  # one request lists 1,000 names: list each first digit in parallel
             with ThreadPoolExecutor(16) as threads:
                 names = [n for found in threads.map(storage.names, [folder] * 16, "0123456789abcdef") for n in found]
         else:
@@ -92,16 +91,16 @@ class Ledger:
         return {name[:-5] for name in names if name.endswith(".json")}
 
     def commit(self, entry: Entry) -> None:
-        """Write a segment's entry. Its shard and manifest file must be written before.
+        """Write a segment's entry, which commits the segment. Its shard and manifest file must already be written.
 
         Raises:
-            FileExistsError: the segment was committed before with a different entry.
+            FileExistsError: the segment is already committed with a different entry.
         """
         entry.check()
         storage.put_once(self._path(entry.segment_id), entry.to_json())
 
     def entry(self, segment_id: str) -> Entry:
-        """Read the entry of a committed segment.
+        """Return the entry of a committed segment.
 
         Raises:
             ValueError: the segment is not committed.
@@ -119,11 +118,11 @@ class Ledger:
                 yield Entry(**{**row, "dropped": dict(row["dropped"]), "failed": dict(row["failed"])})
 
     def compact(self, entries: Iterable[Entry]) -> None:
-        """Write entries that were just committed to a compacted file."""
+        """Copy entries that were just committed to a new compacted file."""
         self._compacted.add(_as_table(entries))
 
     def tidy(self) -> None:
-        """Make the compacted files hold each committed entry once.
+        """Rewrite the compacted files so that they contain each committed entry exactly once, and no other.
 
         Call it from the driver, while no segment is being committed.
         """
@@ -134,7 +133,7 @@ class Ledger:
             self.compact(self._read_entries(rest[start : start + SEGMENTS_PER_FILE]))
 
     def _table(self) -> pa.Table:
-        """The entries of all committed segments, ordered by id."""
+        """Return the entries of all committed segments as a table (`_PART_SCHEMA`), ordered by segment id."""
         left = self.done()
         tables = list(self._compacted.take(left))
         return pa.concat_tables([*tables, _as_table(self._read_entries(sorted(left)))]).sort_by("segment_id")
@@ -155,11 +154,11 @@ def _as_table(entries: Iterable[Entry]) -> pa.Table:
 
 
 def totals(entries: Iterable[Entry]) -> dict:
-    """Sum the entries of a set, and check the conservation law of each.
+    """Sum the entries of a set. Assert for each that no clip is lost (`Entry.check`).
 
     Returns:
-        `segments`, `considered`, `kept` (numbers), `considered_s`, `kept_s` (seconds), and `dropped` and `failed` as
-        number of clips by reason.
+        `segments` (their number); `considered` and `kept` (numbers of clips), `considered_s` and `kept_s` (seconds);
+        `dropped` and `failed` (numbers of clips by reason).
     """
     dropped, failed = Counter[str](), Counter[str]()
     segments = considered = kept = 0

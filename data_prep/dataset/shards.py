@@ -1,9 +1,9 @@
-"""A segment on disk: one WebDataset tar, one manifest file, one ledger entry, written in this order.
+"""Write and read a segment of a set: one WebDataset tar, one manifest file, one ledger entry, written in this order.
 
-For each kept clip the tar holds `{clip_id}.json`, `{clip_id}.mp4` (or `.mkv`) or `{clip_id}.safetensors` or both, and,
-once captioned, `{clip_id}.caption.json`. Members are sorted by name and have fixed headers, so the tar's bytes are a
-function of the clips alone. The manifest has one row per clip considered, with the byte ranges of its members in the
-tar: a reader fetches one clip without reading the clips beside it.
+For each kept clip the tar contains `{clip_id}.json`; `{clip_id}.mp4` (or `.mkv`), `{clip_id}.safetensors` or both; and
+after captioning `{clip_id}.caption.json`. Members are sorted by name and have fixed headers, so equal clips give
+equal bytes. The manifest has one row per clip considered, with the byte ranges of its members in the tar, so a reader
+fetches one clip without reading the other clips.
 """
 
 import io
@@ -28,7 +28,7 @@ MANIFEST_SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("segment_id", "clip_id", "uri", "content_key")),
         *VERDICT_COLUMNS,
         ("caption", pa.string()),  # JSON; "{}" before captioning
-        ("info", pa.string()),  # JSON
+        ("info", pa.string()),  # JSON of `Clip.info`
         ("shard", pa.string()),  # path relative to the set; "" for a clip that is in no tar
         ("media_suffix", pa.string()),
         *((name, pa.int64()) for name in ("media_offset", "media_size", "sample_offset", "sample_size")),  # bytes
@@ -45,10 +45,10 @@ class Committed:
 
 
 def commit_segment(root: str | Path, segment: Segment) -> Committed:
-    """Write a judged segment to the set: its tar, its manifest file, and its ledger entry last.
+    """Write a judged segment to the set at `root`: its tar, its manifest file, and its ledger entry last.
 
-    Writing the same segment again writes the same bytes. Every clip must have its verdict, and every kept clip its
-    media or its sample (asserted).
+    Writing the same segment again writes the same bytes. Every clip must have a verdict, and every kept clip its media
+    or its sample (asserted).
     """
     clips = sorted(segment.clips, key=lambda clip: (clip.start_s, clip.end_s, clip.clip_id))
     _assert_complete(segment, clips)
@@ -75,7 +75,7 @@ def commit_segment(root: str | Path, segment: Segment) -> Committed:
         shard=shard,
         shard_size=shard_size,
         considered=len(rows),
-        # Count members of the tar, so that the conservation law checks the output and not only the input.
+        # Count members of the tar, so that `Entry.check` compares what was written, and not only the input.
         kept=sum(1 for name in ranges if name.endswith(".json") and not name.endswith(".caption.json")),
         dropped=dict(Counter(clip.reason for clip in clips if clip.verdict == "dropped")),
         failed=dict(Counter(clip.reason for clip in clips if clip.verdict == "failed")),
@@ -87,7 +87,7 @@ def commit_segment(root: str | Path, segment: Segment) -> Committed:
 
 
 def read_committed(root: str | Path, segment_id: str) -> Committed:
-    """Read what `commit_segment` returned for a segment.
+    """Return the ledger entry and manifest rows of a committed segment, as `commit_segment` does.
 
     Raises:
         ValueError: the segment is not committed.
@@ -98,12 +98,12 @@ def read_committed(root: str | Path, segment_id: str) -> Committed:
 
 
 def read_segment(root: str | Path, segment_id: str, *, media: bool = True) -> Segment:
-    """Read a committed segment with all its clips, ordered by time.
+    """Return a committed segment with all its clips, ordered by time.
 
     Args:
         root: the set.
         segment_id: the segment.
-        media: read the media and sample bytes of kept clips; False leaves them empty.
+        media: whether to read the media and sample bytes of kept clips; else they are empty.
 
     Raises:
         ValueError: the segment is not committed, or a file of it is missing.
@@ -153,7 +153,7 @@ def read_segment_manifests(root: str | Path, segment_ids: list[str]) -> Iterator
 
 
 def read_member(root: str | Path, shard: str, offset: int, size: int) -> bytes:
-    """Read the bytes of one tar member; b"" for size 0, which means that there is no such member.
+    """Return the bytes of one tar member; b"" for size 0, which means that there is no such member.
 
     Raises:
         ValueError: the shard is missing, or ends before `offset + size`.
@@ -162,7 +162,7 @@ def read_member(root: str | Path, shard: str, offset: int, size: int) -> bytes:
 
 
 def members(clip: Clip) -> list[tuple[str, bytes]]:
-    """The tar members of a kept clip, as (name, bytes)."""
+    """Return the tar members of a kept clip, as (name, bytes)."""
     about = {
         "clip_id": clip.clip_id,
         "start_s": clip.start_s,
@@ -183,16 +183,16 @@ def members(clip: Clip) -> list[tuple[str, bytes]]:
 
 
 def write_tar(out: BinaryIO, named: list[tuple[str, bytes]]) -> dict[str, tuple[int, int]]:
-    """Write a tar with its members sorted by name.
+    """Write a tar with its members sorted by name. Equal members give equal bytes.
 
-    Headers are POSIX ustar, with mode 0644 and every owner and time 0.
+    Headers are POSIX ustar, with mode 0644, and 0 for owner and time.
 
     Args:
         out: the file to write to.
         named: (name, bytes) of each member.
 
     Returns:
-        name → (offset of the member's data, its size), bytes.
+        name → (offset of the member's data in the tar, its size), both in bytes.
     """
     ranges: dict[str, tuple[int, int]] = {}
     position = 0
@@ -212,6 +212,7 @@ def write_tar(out: BinaryIO, named: list[tuple[str, bytes]]) -> dict[str, tuple[
 
 
 def _assert_complete(segment: Segment, clips: list[Clip]) -> None:
+    """Assert that a segment can be committed: different clip ids, and verdicts with what they need."""
     where = f"segment {segment.segment_id} ({segment.uri})"
     assert clips, f"{where} has no clip: a source always ends in at least one verdict"
     assert len({clip.clip_id for clip in clips}) == len(clips), f"{where} has two clips of one id"
@@ -224,6 +225,7 @@ def _assert_complete(segment: Segment, clips: list[Clip]) -> None:
 
 
 def _row(segment: Segment, clip: Clip, shard: str, ranges: dict[str, tuple[int, int]]) -> dict:
+    """Return the manifest row of a clip; `ranges` gives (offset, size) of each member of the tar at `shard`."""
     media = ranges.get(f"{clip.clip_id}.{clip.media_suffix}", (0, 0))
     sample = ranges.get(f"{clip.clip_id}.safetensors", (0, 0))
     return {

@@ -1,17 +1,17 @@
-"""Atomic files in a folder or an object store. Only this module knows in which of the two a set is stored.
+"""Read and write files in a local folder or an object store, atomically, through the same functions.
 
 - A local file is written in its final folder under a name that starts with a dot, flushed to the disk, and renamed. A
   reader, or a run after a crash, therefore sees either the complete file or none. Files whose names start with a dot
   are leftovers of a killed run: they are never read, and are deleted when a set is finished.
-- An object (`s3://`, `gs://`, whatever fsspec supports) is written by one put, or from 100 MB on by one multipart
-  upload. Both are atomic, and later reads see the object. A killed multipart upload leaves parts that no reader sees:
-  let the bucket's lifecycle rule delete them.
-- A file may be written twice, when a worker that was believed dead is still running. Both copies have equal bytes, so
-  overwriting is harmless. Where the bytes must be proven equal (a ledger entry), use `put_once`: it writes only if the
+- An object (`s3://`, `gs://`, or another store that fsspec supports) is written by one put, or from 100 MB on by one
+  multipart upload. Both are atomic, and later reads see the object. A killed multipart upload leaves pieces that no
+  reader sees; delete them with a lifecycle rule of the bucket.
+- A file may be written twice, if a worker that was believed dead is still running. Both copies have equal bytes, so
+  overwriting is harmless. Where a difference must be detected (a ledger entry), use `put_once`: it writes only if the
   file does not exist, and otherwise compares.
 
-Failed requests (status 500, throttling, timeouts, broken or stalled connections) are retried with growing pauses, for
-minutes. The address and keys of an S3 server come from the environment (`AWS_ENDPOINT_URL`, …).
+Failed requests (status 500, throttling, timeouts, broken or stalled connections) are tried again for minutes, with
+growing pauses. The address and keys of an S3 server come from the environment (`AWS_ENDPOINT_URL`, …).
 """
 
 import io
@@ -26,21 +26,22 @@ from typing import Any, BinaryIO
 
 from data_prep.dataset import tar_members
 
-# Concurrent requests for many small files: an object store answers each after tens of milliseconds.
+# Number of concurrent requests for small files, since an object store answers each after tens of milliseconds.
 AT_ONCE = 32
-HELD_BYTES = 64 << 20  # largest object that `open_read` keeps in memory
-ReadInto = Callable[[int, Sequence[memoryview]], None]  # (offset in a range, buffers to fill one after the other)
-_CONNECT_S, _READ_S = 10, 20
-_ATTEMPTS = 10
+HELD_BYTES = 64 << 20  # size of the largest object that `open_read` keeps in memory
+# Called with an offset in a range and buffers: fills the buffers, one after the other, with the bytes from there on.
+ReadInto = Callable[[int, Sequence[memoryview]], None]
+_CONNECT_S, _READ_S = 10, 20  # time limits of a request to S3, seconds
+_ATTEMPTS = 10  # of a request to S3
 
 
 def is_remote(root: str | Path) -> bool:
-    """Whether `root` is a URI of an object store and not a local path."""
+    """Return whether `root` is a URI of an object store and not a local path."""
     return "://" in str(root) and not str(root).startswith("file://")
 
 
 def local(root: str | Path) -> Path:
-    """The folder of a local root.
+    """Return a local root as a path, without a leading `file://`.
 
     Raises:
         ValueError: the root is on an object store.
@@ -51,12 +52,12 @@ def local(root: str | Path) -> Path:
 
 
 def absolute(root: str | Path) -> str:
-    """Make a root absolute, so that it means the same in every process on every machine."""
+    """Return a root as an absolute path, valid in every working directory; a URI only loses a slash at its end."""
     return str(root).rstrip("/") if is_remote(root) else str(local(root).expanduser().absolute())
 
 
 def check(root: str | Path) -> None:
-    """Check that the bucket of a root can be reached, to report a mistake before any work starts.
+    """Check that the bucket of a root can be reached, to report a mistake before any work starts. Ignore local roots.
 
     Raises:
         ValueError: the bucket does not exist, or the keys give no access to it.
@@ -71,13 +72,13 @@ def check(root: str | Path) -> None:
 
 
 def at(root: str | Path, *names: str) -> str:
-    """Join a root and names to the path or URI of a file."""
+    """Return the path or URI of a file: the root and the names, joined with slashes."""
     return "/".join([str(root).removeprefix("file://").rstrip("/"), *names])
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file for writing. It appears when the block ends without an error; after an error there is no file."""
+    """Open a file for writing, in a `with` block. It appears at `path` only if the block ends without an error."""
     if is_remote(path):
         held = io.BytesIO()
         yield held
@@ -111,10 +112,10 @@ def put(path: str | Path, data: bytes) -> None:
 
 
 def put_once(path: str | Path, data: bytes) -> None:
-    """Write a file that must never be written with other bytes.
+    """Write a file if it does not exist; if it exists, check that its bytes are `data`.
 
     Raises:
-        FileExistsError: the file exists and differs.
+        FileExistsError: the file exists with other bytes.
     """
     if is_remote(path):
         try:
@@ -130,7 +131,7 @@ def put_once(path: str | Path, data: bytes) -> None:
 
 
 def read(path: str | Path) -> bytes:
-    """Read a file.
+    """Return the bytes of a file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -139,7 +140,7 @@ def read(path: str | Path) -> bytes:
 
 
 def read_many(paths: list[str]) -> Iterator[bytes]:
-    """Read files in order, from an object store many at once.
+    """Yield the bytes of files, in the given order. From an object store, many are fetched at once.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -153,7 +154,7 @@ def read_many(paths: list[str]) -> Iterator[bytes]:
 
 
 def read_range(root: str | Path, relative: str, offset: int, size: int) -> bytes:
-    """Read `size` bytes at `offset` of one file of a set.
+    """Return `size` bytes at `offset` of the file at the path `relative` in a set.
 
     Raises:
         ValueError: the file is missing, or ends before `offset + size`.
@@ -175,16 +176,17 @@ def read_range(root: str | Path, relative: str, offset: int, size: int) -> bytes
 
 @contextmanager
 def open_ranges(root: str | Path, places: Sequence[tuple[str, int, int]]) -> Iterator[list[ReadInto]]:
-    """Open byte ranges of files of a set, to read them into buffers.
+    """Open byte ranges of files of a set, to read them into buffers inside a `with` block.
 
-    Local bytes are read straight into the buffers. Ranges in an object store are all fetched first, many at once.
+    Local bytes are read directly into the buffers, without a copy. Ranges in an object store are fetched before the
+    block starts, many at once.
 
     Args:
         root: the set.
         places: (path relative to the set, offset, size) of each range, bytes.
 
     Yields:
-        For each range a function of (offset in the range, buffers) that fills the buffers one after the other.
+        For each range a function of (offset in the range, buffers) that fills the buffers, one after the other.
 
     Raises:
         ValueError: a file is missing, or too short.
@@ -208,12 +210,14 @@ def open_ranges(root: str | Path, places: Sequence[tuple[str, int, int]]) -> Ite
 
 
 def _copy_into(data: bytes, start: int, buffers: Sequence[memoryview]) -> None:
+    """Fill the buffers, one after the other, with the bytes of `data` from `start` on."""
     for buffer in buffers:
         buffer[:] = memoryview(data)[start : start + len(buffer)]
         start += len(buffer)
 
 
 def _read_into(handle: int, path: str, offset: int, start: int, buffers: Sequence[memoryview]) -> None:
+    """Fill the buffers with the bytes of an open file from `offset + start` on; a read may fill only some of them."""
     left, at = [buffer for buffer in buffers if len(buffer)], offset + start
     while left:
         count = os.preadv(handle, left, at)
@@ -235,7 +239,7 @@ def _damaged(path: str, end: int) -> ValueError:
 
 
 def exists(path: str | Path) -> bool:
-    """Whether a file exists."""
+    """Return whether a file exists."""
     if not is_remote(path):
         return local(path).exists()
     try:
@@ -246,7 +250,7 @@ def exists(path: str | Path) -> bool:
 
 
 def names(folder: str | Path, prefix: str = "") -> list[str]:
-    """List the names in a folder that start with `prefix` and not with a dot; [] if the folder does not exist."""
+    """Return the names in a folder that start with `prefix` and not with a dot; [] if the folder does not exist."""
     if is_remote(folder):
         try:
             found = _system(folder).find(str(folder), maxdepth=1, prefix=prefix)
@@ -263,14 +267,14 @@ def names(folder: str | Path, prefix: str = "") -> list[str]:
 
 
 def sweep(folder: str | Path) -> None:
-    """Delete the leftovers of killed writers in a folder. Call it only while nobody writes there."""
+    """Delete the files of interrupted writes (names that start with a dot) in a folder. Call it while nobody writes."""
     if not is_remote(folder):
         for half in local(folder).glob(".*"):
             half.unlink(missing_ok=True)
 
 
 def size(path: str) -> int:
-    """Size of a file, bytes.
+    """Return the size of a file or of a member of a tar, bytes.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -281,7 +285,7 @@ def size(path: str) -> int:
 
 
 def version(path: str) -> str:
-    """A text that changes when the file is rewritten: its size with its time of change or the store's tag.
+    """Return a text that changes when the file is rewritten: its size, and its time of change or the store's ETag.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -303,10 +307,10 @@ def remove(path: str | Path) -> None:
 
 
 def open_read(uri: str) -> BinaryIO:
-    """Open a source for reading; it may be a member of a tar.
+    """Open a source for reading: a local file, an object, or a member of a tar.
 
-    Curation opens a source several times. So an object of at most `HELD_BYTES` is fetched completely and kept until
-    another one is opened; of a larger object only the requested byte ranges are fetched.
+    Curation opens a source several times. So an object of at most `HELD_BYTES` is fetched completely, and kept in
+    memory until another one is opened. Of a larger object only the requested byte ranges are fetched.
     """
     if not is_remote(uri):
         return local(uri).open("rb")
@@ -320,7 +324,7 @@ def open_read(uri: str) -> BinaryIO:
 
 @lru_cache(maxsize=1)
 def _held(uri: str) -> bytes | None:
-    """The bytes of a small object, or of a small member of a tar in an object store; None for any other file."""
+    """Return the bytes of a small object, or of a small member of a tar in an object store; None for any other file."""
     file, start, count = tar_members.parse(uri) if uri.startswith(tar_members.PREFIX) else (uri, 0, size(uri))
     if count > HELD_BYTES or not is_remote(file):
         return None
@@ -328,6 +332,7 @@ def _held(uri: str) -> bytes | None:
 
 
 def _in_range(fetch: Callable[[], bytes]) -> bytes:
+    """Return the bytes that `fetch` requests from an object; b"" if the object ends before the requested range."""
     try:
         return fetch()
     except FileNotFoundError:
@@ -344,7 +349,7 @@ def _system(path: str | Path) -> Any:
 
 @cache
 def file_system(protocol: str) -> Any:
-    """Make fsspec's file system of a protocol, with many retries and no cache of listings.
+    """Return fsspec's file system for a protocol such as "s3", without a cache of listings; for S3 with many retries.
 
     Raises:
         ValueError: the package that fsspec needs for the protocol is not installed.
@@ -352,7 +357,7 @@ def file_system(protocol: str) -> Any:
     import fsspec  # slow to import, and a local set does not need it
 
     if protocol not in ("s3", "s3a"):
-        # Querying the kind of bucket needs a permission that reading and writing do not need.
+        # gcsfs would ask for the kind of bucket, which needs a permission that reading and writing do not need.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         try:
             return fsspec.filesystem(protocol, use_listings_cache=False)

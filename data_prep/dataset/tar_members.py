@@ -1,6 +1,7 @@
-"""Members of a tar as sources, addressed by byte range: nothing is unpacked, and no other member is read.
+"""Read members of a tar as sources. The tar is not unpacked, and no other member is read.
 
-`tar://{offset}+{size}/{member}::{tar}` names the bytes of one member of a tar on a disk or in an object store.
+The URI of a member gives its byte range in a tar on a disk or in an object store:
+`tar://{offset}+{size}/{member}::{tar}`.
 """
 
 import io
@@ -12,12 +13,12 @@ PREFIX = "tar://"
 
 
 def address(tar: str, member: str, offset: int, size: int) -> str:
-    """Make the URI of a member, which is `size` bytes at `offset` of `tar`."""
+    """Return the URI of a member, whose data are `size` bytes at `offset` of `tar`."""
     return f"{PREFIX}{offset}+{size}/{member}::{tar}"
 
 
 def parse(uri: str) -> tuple[str, int, int]:
-    """Split the URI of a member into (path of the tar, offset, size), bytes.
+    """Return (path or URI of the tar, offset, size) for the URI of a member; offset and size in bytes.
 
     Raises:
         ValueError: not the URI of a member.
@@ -30,7 +31,7 @@ def parse(uri: str) -> tuple[str, int, int]:
 
 
 def members(tar: str, opened: BinaryIO) -> Iterator[tuple[str, str, int]]:
-    """Yield (name, URI, size in bytes) of each file of a tar; a damaged tar ends at the damage.
+    """Yield (name, URI, size in bytes) of each file in a tar. In a damaged tar, stop without an error at the damage.
 
     Args:
         tar: path or URI of the tar.
@@ -61,15 +62,15 @@ def open_member(uri: str, open_file: Callable[[str], BinaryIO]) -> BinaryIO:
     """Open a member for reading.
 
     Args:
-        uri: of the member.
-        open_file: opens the tar by its path or URI.
+        uri: URI of the member.
+        open_file: function that opens the tar, given its path or URI.
     """
     tar, offset, size = parse(uri)
     return io.BufferedReader(_Window(open_file(tar), offset, size), 1 << 16)
 
 
 class _Window(io.RawIOBase):
-    """Bytes `offset` … `offset + size` of a file, as a file. Closing it closes the other."""
+    """A read-only file that consists of `size` bytes at `offset` of another file. Closing it closes the other too."""
 
     def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
         self._file, self._offset, self._size, self._at = file, offset, size, 0

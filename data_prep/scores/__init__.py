@@ -1,1 +1,1 @@
-"""Measurements of one clip: its sound, its picture, and how they belong together."""
+"""Measure one clip: its sound, its picture, and whether they belong together."""

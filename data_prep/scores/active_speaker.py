@@ -1,10 +1,10 @@
 """Load and run a network that scores whether a voice belongs to a visible face, such as SyncNet or Synchformer.
 
-No such weights can be shipped, and each network has its own loader and licence. So the settings name a scorer as
-`module:factory` with a path of weights. `factory(path)` returns a callable `(frames, sound) → {name: score}`, where
-frames are (F, H, W, 3) uint8 RGB at 25 per second and sound is (N,) float32 at 16 kHz of the same stretch of time. The
-scores are stored with the clip. The scorer runs only on kept clips in which somebody speaks, and no rule drops a clip
-for its scores: a narrator is not visible, and is still informative.
+Kinotone contains no such network, because each has its own loader and licence. So the settings name a function as
+`module:factory`, and a path of weights. `factory(path)` returns a *scorer*, a callable `(frames, sound) → {name:
+score}`, where frames are (F, H, W, 3) uint8 RGB at 25 per second and sound is (N,) float32 at 16 kHz, of the same
+interval of time. The scores are stored with the clip. The scorer runs only on kept clips in which somebody speaks, and
+no rule drops a clip for its scores: a narrator is not visible, and is still informative.
 """
 
 import importlib
@@ -16,13 +16,13 @@ import numpy as np
 
 FPS = 25.0
 SIZE = (224, 224)  # height, width of the frames
-LEAST_VOICE = 0.25  # share of the time in which somebody speaks, below which the scorer does not run
+LEAST_VOICE = 0.25  # the scorer runs only on clips in which somebody speaks for at least this share of the time
 
 Scorer = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
 
 
 def load_scorer(name: str, weights: str) -> Scorer:
-    """Make the scorer `name` ("module:factory") from the weights at a path.
+    """Import `name` ("module:factory"), call it with the path of the weights, and return the scorer that it makes.
 
     Raises:
         ValueError: the name is no `module:factory`, or the module, the factory or the weights do not exist.
@@ -43,10 +43,10 @@ def load_scorer(name: str, weights: str) -> Scorer:
 
 
 def speaker_scores(scorer: Scorer, frames: np.ndarray, sound: np.ndarray) -> dict[str, float]:
-    """Run the scorer on frames (F, H, W, 3) and sound (N,) of the same stretch of time.
+    """Return the scores by name of frames (F, H, W, 3), 25 per second, and sound (N,) at 16 kHz of the same interval.
 
     Raises:
-        ValueError: a score is no finite number.
+        ValueError: a score is not a finite number.
     """
     found = {name: float(value) for name, value in scorer(frames, sound).items()}
     wrong = [name for name, value in found.items() if not math.isfinite(value)]

@@ -1,12 +1,12 @@
-"""Measure whether picture and sound belong together: compare the onsets of sounds with the motion in the picture.
+"""Measure whether picture and sound belong together: whether the picture moves when sounds begin.
 
-The measure knows no classes and is no lip sync. It is meaningful for knocks, steps and drums, and not for a narrator
-or rain. So it is computed only where there are onsets, and no rule drops a clip for it.
+It recognises neither objects nor lips. It is meaningful for knocks, steps and drums, and not for a narrator or rain. So
+it is computed only for clips with onsets (beginnings of sounds), and no rule drops a clip for it.
 
-Motion is the difference between successive small pictures. The sizes of the packets would be a free measure of it,
-but do not work: they do not separate true pairs from exchanged ones (area under the curve 0.52 on real clips; with
-decoded pictures 0.85 on large visible impacts). Decoding is expensive, so the measure is off by default and covers
-only kept clips.
+Motion is the difference between successive small frames. The sizes of the packets would be a cheaper measure, but do
+not distinguish clips with their own sound from clips with the sound of another (area under the ROC curve 0.52 on real
+clips; with decoded frames 0.85 on large visible impacts). Decoding is expensive, so the measure is off by default, and
+only kept clips are measured.
 """
 
 import numpy as np
@@ -16,16 +16,17 @@ from data_prep.media.decode import iterate_video
 
 LEAST_ONSETS = 3  # with fewer there is no score
 WITHIN_S = 0.2  # largest offset between sound and picture of one event, seconds
-STEP_S = 0.02  # of the common time line, seconds
-SPREAD_S = 0.08  # width of an onset on that line, seconds
-SMALL = (36, 64)  # height, width of the pictures
+STEP_S = 0.02  # step of the time line on which onsets and motion are compared, seconds
+SPREAD_S = 0.08  # width of the bell curve that stands for an onset on that line, seconds
+SMALL = (36, 64)  # height, width of the decoded frames
 
 
 def motion(media: Media, start_s: float, end_s: float) -> tuple[np.ndarray, np.ndarray]:
-    """Measure the motion in [start_s, end_s).
+    """Measure the motion in the picture of a clip, between two times in seconds.
 
     Returns:
-        Times of the frames, (N,) seconds, and the logarithm of each frame's difference from the one before, (N,).
+        Times of the frames, (N,) seconds, and for each the logarithm of its mean brightness difference from the frame
+        before, (N,).
     """
     times, moved, before = [], [], None
     for time_s, pixels in iterate_video(media, start_s, end_s, size=SMALL):
@@ -43,13 +44,14 @@ def agreement(onsets_s: np.ndarray, times: np.ndarray, moving: np.ndarray) -> di
 
     Args:
         onsets_s: when sounds begin, (K,) seconds on the time line of `times`.
-        times: of the frames, (N,) seconds, ascending.
+        times: times of the frames, (N,) seconds, ascending.
         moving: the motion at these times, (N,), from `motion`.
 
     Returns:
-        `av_agreement`: how far the rise of motion at the best offset within 0.2 s of the onsets is above that at larger
-        offsets, in standard deviations of the latter; by chance about 1, and rarely above 3. `av_offset_s`: by how much
-        the picture is late at the best offset, seconds. Empty with fewer than three onsets or without any motion.
+        `av_agreement`: the correlation of rising motion with onsets at the best offset of up to 0.2 s, minus its mean
+        at offsets above 0.4 s, in standard deviations at those; by chance about 1, and rarely above 3. `av_offset_s`:
+        by how much the picture is later than the sound at the best offset, seconds. Empty with fewer than three onsets,
+        with less than 1 s, or without any motion.
     """
     length = float(times[-1] - times[0]) if len(times) > 2 else 0.0
     onsets_s = onsets_s[(onsets_s >= times[0]) & (onsets_s <= times[-1])] if length else onsets_s[:0]
@@ -61,7 +63,7 @@ def agreement(onsets_s: np.ndarray, times: np.ndarray, moving: np.ndarray) -> di
     heard, rising = heard - heard.mean(), rising - rising.mean()
     if float(rising.std()) < 1e-9 or float(heard.std()) < 1e-9:
         return {}
-    # Circular correlation at every offset: large offsets show what chance gives for these two curves.
+    # Circular correlation at every offset. At large offsets the curves are unrelated, so it shows what chance gives.
     size = len(line)
     curve = np.fft.irfft(np.conj(np.fft.rfft(heard)) * np.fft.rfft(rising), size)
     offsets = (np.arange(size) + size // 2) % size - size // 2

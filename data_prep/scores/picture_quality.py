@@ -1,8 +1,9 @@
-"""Score a clip's picture with a CLIP model, zero-shot: overlaid text and aesthetics; also compute its embedding.
+"""Score frames of a clip for overlaid text and aesthetics with a CLIP model, and compute their embedding.
 
-Each score is the probability of the first of two sentences against the second, averaged over a few pictures. The
-weights are a `.safetensors` file of a model that open_clip knows by name. A file whose metadata has the key `untrained`
-(for tests) gives scores whose names begin with `untrained_`, and its embedding is not used to find near duplicates.
+The model compares frames with pairs of sentences (`PROMPTS`). A score is the probability that the first sentence of a
+pair describes a frame better than the second, averaged over a few frames. The weights are a `.safetensors` file of a
+model that open_clip knows by name. Tests use random weights, in a file whose metadata have the key `untrained`: then
+the names of the scores begin with `untrained_`, and the embedding is not used to find near duplicates.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-PICTURES = 3  # of a clip
+PICTURES = 3  # number of frames of a clip that are scored
 PROMPTS = {
     "text_overlay": (
         "a video frame with subtitles, a title or a watermark written over it",
@@ -26,10 +27,10 @@ PROMPTS = {
 
 
 class PictureQuality:
-    """A CLIP model, and the features of the sentences that pictures are compared with.
+    """A callable that scores frames with a CLIP model; it keeps the model and the embeddings of the sentences.
 
     Args:
-        model: its name in open_clip.
+        model: name of the model in open_clip.
         weights: path of its .safetensors file.
 
     Raises:
@@ -44,17 +45,18 @@ class PictureQuality:
 
     @property
     def untrained(self) -> bool:
-        """Whether the weights are untrained."""
+        """Return whether the file's metadata mark its weights as random (for tests), so that scores mean nothing."""
         return bool(self.prefix)
 
     def __call__(self, frames: Sequence[np.ndarray]) -> tuple[dict[str, float], np.ndarray]:
-        """Score pictures of one clip.
+        """Score frames of one clip.
 
         Args:
-            frames: pictures (H, W, 3) uint8 RGB.
+            frames: at least one frame (H, W, 3) uint8 RGB.
 
         Returns:
-            The probability of each of `PROMPTS`, and the mean embedding of the pictures, (D,) of length 1.
+            For each name in `PROMPTS` the mean probability of its first sentence, in [0, 1], and the normalised mean
+            embedding of the frames, (D,) of length 1.
         """
         import torch
         from PIL import Image
@@ -71,7 +73,12 @@ class PictureQuality:
 
 @cache
 def _load(model: str, path: str) -> tuple[Any, Callable[[Any], Any], Any, str]:
-    """Load the network, its picture transform, the features of the sentences, and the prefix of the scores' names."""
+    """Load a CLIP model from a file.
+
+    Returns:
+        The network; its preprocessing of a PIL picture; the embeddings of the sentences, two per name in `PROMPTS`,
+        (4, D); and the prefix of the scores' names ("" or "untrained_").
+    """
     import open_clip  # imports torch, which takes seconds, so only where it is needed
     import torch
     from safetensors import safe_open

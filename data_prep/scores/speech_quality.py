@@ -1,7 +1,7 @@
-"""Measure how clean speech sounds: DNSMOS P.835 (Reddy, Gopal and Cutler 2022).
+"""Predict how clean speech sounds to listeners, with the network DNSMOS P.835 (Reddy, Gopal and Cutler 2022).
 
-The network was trained on telephone calls: music is a bad background to it, and a waterfall is noise. So it is given
-only the nine seconds of a clip with the most speech, and its scores are stored without any rule that reads them.
+The network was trained on telephone calls, so it rates music in the background as bad, and a waterfall as noise. So it
+processes only the nine seconds of a clip with the most speech, and no rule drops a clip for its scores.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from data_prep.packaged_weights import resolve
 from data_prep.scores.voice_activity import FRAME, RATE
 
 WINDOW = 144_160  # samples at 16 kHz that the network takes: 9.01 s
-LEAST_S = 1.0  # of speech, seconds; with less there is no score
+LEAST_S = 1.0  # with less speech there is no score, seconds
 # The published polynomials from the network's outputs to opinion scores from 1 to 5, highest power first.
 _SIGNAL = (-0.08397278, 1.22083953, 0.0052439)
 _BACKGROUND = (-0.13166888, 1.60915514, -0.39604546)
@@ -21,7 +21,7 @@ _OVERALL = (-0.06766283, 1.11546468, 0.04602535)
 
 
 def load_speech_quality(weights: str) -> str:
-    """Find the network: `package:dnsmos`, or the path of a `sig_bak_ovr.onnx`.
+    """Return the path of the network for `package:dnsmos`, or for the path of a `sig_bak_ovr.onnx`; it is not loaded.
 
     Raises:
         ValueError: the network does not exist.
@@ -33,12 +33,12 @@ def load_speech_quality(weights: str) -> str:
 
 
 def speech_quality(mono: np.ndarray, voiced: np.ndarray, network: str) -> dict[str, float]:
-    """Predict mean opinion scores of speech.
+    """Predict the mean opinion scores (MOS) that listeners would give the speech.
 
     Args:
         mono: (N,) samples at 16 kHz.
-        voiced: the probability of speech per 32 ms.
-        network: path of the network.
+        voiced: probability of speech in each 32 ms of `mono`, (V,).
+        network: path of the network, from `load_speech_quality`.
 
     Returns:
         Scores from 1 to 5: `speech_signal_mos` (the voice alone), `speech_background_mos` (5: no background),

@@ -1,8 +1,8 @@
-"""Detect speech with Silero VAD: a probability per 32 ms, on one thread.
+"""Detect speech with the network Silero VAD: a probability for each 32 ms of sound, on one thread.
 
-The `silero-vad` package contains the network. Its sequence form takes many frames in one call, but computes the
-transform and the four small convolutions before its recurrent part frame by frame. Here these are one real transform
-and four matrix products over all frames, and onnxruntime runs the rest: the same probabilities in 40 % of the time.
+The `silero-vad` package contains the network. One of its files takes many frames in one call, but computes the Fourier
+transform and the four small convolutions before its recurrent layer frame by frame. Here numpy and scipy compute these
+for all frames at once, and onnxruntime runs the rest. The probabilities are the same, in 40 % of the time.
 """
 
 from functools import cache
@@ -22,19 +22,19 @@ from data_prep.onnx_session import opened
 RATE = 16_000  # Hz
 FRAME = 512  # samples: 32 ms
 _CONTEXT = 64  # samples of the preceding frame that are also part of the network's input
-_BLOCK = 512  # frames per call
+_BLOCK = 512  # frames per call of the network
 _WINDOW, _HOP = 256, 128  # samples of the spectra: four per frame, the last one over the frame's mirrored end
-_STRIDES = (1, 2, 2, 1)  # of the convolutions, each over three neighbours
-_RECURRENT = "/Transpose_output_0"  # the input of the recurrent part, (frames, 1, 128)
+_STRIDES = (1, 2, 2, 1)  # strides of the four convolutions, each with a kernel of 3
+_RECURRENT = "/Transpose_output_0"  # name of the input of the recurrent layer, (frames, 1, 128)
 _HANN = np.hanning(_WINDOW + 1)[:-1].astype(np.float32)
 
 
 @cache
 def weights() -> Path:
-    """Return the path of the packaged network.
+    """Return the path of the network in the installed package `silero-vad`.
 
     Raises:
-        ValueError: the package is missing.
+        ValueError: the package is not installed.
     """
     spec = find_spec("silero_vad")
     if spec is None or not spec.submodule_search_locations:
@@ -44,7 +44,12 @@ def weights() -> Path:
 
 @cache
 def _network() -> tuple[list[tuple[np.ndarray, np.ndarray]], onnxruntime.InferenceSession]:
-    """Load the convolutions' weights (3 · channels, channels) and biases, and the recurrent part."""
+    """Load the network in two pieces.
+
+    Returns:
+        (Weights (3 · channels in, channels out), bias) of each convolution, and a session that runs the layers after
+        them.
+    """
     model = onnx.load(str(weights()))
     values = {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
     kernels = [values[f"encoder.{layer}.weight"].transpose(2, 1, 0) for layer in range(len(_STRIDES))]
@@ -58,7 +63,7 @@ def _network() -> tuple[list[tuple[np.ndarray, np.ndarray]], onnxruntime.Inferen
 
 
 def voice_probability(samples: np.ndarray) -> np.ndarray:
-    """Compute the probability of speech in each 32 ms, (⌈N / 512⌉,) float32, of samples (N,) float32 at 16 kHz."""
+    """Return the probability of speech in each 32 ms, (⌈N / 512⌉,) float32, of samples (N,) float32 at 16 kHz."""
     count = -(-len(samples) // FRAME)
     frames = np.zeros((count, FRAME), np.float32)
     frames.reshape(-1)[: len(samples)] = samples
@@ -77,7 +82,10 @@ def voice_probability(samples: np.ndarray) -> np.ndarray:
 
 
 def _encoded(windows: np.ndarray, layers: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Encode frames (F, 576) to (F, 1, 128): magnitudes of four spectra, then convolutions as matrix products."""
+    """Compute the input (F, 1, 128) of the recurrent layer from F frames of 64 + 512 samples, (F, 576).
+
+    That is the magnitudes of four spectra per frame, and then the convolutions, as matrix products.
+    """
     mirrored = np.pad(windows, ((0, 0), (0, _CONTEXT)), mode="reflect")
     pieces = np.lib.stride_tricks.sliding_window_view(mirrored, _WINDOW, axis=1)[:, ::_HOP]
     spectra = np.asarray(rfft(pieces * _HANN), np.complex64)
