@@ -1,4 +1,4 @@
-"""Plain sentences to speak, drawn from a small grammar. Each is true.
+"""Draw plain English sentences to speak from a small grammar. Each says something true.
 
 Words with a homophone ("oars", "ores") are left out, because nobody could tell which of the two was said. So are words
 that the voices of `speech` pronounce as another word ("rust" sounds like "rest", "wool" like "well", "kettle" like
