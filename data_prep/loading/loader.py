@@ -1,4 +1,4 @@
-"""Batches of encoded samples: byte ranges of tar shards, read ahead by one thread.
+"""Read batches of encoded samples: byte ranges of tar shards, read by one thread before they are needed.
 
 A sample is one safetensors file inside a shard. Its latents have the shape of its bucket, so they stack without
 padding. Its text features have as many tokens as its caption; they are padded on the left, as the text encoder pads, to

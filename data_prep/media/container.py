@@ -43,7 +43,7 @@ _READ: set[int] = set()
 
 @dataclass(frozen=True)
 class Streams:
-    """The streams of a container that Kinotone reads.
+    """The video and the audio stream chosen from a container.
 
     Attributes:
         video, audio: the chosen streams, None where there is none.
@@ -236,7 +236,7 @@ def clock(stream: VideoStream | AudioStream) -> Callable[[av.Packet], float | No
 
 
 def seconds_of(stamp: int, base: Fraction) -> float:
-    """Return `stamp` × `base` in seconds. Called millions of times, so it makes no fraction like `stamp * base`."""
+    """Return a timestamp in seconds: ticks × time base. Makes no fraction, because it is called millions of times."""
     return stamp * base.numerator / base.denominator
 
 

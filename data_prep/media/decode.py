@@ -81,7 +81,7 @@ class Sound:
 def distinct(samples: np.ndarray) -> np.ndarray:
     """Return (1, N) samples if the channels of (channels, N) share their memory, else `samples` as they are.
 
-    Work on the result is not repeated for equal channels. `Sound.between` returns such channels.
+    `Sound.between` returns such channels if they are equal. The caller then does its work only once.
     """
     return samples if samples.strides[0] else samples[:1]
 

@@ -24,7 +24,7 @@ MEDIA_SUFFIXES = frozenset(
         *("flv", "wmv", "3gp", "3g2", "ogv", "mxf", "vob", "asf", "f4v"),
     ]
 )
-PART_BYTES = 256 << 20
+PART_BYTES = 256 << 20  # largest segment, bytes
 
 
 def list_sources(inputs: list[str]) -> list[Segment]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageDraw
 
-SAMPLES = 4
+SAMPLES = 4  # of a pixel, in each direction
 
 Colour = Sequence[int]  # red, green, blue and optionally alpha, 0 to 255
 
@@ -56,7 +56,7 @@ class Brush:
     def arc(
         self, x: float, y: float, rx: float, ry: float, start: float, end: float, width: float, colour: Colour
     ) -> None:
-        """Draw the outline of an ellipse between two angles (degrees, 0 = right, clockwise)."""
+        """Draw the outline of an ellipse between two angles (degrees, 0 = right, clockwise), `width` pixels thick."""
         box = self._points([(x - rx, y - ry), (x + rx, y + ry)])
         self._draw.arc(box, start, end, fill=tuple(colour), width=max(1, round(width * SAMPLES)))
 
@@ -94,7 +94,7 @@ def brush(frame: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> Iter
 
 
 def rectangle(frame: np.ndarray, x0: float, y0: float, x1: float, y1: float, colour, alpha: float = 1.0) -> None:
-    """Fill a rectangle along the axes with opacity `alpha`; a pixel that it covers in part, by the share covered."""
+    """Fill a rectangle along the axes. Its opacity is `alpha`, and less where it covers only a part of a pixel."""
     height, width = frame.shape[:2]
     left, right = max(0, int(np.floor(x0))), min(width, int(np.ceil(x1)))
     top, bottom = max(0, int(np.floor(y0))), min(height, int(np.ceil(y1)))

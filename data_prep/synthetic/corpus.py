@@ -113,7 +113,7 @@ def kinds_of(settings: SynthSettings) -> list[str]:
 
 
 def make_clip(settings: SynthSettings, index: int, kind: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray | None]:
-    """Make clip `index`; it is not written.
+    """Make clip `index` in memory.
 
     Returns:
         Its labels (a row of `labels.SCHEMA`), frames (F, H, W, 3) uint8, and audio (2, N) float32 or None.

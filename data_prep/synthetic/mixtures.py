@@ -135,14 +135,14 @@ def _hum(rng: np.random.Generator, samples: int) -> tuple[str, np.ndarray]:
 
 
 def _levelled(sound: np.ndarray, low_db: float, high_db: float, rng: np.random.Generator) -> np.ndarray:
-    """Scale a sound to an RMS level drawn between these, dBFS; to less if it would exceed full scale."""
+    """Scale a sound to a random RMS level, `low_db` to `high_db` dBFS; to less if a sample would exceed full scale."""
     level = 10 ** (rng.uniform(low_db, high_db) / 20)
     sound = sound * (level / max(float(np.sqrt(np.square(sound).mean())), 1e-9))
     return (sound / max(1.0, float(np.abs(sound).max()) / 0.98)).astype(np.float32)
 
 
 def _heard_db(sound: np.ndarray, percent: float) -> float:
-    """Return a percentile of the power of the 50 ms frames of a sound (2, N) above 100 Hz, in dBFS."""
+    """Return percentile `percent` of the power of a sound (2, N) in 50 ms frames, above 100 Hz, in dBFS."""
     above = np.asarray(sosfilt(_AUDIBLE, sound.mean(axis=0)))
     frames = above[: len(above) // FRAME * FRAME].reshape(-1, FRAME)
     return float(10 * np.log10(np.percentile(np.square(frames).mean(axis=1), percent) + 1e-12))
@@ -152,7 +152,7 @@ _AUDIBLE = butter(2, 100.0, "highpass", fs=RATE, output="sos")
 
 
 def _mixed(background: Callable) -> Callable[[np.random.Generator], Mixture]:
-    """Return a function that makes a foreground in this background (`_noise` or `_hum`), at −5 to 30 dB."""
+    """Return a function that makes a foreground in this background, with a signal-to-noise ratio of −5 to 30 dB."""
 
     def make(rng: np.random.Generator) -> Mixture:
         samples = int(rng.uniform(4, 10) * RATE)
@@ -199,7 +199,7 @@ def _overdriven(rng: np.random.Generator) -> Mixture:
 
 
 def _only(background: Callable) -> Callable[[np.random.Generator], Mixture]:
-    """Return a function that makes only this background: `_noise`, `_hum` or `_tones`."""
+    """Return a function that makes this background without a foreground."""
 
     def make(rng: np.random.Generator) -> Mixture:
         name, sound = background(rng, int(rng.uniform(3, 12) * RATE))

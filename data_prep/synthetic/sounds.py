@@ -211,7 +211,7 @@ def _modes(
 
 
 def _burst(rng: np.random.Generator, samples: int, decay: float, low: float, high: float, rate: int) -> np.ndarray:
-    """Make (samples,) noise between `low` and `high` Hz with peak 1 that falls by 60 dB in `decay` seconds."""
+    """Make noise, (samples,), between `low` and `high` Hz, with peak 1, that falls by 60 dB in `decay` seconds."""
     time = np.arange(samples) / rate
     shaped = rng.standard_normal(samples) * np.exp(-_LN_1000 / decay * time)
     shaped = np.asarray(sosfilt(butter(1, (low, min(high, 0.45 * rate)), "bandpass", fs=rate, output="sos"), shaped))

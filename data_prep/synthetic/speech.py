@@ -124,7 +124,7 @@ def speak(text: str, voice: str = WOMEN[0], speed: float = 0.85, pitch: float = 
 
 @dataclass(frozen=True)
 class _Synthesizer:
-    """The speech network, and what `hibari` needs before and after it."""
+    """The speech network, the converter of text to phonemes, and the signal processing that makes sound (`dsp`)."""
 
     network: Any  # ids, speed → five (1, 601, F) parts of the spectrum, f0 (1, F), frames of each phoneme (L,)
     phonemes: Any  # text → IPA, words separated by spaces

@@ -96,7 +96,7 @@ def ball(rng: np.random.Generator, form: Format, frames: int) -> Shot:
 
 
 def _bounces(rng, frames: int, fps: float) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Draw when and how high the ball bounces.
+    """Choose at random when and how high the ball bounces.
 
     Returns:
         The frames of the impacts; the height of the ball on each frame, (frames,), relative to the top of the longest
@@ -124,7 +124,7 @@ def _bounces(rng, frames: int, fps: float) -> tuple[list[int], np.ndarray, np.nd
 
 
 def _walk(rng, frames: int, hits: list[int], fps: float, margin: float) -> np.ndarray:
-    """Draw how the ball moves sideways: at constant speed between impacts, and back where it would leave the picture.
+    """Choose at random how the ball moves sideways: at constant speed between impacts. It turns at the picture's sides.
 
     Returns:
         (frames,) its x as a share of the picture's width.

@@ -7,6 +7,7 @@ from data_prep.synthetic.backgrounds import camera, room, studio, view
 from data_prep.synthetic.canvas import brush, glow, mixed
 from data_prep.synthetic.shot import Event, Format, Shot, mixdown
 
+# Semitones of the bars above the lowest one.
 _SCALES = ((0, 2, 4, 7, 9, 12, 14, 16), (0, 2, 4, 5, 7, 9, 11, 12), (0, 3, 5, 7, 10, 12, 15, 17))
 _NAMES = ("C", "C sharp", "D", "E flat", "E", "F", "F sharp", "G", "A flat", "A", "B flat", "B")
 _RAINBOW = (
@@ -136,7 +137,11 @@ def _table(rng, b, width: int, height: int) -> None:
 
 
 def _strokes(rng, frames: int, fps: float, count: int) -> list[tuple[int, int]]:
-    """Draw (frame, bar) of each stroke: on a regular beat, some left out, moving up and down among the `count` bars."""
+    """Choose the strokes at random: on a regular beat, some left out, moving up and down among the `count` bars.
+
+    Returns:
+        (frame, bar) of each stroke.
+    """
     beat = round(rng.uniform(0.24, 0.42) * fps)
     bar, hits = int(rng.integers(count)), []
     for frame in range(int(rng.integers(3, max(4, beat))), frames - 3, beat):

@@ -21,8 +21,8 @@ _HAIR = {
     "red": (158, 72, 36),
     "grey": (150, 150, 154),
 }
-_PAUSE_S = 0.3
-_TRIES = 30
+_PAUSE_S = 0.3  # between two sentences
+_TRIES = 30  # number of sentences to try at most
 
 
 def face(rng: np.random.Generator, form: Format, frames: int) -> Shot:
@@ -86,7 +86,7 @@ def face(rng: np.random.Generator, form: Format, frames: int) -> Shot:
 
 
 def _talk(rng, voice: str, seconds: float) -> tuple[list[Utterance], list[float]]:
-    """Draw sentences that fit into the shot. Return them, and the second at which each begins."""
+    """Choose random sentences that fit into the shot. Return them, and the second at which each begins."""
     speed, pitch = float(rng.uniform(0.7, 0.9)), float(rng.uniform(0.93, 1.07))
     said: list[Utterance] = []
     starts: list[float] = []
@@ -123,7 +123,7 @@ def _shape(phoneme: str) -> float:
 
 
 def _blinks(rng, frames: int, fps: float) -> np.ndarray:
-    """Return how far the eyes are open on each frame, 0 to 1."""
+    """Return how far the eyes are open on each frame, 0 to 1. They blink at random, every few seconds."""
     eyes = np.ones(frames)
     at = rng.uniform(0.3, 2.0) * fps
     while at < frames:

@@ -11,9 +11,11 @@ from data_prep.synthetic.canvas import brush, glow, mixed, rectangle, smooth_noi
 from data_prep.synthetic.shot import Event, Format, Shot, mixdown
 
 _MAJOR, _MINOR = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)
+# Degrees of the scale on which four successive chords are built.
 _PROGRESSIONS = ((0, 5, 3, 4), (0, 3, 4, 0), (0, 4, 5, 3), (0, 3, 0, 4))
 _LAST = 4  # number of frames at the end in which no note begins
 _KEYS = ("C", "C sharp", "D", "E flat", "E", "F", "F sharp", "G", "A flat", "A", "B flat", "B")
+# Colours of the notes of the tune, and of those of the chords.
 _PAINTS = (((255, 176, 64), (90, 150, 250)), ((250, 110, 140), (90, 210, 190)), ((150, 230, 110), (180, 130, 250)))
 
 
@@ -44,12 +46,12 @@ def music(rng: np.random.Generator, form: Format, frames: int) -> Shot:
 
 
 def _compose(rng, frames: int, beat: int, tonic: int, scale) -> list[Note]:
-    """Draw the notes of a melody with chords, in order of time.
+    """Choose the notes of a melody with chords at random. Return them in order of time.
 
     Args:
-        rng: draws.
-        frames: of the shot.
-        beat: number of frames.
+        rng: chooses.
+        frames: number of frames of the shot.
+        beat: number of frames of a beat.
         tonic: pitch class of the key, 0 (C) to 11.
         scale: semitones of the seven degrees above the tonic.
     """

@@ -53,7 +53,11 @@ def bird(rng: np.random.Generator, form: Format, frames: int) -> Shot:
 
 
 def _song(rng, frames: int, fps: float) -> list[tuple[int, int]]:
-    """Draw (first frame, number of frames) of each note: phrases of three to six notes, with rests between them."""
+    """Choose the notes at random: phrases of three to six notes, with rests between them.
+
+    Returns:
+        (first frame, number of frames) of each note.
+    """
     notes, at = [], int(rng.integers(2, 8))
     while True:
         length, gap = max(2, round(rng.uniform(0.08, 0.18) * fps)), round(rng.uniform(0.05, 0.12) * fps)
