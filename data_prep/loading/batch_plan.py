@@ -10,8 +10,8 @@ left out, and the repeats are counted. Every epoch has the same number of steps.
 
 Samples are shuffled in windows, so that reads stay local. Each epoch divides a bucket's rows into blocks of `BLOCK`
 adjacent rows, which lie side by side in a shard, takes the blocks in random order, and shuffles the rows inside every
-window of `window` rows. While a window is read, no shard outside its blocks is touched. A window is shuffled at its
-first use. Memory that grows with the index holds only each bucket's rows and the order of the steps.
+window of `window` rows. So a window reads only the shards of its own blocks. It is shuffled when it is first used. Only
+each bucket's rows and the order of the steps take memory that grows with the index.
 """
 
 from collections import defaultdict
@@ -29,7 +29,7 @@ from data_prep.settings import BLOCK, BatchSettings
 class MicroBatch:
     """Rows of the index and their loss weights, 0 for a repeat.
 
-    The mean of weight · loss over all slots of a step is the mean loss of its real samples.
+    The mean of weight · loss over all samples of a step, repeats included, is the mean loss of the others.
     """
 
     rows: tuple[int, ...]
@@ -38,7 +38,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: its bucket, and for each rank its micro-batches in order."""
+    """One optimizer step: the name of its bucket, and for each rank its micro-batches in order."""
 
     bucket: str
     ranks: tuple[tuple[MicroBatch, ...], ...]
@@ -46,7 +46,9 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The steps of all epochs; `step(n)` counts through the epochs.
+    """The steps of all epochs, numbered without a break: step `steps_per_epoch` is the first of the second epoch.
+
+    A *slot* is the place of one sample in a step.
 
     Attributes:
         seed: of the shuffle.
@@ -56,6 +58,9 @@ class Plan:
         steps_per_epoch: the same in every epoch.
         samples: number of rows of the index; an epoch takes each once.
         repeats: number of slots of weight 0 in an epoch.
+        _buckets: the names of the buckets.
+        _rows: for each bucket, its rows of the index.
+        _batch: for each bucket, the number of samples in a micro-batch.
     """
 
     seed: int
@@ -70,7 +75,7 @@ class Plan:
     _batch: tuple[int, ...]
 
     def step(self, number: int) -> Step:
-        """The step with this number, counted from 0 at the start of the run."""
+        """Return the step with this number, counted from 0 at the start of the run."""
         epoch, position = divmod(number, self.steps_per_epoch)
         order, turns = _step_order(self, epoch)
         bucket, turn = int(order[position]), int(turns[position])
@@ -80,7 +85,7 @@ class Plan:
         # Repeats come from the start of the bucket's order, so they differ from the step's samples if any others exist.
         taken = self._taken(epoch, bucket, (turn * slots + np.arange(slots)) % count)
         weights = np.where(np.arange(slots) < real, slots / real, 0.0)
-        # Deal the slots in turn, so that repeats spread over the micro-batches as evenly as possible.
+        # Slot k goes to micro-batch k modulo their number, so that repeats spread over them as evenly as possible.
         micro = [
             MicroBatch(tuple(taken[n :: self.micro_batches].tolist()), tuple(weights[n :: self.micro_batches].tolist()))
             for n in range(self.micro_batches)
@@ -90,7 +95,7 @@ class Plan:
         return Step(self._buckets[bucket], ranks)
 
     def _taken(self, epoch: int, bucket: int, positions: np.ndarray) -> np.ndarray:
-        """The rows at the given positions of a bucket's order in an epoch."""
+        """Return the rows at these positions of the shuffled order of a bucket in an epoch."""
         _, ends = _blocks(self, epoch, bucket)
         windows = np.searchsorted(ends, positions, side="right")
         rows = np.empty_like(positions)
@@ -101,13 +106,13 @@ class Plan:
         return rows
 
 
-# Last number of each seed, so that the three kinds of random draws of an epoch differ.
+# The last number of a seed, which makes the three kinds of random draws of an epoch differ.
 _STEPS, _BLOCKS, _WINDOWS = 0, 1, 2
 
 
 @lru_cache(maxsize=2)
 def _step_order(plan: Plan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """For every step of an epoch: its bucket, and the number of steps of that bucket before it."""
+    """Return for every step of an epoch its bucket, and the number of earlier steps of that bucket in the epoch."""
     counts = [_steps(len(r), size * plan.micro_batches) for r, size in zip(plan._rows, plan._batch, strict=True)]
     order = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     np.random.default_rng([plan.seed, epoch, _STEPS]).shuffle(order)
@@ -119,7 +124,11 @@ def _step_order(plan: Plan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=64)
 def _blocks(plan: Plan, epoch: int, bucket: int) -> tuple[np.ndarray, np.ndarray]:
-    """For a bucket in an epoch: its blocks in shuffled order, and the number of rows after which each window ends."""
+    """Return the order of a bucket's blocks in an epoch, and where its windows end.
+
+    Returns:
+        The numbers of the blocks in shuffled order, and the total number of rows up to the end of each window.
+    """
     count = len(plan._rows[bucket])
     order = np.random.default_rng([plan.seed, epoch, bucket, _BLOCKS]).permutation(-(-count // BLOCK))
     sizes = np.minimum(BLOCK, count - order * BLOCK)  # the bucket's last block may be short
@@ -129,7 +138,7 @@ def _blocks(plan: Plan, epoch: int, bucket: int) -> tuple[np.ndarray, np.ndarray
 
 @lru_cache(maxsize=64)
 def _window(plan: Plan, epoch: int, bucket: int, window: int) -> np.ndarray:
-    """The rows of a window, in shuffled order."""
+    """Return the rows of a window, in shuffled order. The window has number `window` in its bucket and epoch."""
     order, _ = _blocks(plan, epoch, bucket)
     each, rows = plan.window // BLOCK, plan._rows[bucket]
     taken = np.concatenate([rows[b * BLOCK : (b + 1) * BLOCK] for b in order[window * each : (window + 1) * each]])
@@ -138,7 +147,11 @@ def _window(plan: Plan, epoch: int, bucket: int, window: int) -> np.ndarray:
 
 
 def _members(buckets: list[str] | pa.Array | pa.ChunkedArray) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Yield for each chunk of the index its first row, and for each bucket its rows counted from that one."""
+    """Group the rows of the index by bucket, one Arrow chunk after the other.
+
+    Yields:
+        The first row of the chunk, and for each bucket its rows, counted from that first row.
+    """
     pieces = [pa.array(buckets, pa.string())] if isinstance(buckets, list) else pa.chunked_array(buckets).chunks
     first = 0
     for piece in pieces:
@@ -154,12 +167,13 @@ def _members(buckets: list[str] | pa.Array | pa.ChunkedArray) -> Iterator[tuple[
 
 
 def _counted(number: int) -> str:
-    """The divisors of `number`, as words."""
+    """Return the divisors of `number` as text, such as "1, 2, 3 or 6"."""
     *few, most = (str(n) for n in range(1, number + 1) if number % n == 0)
     return f"{', '.join(few)} or {most}" if few else most
 
 
 def _steps(samples: int, slots: int) -> int:
+    """Return the number of steps of `slots` slots that `samples` samples need."""
     return -(-samples // slots)
 
 
@@ -171,7 +185,7 @@ def plan(
     seed: int,
     world: int,
 ) -> Plan:
-    """Make the plan of a run.
+    """Make the batch plan of a training run.
 
     Args:
         buckets: the bucket of every row of the index.

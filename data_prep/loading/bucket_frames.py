@@ -1,4 +1,4 @@
-"""A clip's pictures in the shape of its bucket: what `encode` stores and what a VAE is trained on."""
+"""Bring a clip's pictures to the shape of its bucket, for `encode` and for the training of a VAE."""
 
 import numpy as np
 
@@ -37,6 +37,6 @@ def bucket_frames(media: Media, start_s: float, bucket: Bucket, width: int, heig
         raise ValueError("no frame of the clip can be decoded")
     frames = frames[:, crop.top : crop.top + bucket.height, crop.left : crop.left + bucket.width]
     missing = bucket.frames - len(frames)
-    if missing > 0:  # a picture that ends a little before its sound: repeat its last frame
+    if missing > 0:  # the picture ends a little before the sound: repeat the last frame
         frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
     return np.ascontiguousarray(frames)

@@ -34,12 +34,12 @@ class BucketShape(NamedTuple):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(latent frames, latent height, latent width) of the video VAE."""
+        """Shape of the video latent: (frames, height, width)."""
         return 1 + (self.frames - 1) // 8, self.height // 32, self.width // 32
 
     @property
     def video_tokens(self) -> int:
-        """Latent pixels of the video."""
+        """Number of video tokens: the latent pixels of all latent frames."""
         return math.prod(self.latent_shape)
 
     @property
@@ -52,7 +52,7 @@ _KEY = re.compile(r"f(\d+)_h(\d+)_w(\d+)_a(\d+)")
 
 
 def parse_key(key: str) -> BucketShape:
-    """Read a bucket's key, the inverse of `BucketShape.key`.
+    """Return the shape that a bucket's key names: the inverse of `BucketShape.key`.
 
     Raises:
         ValueError: not a bucket key.
@@ -64,7 +64,7 @@ def parse_key(key: str) -> BucketShape:
 
 
 class Crop(NamedTuple):
-    """Scale to `width` × `height` pixels (never larger than the source), then crop the bucket at (`left`, `top`)."""
+    """How to fit a picture to a bucket: scale it to `width` × `height` pixels, then crop it from (`left`, `top`) on."""
 
     width: int
     height: int
@@ -82,6 +82,7 @@ class Bucket(Settings):
 
     @model_validator(mode="after")
     def _on_the_grid(self) -> Self:
+        """Refuse sizes that are not multiples of the VAE's strides."""
         if self.frames % 8 != 1:
             near = 1 + 8 * round((self.frames - 1) / 8)
             raise ValueError(f"frames must be 1 + a multiple of 8; {self.frames} is not, {near} is")
@@ -93,7 +94,7 @@ class Bucket(Settings):
 
     @property
     def duration_s(self) -> float:
-        """Seconds of picture, and of sound."""
+        """Length of the picture, and of the sound, in seconds."""
         return self.frames / self.fps
 
     @property
@@ -103,22 +104,25 @@ class Bucket(Settings):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(latent frames, latent height, latent width) of the video VAE."""
+        """Shape of the video latent: (frames, height, width)."""
         return self.shape.latent_shape
 
     @property
     def video_tokens(self) -> int:
-        """Latent pixels of the video."""
+        """Number of video tokens: the latent pixels of all latent frames."""
         return self.shape.video_tokens
 
     @property
     def audio_tokens(self) -> int:
-        """Audio latents: round(seconds · 25)."""
+        """Number of audio tokens: the audio latents, 25 per second, rounded."""
         return round(self.duration_s * AUDIO_LATENTS_PER_S)
 
     @property
     def mel_frames(self) -> int:
-        """Mel frames that the audio VAE encodes to exactly `audio_tokens` = a latents and decodes to again: 4a − 3."""
+        """Number of mel frames of the sound: 4a − 3 for a = `audio_tokens`.
+
+        The audio VAE encodes exactly this many to a latents, and decodes a latents to this many.
+        """
         return MEL_FRAMES_PER_LATENT * self.audio_tokens - (MEL_FRAMES_PER_LATENT - 1)
 
     @property
@@ -127,7 +131,7 @@ class Bucket(Settings):
         return self.shape.key
 
     def crop(self, width: int, height: int) -> Crop:
-        """Scale a picture of `width` × `height` pixels to cover the bucket, and crop its middle."""
+        """Return how to scale a picture (`width` × `height` pixels) until it covers the bucket, and crop its middle."""
         scale = max(self.width / width, self.height / height)
         scaled_width = max(self.width, round(width * scale))
         scaled_height = max(self.height, round(height * scale))

@@ -1,4 +1,4 @@
-"""Batches of encoded samples: byte ranges of tar shards, read ahead by one thread.
+"""Read batches of encoded samples: byte ranges of tar shards, read by one thread before they are needed.
 
 A sample is one safetensors file inside a shard. Its latents have the shape of its bucket, so they stack without
 padding. Its text features have as many tokens as its caption; they are padded on the left, as the text encoder pads, to
@@ -37,15 +37,15 @@ class Batch:
     weights: torch.Tensor
 
     def to(self, device: torch.device | str) -> Self:
-        """Copy the batch to a device; a copy from page-locked memory does not wait."""
+        """Return the batch on a device. From page-locked memory the copy runs in the background."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """Copy the batch to page-locked memory, from which a GPU copies without waiting."""
+        """Return a copy of the batch in page-locked memory, from which a GPU copies in the background."""
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
-        """Apply `change` to every tensor, once for a tensor that two fields share."""
+        """Return the batch with `change` applied to every tensor. A tensor that two fields share is changed once."""
         tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)}
         changed = {id(tensor): change(tensor) for tensor in tensors.values()}
         return replace(self, **{name: changed[id(tensor)] for name, tensor in tensors.items()})
@@ -56,8 +56,8 @@ class LatentBatch(Batch):
     """Latents of both streams in their stored type; `to` converts them to float32.
 
     Attributes:
-        video_latent: (B, C, f, h, w), normalised.
-        audio_latent: (B, 8, t, 16), normalised.
+        video_latent: (B, C, f, h, w) for f latent frames, normalised.
+        audio_latent: (B, 8, t, 16) for t audio latents, normalised.
         fps: (B,) frames per second.
     """
 
@@ -66,13 +66,13 @@ class LatentBatch(Batch):
     fps: torch.Tensor
 
     def to(self, device: torch.device | str) -> Self:
-        """Copy the batch to a device in float32; a copy from page-locked memory does not wait."""
+        """Return the batch on a device, in float32. From page-locked memory the copy runs in the background."""
         return super().to(device)._each(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
 
 @dataclass(frozen=True)
 class CaptionedBatch(LatentBatch):
-    """Latents and the text of the captions."""
+    """Latents, and the caption of each sample as text."""
 
     captions: tuple[str, ...]
 
@@ -102,13 +102,13 @@ class EncodedSamples:
     def __init__(self, root: str | Path) -> None:
         self.root = root
         self.index = read_index(root)
-        # From page-locked memory a GPU copies without waiting.
+        # From page-locked memory a GPU copies in the background.
         self._pin = torch.cuda.is_available()
         if not self.index.num_rows:
             raise ValueError(f"the index of {root} has no samples; its report says which clips were dropped, and why")
 
     def read(self, row: int) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        """Read one sample.
+        """Read the sample in a row of the index.
 
         Returns:
             Its tensors by name, and its metadata: fps, caption, fingerprints of the VAEs and of the text projection.
@@ -151,7 +151,7 @@ class EncodedSamples:
             return CaptionedBatch(*self._latents(weights, samples, self._stacked(samples, {})), captions=captions)
 
     def caption(self, row: int, about: dict[str, str]) -> str:
-        """The caption in a sample's metadata.
+        """Return the caption in `about`, the metadata of the sample in a row of the index.
 
         Raises:
             ValueError: the set was encoded before samples held captions.
@@ -165,15 +165,21 @@ class EncodedSamples:
 
     @contextmanager
     def _open(self, rows: Sequence[int]) -> Iterator[list["_Stored"]]:
+        """Open the shards of some samples, read the samples' headers, and yield the samples, one for each row."""
         columns = [self.index[name] for name in ("clip_id", "shard", "offset", "size")]
         places = [tuple(column[row].as_py() for column in columns) for row in rows]
         with storage.open_ranges(self.root, [place[1:] for place in places]) as ranges:
             yield [_Stored(place[0], place[3], read) for place, read in zip(places, ranges, strict=True)]
 
     def _stacked(self, samples: Sequence["_Stored"], padded: Mapping[str, int]) -> dict[str, torch.Tensor]:
-        """Stack the latents (B, …), and the tensors in `padded` as (B, length, D) with zeros in front.
+        """Read tensors of B samples into batch tensors of the stored type.
 
-        The tensors keep their stored type.
+        Args:
+            samples: of one bucket.
+            padded: lengths by name of the tensors to pad; those that the samples do not have are left out.
+
+        Returns:
+            By name: "video_latent" and "audio_latent" (B, …), each padded tensor (B, length, D) with zeros in front.
         """
         first = samples[0].entries
         made, places = {}, {}
@@ -194,7 +200,7 @@ class EncodedSamples:
     def _latents(
         self, weights: Sequence[float], samples: Sequence["_Stored"], made: Mapping[str, torch.Tensor]
     ) -> tuple[tuple[str, ...], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The fields of a `LatentBatch`, in order."""
+        """Return the values of the fields of a `LatentBatch`, in the order of the fields."""
         return (
             tuple(sample.clip_id for sample in samples),
             torch.tensor(weights, dtype=torch.float32),
@@ -205,7 +211,7 @@ class EncodedSamples:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
+    """Return the memory of a contiguous CPU tensor; writing to it changes the tensor."""
     return tensor.flatten().view(torch.uint8).numpy().data
 
 
@@ -248,7 +254,11 @@ class _Stored:
             raise ValueError(f"sample {clip_id} is not a safetensors file of latents; encode the set again") from error
 
     def expect(self, name: str, like: _Entry, free: bool) -> _Entry:
-        """Find a tensor and check that its type and shape equal those of `like`; with `free`, except for the length."""
+        """Return the entry of tensor `name`. With `free`, its first dimension may differ from that of `like`.
+
+        Raises:
+            ValueError: there is no such tensor, or its type or shape is not that of `like`.
+        """
         entry = self.entries.get(name)
         if entry is None or entry.dtype != like.dtype or entry.shape[free:] != like.shape[free:]:
             found = "no such tensor" if entry is None else f"{list(entry.shape)} {entry.dtype}"
@@ -259,7 +269,7 @@ class _Stored:
         return entry
 
     def fill(self, places: Mapping[str, memoryview]) -> None:
-        """Read tensors into the given memory; tensors that are adjacent in the file by one read."""
+        """Read tensors into the memory in `places`, by name. Tensors that are adjacent in the file take one read."""
         run: list[memoryview] = []
         begin = end = 0
         for entry, place in sorted(((self.entries[name], place) for name, place in places.items()), key=_start):
@@ -275,14 +285,15 @@ def _start(placed: tuple[_Entry, memoryview]) -> int:
     return placed[0].start
 
 
-_HEAD = 4096
+_HEAD = 4096  # bytes to read first: most headers fit
 _TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 class Prefetch(Generic[T]):
     """An endless iterator over `make(n)` for n = start, start + 1, …, computed ahead by one thread.
 
-    An error in `make` is raised when its item is taken. Use it as a context manager: leaving the block ends the thread.
+    If `make(n)` fails, its error is raised when item n is taken. Use the iterator as a context manager: leaving the
+    block ends the thread.
 
     Attributes:
         waited_s: seconds that the consumer has waited for items, in total.
@@ -315,6 +326,7 @@ class Prefetch(Generic[T]):
         return item  # type: ignore[return-value]
 
     def _work(self) -> None:
+        """Compute items and put them in the queue, until the block is left or `make` fails."""
         while not self._stop.is_set():
             try:
                 made: tuple[T | None, BaseException | None] = (self._make(self._next), None)

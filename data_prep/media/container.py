@@ -1,7 +1,7 @@
-"""Open a container with PyAV, choose its streams, and read packets from any time on.
+"""Open a container with PyAV, choose its streams, and read packets, starting at any time.
 
-Trust packets, not headers: durations, frame counts and rates in headers may be wrong. A container that is damaged
-half-way ends there, and `Packets.error` says why.
+Trust packets, not headers: durations, frame counts and rates in headers may be wrong. Reading a damaged container ends
+at the damage, and `Packets.error` says why.
 """
 
 import io
@@ -22,8 +22,8 @@ from av.video.stream import VideoStream
 from data_prep.curation.sandbox import beat
 from data_prep.dataset import storage
 
-SEEK_BACK_S = (0.0, 2.0, 10.0)  # seek this much earlier, one after the other, while a seek lands too late
-BEFORE_ALL_S = 10  # no stream begins this long before the container's start time
+SEEK_BACK_S = (0.0, 2.0, 10.0)  # seek this much earlier than wanted; try the next if a seek lands too late
+BEFORE_ALL_S = 10  # seconds; no stream begins this long before the container's start time
 
 # PyAV raises IndexError when a new stream appears in the middle of a damaged file.
 _BROKEN = (FFmpegError, OSError, IndexError)
@@ -37,13 +37,13 @@ _OPTIONS = {"skip_loop_filter": "all"}
 _GLANCE = {"skip_frame": "all", "probesize": str(64 << 10)}
 _MATROSKA, _MP4 = b"\x1a\x45\xdf\xa3", b"ftyp"  # first bytes of a file; mp4's follow four other bytes
 
-# The ids of open containers from which something was read, so that they are no longer at their start.
+# id() of each open container from which something was read, so that it is no longer at its start.
 _READ: set[int] = set()
 
 
 @dataclass(frozen=True)
 class Streams:
-    """The streams of a container that Kinotone reads.
+    """The video and the audio stream chosen from a container.
 
     Attributes:
         video, audio: the chosen streams, None where there is none.
@@ -89,6 +89,7 @@ def open_for_sound(uri: str) -> Iterator[InputContainer]:
 
 @contextmanager
 def _opened(media: str | Path | bytes, options: dict[str, str] = _OPTIONS) -> Iterator[InputContainer]:
+    """Open a path, an fsspec URI or the bytes of a file with PyAV. `options` are FFmpeg's, for probing the file."""
     if isinstance(media, bytes):
         with av.open(io.BytesIO(media), "r", metadata_errors="ignore", options=options) as container:
             yield container
@@ -105,7 +106,7 @@ def _opened(media: str | Path | bytes, options: dict[str, str] = _OPTIONS) -> It
 
 
 def choose_streams(container: InputContainer) -> Streams:
-    """Choose the video and the audio stream to read: first by default disposition, then the best one.
+    """Choose the video and the audio stream to read: prefer a stream marked as default, then the best one.
 
     The best video has the largest picture (cover art excluded); the best audio has the highest sample rate, then the
     most channels. Among equal ones take the longest, then the first.
@@ -134,12 +135,13 @@ def choose_streams(container: InputContainer) -> Streams:
 
 
 class Packets:
-    """Packets of one stream from a time on. Damage in the container ends the iteration instead of raising.
+    """An iterable over the packets of one stream, from the one where decoding must begin to reach `start_s`.
 
-    A container may be read several times, one after the other.
+    Damage in the container ends the iteration without an exception. Each iteration seeks first, so a container may be
+    read several times, one after the other.
 
     Attributes:
-        container, stream: what is read.
+        container, stream: the open container, and the stream in it.
         start_s: seconds on the source's time line.
         error: the error that ended the stream early, "" if there was none.
     """
@@ -163,7 +165,7 @@ class Packets:
         return packets
 
     def _seek(self, time_s: float | None) -> bool:
-        """Seek to `time_s`, or to the start for None (unless nothing was read yet).
+        """Seek to `time_s` seconds. None is the start, which needs no seek if nothing was read yet.
 
         Returns:
             Whether decoding from there reaches `start_s`: the next key frame is shown at `start_s` or before.
@@ -191,6 +193,7 @@ class Packets:
         return False
 
     def _rewind(self) -> None:
+        """Seek to the start: to a place before the first packet of every stream."""
         begin = self.container.start_time or 0
         try:
             # A transport stream has no index, and a seek to the start of one stream may land after the first key frame
@@ -203,6 +206,7 @@ class Packets:
                 self.container.seek(begin, backward=False)  # in FLV, the picture may begin after the sound
 
     def _read(self) -> Iterator[av.Packet]:
+        """Yield packets until the end or a damaged place, which `error` describes. Report progress to the sandbox."""
         _READ.add(id(self.container))
         try:
             for packet in self.container.demux(self.stream):
@@ -213,13 +217,13 @@ class Packets:
 
 
 def timestamp(packet: av.Packet) -> float | None:
-    """A packet's presentation time, seconds (its decoding time if the container stores no other)."""
+    """Return a packet's presentation time in seconds; its decoding time if it has no other; None if it has neither."""
     stamp = packet.pts if packet.pts is not None else packet.dts
     return None if stamp is None else seconds_of(stamp, packet.time_base)
 
 
 def clock(stream: VideoStream | AudioStream) -> Callable[[av.Packet], float | None]:
-    """Make a `timestamp` for packets of one stream, twice as fast: it does not ask each packet for its time base."""
+    """Return a function like `timestamp` for the packets of one stream. It reads the time base once: twice as fast."""
     if stream.time_base is None:
         return timestamp
     ticks, second = stream.time_base.numerator, stream.time_base.denominator
@@ -232,12 +236,12 @@ def clock(stream: VideoStream | AudioStream) -> Callable[[av.Packet], float | No
 
 
 def seconds_of(stamp: int, base: Fraction) -> float:
-    """A timestamp in seconds. Equals `float(stamp * base)`, but makes no fraction: there are millions of calls."""
+    """Return a timestamp in seconds: ticks × time base. Makes no fraction, because it is called millions of times."""
     return stamp * base.numerator / base.denominator
 
 
 def last_timestamp(media: Media) -> float:
-    """Measure the time of the last packet by reading the end of the file; a wrong duration in a header does no harm.
+    """Return the time of the last packet. Read it from the end of the file, as the duration in a header may be wrong.
 
     Returns:
         Seconds; 0.0 when nothing can be read.

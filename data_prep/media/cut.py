@@ -24,11 +24,11 @@ from data_prep.media.container import Media, Packets, choose_streams, clock, ope
 from data_prep.media.mp4_boxes import index_first, set_out_point
 from data_prep.media.timestamps import LEAP_S, runs
 
-PREROLL_S = 0.25  # sound kept before the in point, so that its decoder has settled there
-REORDER = 64  # packets after the out point that end the reading: more than any codec reorders
+PREROLL_S = 0.25  # seconds of sound kept before the in point: the first output of a decoder is wrong
+REORDER = 64  # stop reading after this many packets shown after the out point: no codec reorders more
 MP4_VIDEO = frozenset(["h264", "hevc", "av1", "vp9", "mpeg4"])
 MP4_AUDIO = frozenset(["aac", "mp3", "opus", "flac", "ac3", "eac3", "alac"])
-MOVIE_TIMESCALE = 90_000  # lowest resolution of the length of an edit in mp4, ticks per second
+MOVIE_TIMESCALE = 90_000  # ticks per second, at least, of the length of an edit in mp4
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,10 @@ class _Track:
         self.packets = self._video() if isinstance(self.stream, VideoStream) else self._audio()
 
     def _video(self) -> list[av.Packet]:
-        """Packets from the last key frame shown at or before the in point to the last packet shown before the end."""
+        """Return the packets from the last key frame shown at or before the in point to the last one shown in the span.
+
+        The list is empty if no packet is shown in the span.
+        """
         half = float(self.stream.time_base or 0) / 2
         packets, needed, late, time_of = [], 0, 0, clock(self.stream)
         for packet in Packets(self.container, self.stream, self.start_s):
@@ -109,6 +112,10 @@ class _Track:
         return packets if any((timestamp(packet) or 0.0) >= self.start_s - half for packet in packets) else []
 
     def _audio(self) -> list[av.Packet]:
+        """Return the packets from `PREROLL_S` before the in point to the out point.
+
+        The list is empty if the sound ends before the in point.
+        """
         packets, expected, time_of = [], None, clock(self.stream)
         for packet in Packets(self.container, self.stream, self.start_s - PREROLL_S):
             time_s = time_of(packet)
@@ -128,11 +135,12 @@ class _Track:
 
     @property
     def _rate(self) -> int:
+        """Samples per second of a stream of sound."""
         assert isinstance(self.stream, AudioStream)
         return self.stream.sample_rate
 
     def _samples(self, packet: av.Packet) -> int:
-        """Number of samples that a packet of sound decodes to; 0 if only decoding would show it."""
+        """Return the number of samples that a packet of sound decodes to; 0 if it is unknown before decoding."""
         assert isinstance(self.stream, AudioStream)
         if size := self.stream.codec_context.frame_size:
             return size
@@ -142,7 +150,7 @@ class _Track:
         return round(float((packet.duration or 0) * packet.time_base) * self._rate)
 
     def shifted(self, origin_s: float) -> Iterator[tuple[float, av.Packet]]:
-        """Shift the packets so that `origin_s` is time 0: pictures exact to a tick, sound to a sample.
+        """Shift the packets in time so that `origin_s` becomes 0: pictures exact to a tick, sound to a sample.
 
         Yields:
             (decoding time in seconds, packet).
@@ -161,6 +169,10 @@ class _Track:
             yield seconds_of(dts - origin, base), packet
 
     def _picture_times(self) -> Iterator[tuple[av.Packet, Fraction, int, int, int]]:
+        """Yield (packet, time base, pts, dts, duration) of pictures; the times in ticks of the time base.
+
+        Decoding times and durations are computed where the source does not store them.
+        """
         stamps = [_pts(packet) for packet in self.packets]
         shown = sorted(stamps)
         steps = sorted(after - before for before, after in pairwise(shown) if after > before)
@@ -177,6 +189,10 @@ class _Track:
             yield packet, base, pts, dts, packet.duration or usual
 
     def _sound_times(self) -> Iterator[tuple[av.Packet, Fraction, int, int, int]]:
+        """Yield (packet, time base, pts, dts, duration) of sound; the times in ticks of the time base.
+
+        If all lengths are known, the time base is one sample, and in a run each packet begins where the last one ends.
+        """
         lengths = [self._samples(packet) for packet in self.packets]
         if not all(lengths):
             base = self.packets[0].time_base
@@ -193,19 +209,21 @@ class _Track:
 
 
 def _decodable(decoding: list[int | None], shown: list[int]) -> bool:
-    """Whether decoding times are known, increase, and are not later than the presentation times."""
+    """Return whether all decoding times are known, increase, and are at most the presentation times (`shown`)."""
     known = [time for time in decoding if time is not None]
     increasing = all(after > before for before, after in pairwise(known))
     return len(known) == len(shown) and increasing and all(d <= s for d, s in zip(known, shown, strict=True))
 
 
 def _pts(packet: av.Packet) -> int:
+    """Return a packet's presentation time in ticks, or its decoding time if it has no other."""
     stamp = packet.pts if packet.pts is not None else packet.dts
     assert stamp is not None, "packets without any timestamp were left out"
     return stamp
 
 
 def _mp4(tracks: list[_Track], start_s: float, end_s: float) -> bytes:
+    """Return an mp4 file of the tracks that shows exactly [start_s, end_s) of the source; its index is at the front."""
     # With a multiple of the picture's time base the length of the edit is exact for a whole number of frames.
     base = tracks[0].stream.time_base or Fraction(1, MOVIE_TIMESCALE)
     scale = base.denominator * max(1, -(-MOVIE_TIMESCALE // base.denominator))
@@ -214,6 +232,10 @@ def _mp4(tracks: list[_Track], start_s: float, end_s: float) -> bytes:
 
 
 def _mux(tracks: list[_Track], name: str, options: dict[str, str], origin_s: float) -> bytes:
+    """Return a file with the packets of the tracks, shifted so that `origin_s` becomes 0, in order of decoding.
+
+    `name` is FFmpeg's name of the container format, and `options` are the options of its muxer.
+    """
     file = io.BytesIO()
     with av.open(file, "w", format=name, options={"fflags": "+bitexact", **options}) as output:
         queue = []

@@ -1,8 +1,8 @@
 """Decode the sound and the frames of a span at exact times.
 
 - Times are seconds on the source's time line: timestamp × time base, as the packets store them. A transport stream
-  starts at 1.5 s; one stream may start 60 ms after the other. So samples or frames are never counted from the start of
-  a stream to align them.
+  starts at 1.5 s; one stream may start 60 ms after the other. So picture and sound are aligned by these times, never by
+  counting frames or samples from the start of a stream.
 - To decode sound from the middle, a decoder needs earlier packets (AAC frames overlap, Opus settles in 80 ms, MP3 uses
   bits of earlier frames). So decoding starts `PREROLL_S` early, and the sound before the span is discarded.
 - A packet that cannot be decoded is counted and skipped: the sound is silent there, or the picture is missing.
@@ -26,13 +26,13 @@ from data_prep.media.timestamps import runs
 PREROLL_S = 0.25
 RESAMPLE_BLOCK = 1 << 16  # samples that fit in the processor's cache: the same result in less than half the time
 ROOM = 1 << 21  # capacity of a stream's first buffer, samples
-FULLEST = 4.0  # limit of a sample's magnitude, of full scale: no sound is louder
-FILTER_S = 0.05  # longer than the rate converter's filter
+FULLEST = 4.0  # largest magnitude of a sample, relative to full scale: louder samples come from damage
+FILTER_S = 0.05  # seconds; longer than the rate converter's filter
 INF = float("inf")
 
 
 def span(clip: Clip) -> tuple[float, float]:
-    """In and out point of a kept clip in its own file, seconds: the span to decode.
+    """Return the in and the out point of a kept clip in its own file, seconds: the span to decode.
 
     An mp4 clip starts at 0, by its edit list. An mkv file starts at a key frame, and the clip's in point comes later.
     """
@@ -44,7 +44,7 @@ class Sound:
     """Samples on a time line: sample k is at `start_s + k / sample_rate` seconds.
 
     Attributes:
-        samples: (rows, N) float32, a row per channel; one row if all channels are equal to the bit (mono or silence).
+        samples: (rows, N) float32, a row per channel; one row if all channels are identical (mono or silence).
         channels: the requested number of channels.
         sample_rate: Hz.
         start_s: time of the first sample, seconds.
@@ -66,7 +66,7 @@ class Sound:
     native_channels: int = 0
 
     def between(self, start_s: float, end_s: float) -> np.ndarray:
-        """Samples of a span, with silence where the stream has no sound.
+        """Return the samples from `start_s` to `end_s` on the time line, with silence where the stream has no sound.
 
         Returns:
             (channels, round((end_s − start_s) · sample_rate)) float32. Do not write to it: equal channels may share
@@ -79,12 +79,18 @@ class Sound:
 
 
 def distinct(samples: np.ndarray) -> np.ndarray:
-    """Reduce (channels, N) to (1, N) if the channels share their memory; else return it as it is."""
+    """Return (1, N) samples if the channels of (channels, N) share their memory, else `samples` as they are.
+
+    `Sound.between` returns such channels if they are equal. The caller then does its work only once.
+    """
     return samples if samples.strides[0] else samples[:1]
 
 
 def padded(samples: np.ndarray, offset: int, count: int) -> np.ndarray:
-    """Take `samples[:, offset : offset + count]`, with zeros outside of the array; a view if nothing is outside."""
+    """Return `samples[:, offset : offset + count]`, with zeros where this range lies outside of the array.
+
+    The result, (rows, count), is a view if nothing lies outside.
+    """
     if offset >= 0 and offset + count <= samples.shape[1]:
         return samples[:, offset : offset + count]
     out = np.zeros((samples.shape[0], count), np.float32)
@@ -119,7 +125,10 @@ def decode_audio(media: Media, start_s: float, end_s: float, sample_rate: int, c
 
 
 def read_sound(media: Media, start_s: float, end_s: float, sample_rate: int, channels: int) -> Sound | None:
-    """Like `decode_audio`, with the errors, times and format found in the stream; None without an audio stream."""
+    """Decode the sound of a span like `decode_audio`, and also return the errors, times and format of the stream.
+
+    Returns None if there is no audio stream.
+    """
     with open_media(media) as container:
         stream = choose_streams(container).audio
         if stream is None:
@@ -143,7 +152,7 @@ def read_sound(media: Media, start_s: float, end_s: float, sample_rate: int, cha
 
 
 def _prepare_decoder(stream: AudioStream | VideoStream) -> None:
-    """Prepare a stream's decoder: one thread, and no state from earlier decoding."""
+    """Set a new decoder to one thread, or clear the state that earlier decoding left in a used one."""
     if stream.codec_context.is_open:
         stream.codec_context.flush_buffers()
     else:
@@ -151,7 +160,11 @@ def _prepare_decoder(stream: AudioStream | VideoStream) -> None:
 
 
 class _SoundBuffer:
-    """Decoded frames with their times, mixed to mono or stereo in large blocks: frame by frame costs twice as much."""
+    """A collector of decoded audio frames and their times, which mixes them to mono or stereo.
+
+    Frames wait in a queue and are mixed in large blocks, because mixing one by one costs twice as much. All samples are
+    stored at `rate`, the sample rate of the first frame.
+    """
 
     def __init__(self, layout: str, base: Fraction | None) -> None:
         self.layout, self.base = layout, base
@@ -160,12 +173,13 @@ class _SoundBuffer:
         self.ends = [0]  # number of samples up to the end of each frame, at `rate`
         self.blocks: list[np.ndarray] = []  # (channels, samples) of each earlier format; one row if channels are equal
         self.block, self.count = np.empty((1, 0), np.float32), 0  # of the current format, with spare capacity
-        self.form = ("", "", 0)
-        self.waiting, self.before = av.AudioFifo(), 0
+        self.form = ("", "", 0)  # sample format, layout and rate of the current block's frames
+        self.waiting, self.before = av.AudioFifo(), 0  # frames to mix, and number of samples before this block
         self.mixer: av.AudioResampler | None = None
         self.errors = self.packets = 0
 
     def add(self, frame: av.AudioFrame) -> None:
+        """Add a frame at its timestamp, or at the end of the last frame if it has none."""
         form = frame.format.name, frame.layout.name, frame.sample_rate
         if form != self.form:
             self._start_block(*form, frame.layout.nb_channels)
@@ -173,7 +187,7 @@ class _SoundBuffer:
             time_s = seconds_of(frame.pts, self.base)
         else:
             time_s = self.times[-1] + (self.ends[-1] - self.ends[-2]) / self.rate if self.times else 0.0
-        frame.pts = None  # `times` keeps the time; the queue must not
+        frame.pts = None  # `times` has it, and the queue refuses timestamps with gaps
         self.waiting.write(frame)
         self.times.append(time_s)
         self.ends.append(self.before + round(self.waiting.samples_written * self.rate / frame.sample_rate))
@@ -181,7 +195,7 @@ class _SoundBuffer:
             self._mix()
 
     def _start_block(self, name: str, layout: str, rate: int, channels: int) -> None:
-        """Start a new block for frames of another format, or for the first frames."""
+        """Start a new block: a frame differs in sample format, layout or rate from the last one, or is the first."""
         self._finish()
         if not self.rate:
             self.rate, self.channels = rate, channels
@@ -193,6 +207,7 @@ class _SoundBuffer:
             self.mixer = av.AudioResampler(format="fltp", layout=target, rate=self.rate)
 
     def _mix(self) -> None:
+        """Mix the frames that wait in the queue, and append them to the current block."""
         frame = self.waiting.read()
         if frame is not None:
             frames = self.mixer.resample(frame) if self.mixer else [frame]
@@ -200,7 +215,10 @@ class _SoundBuffer:
                 self._append(mixed)
 
     def _finish(self) -> None:
-        """Mix the frames in the queue, and correct the number of samples that the mixer rounded at another rate."""
+        """End the current block: mix the frames in the queue, then cut or pad the block to its exact number of samples.
+
+        A mixer that converts the sample rate rounds this number.
+        """
         self._mix()
         if self.mixer is not None:
             for mixed in self.mixer.resample(None):
@@ -211,6 +229,7 @@ class _SoundBuffer:
             self.block, self.count = np.empty((1, 0), np.float32), 0
 
     def _append(self, frame: av.AudioFrame) -> None:
+        """Copy a mixed frame to the end of the current block; enlarge the block if it is full."""
         if self.count + frame.samples > self.block.shape[1]:
             # Unused capacity costs nothing: the system provides memory when it is written to.
             more = np.empty((len(frame.planes), max(ROOM, 2 * (self.count + frame.samples))), np.float32)
@@ -219,6 +238,7 @@ class _SoundBuffer:
         self.count = _put(frame, self.block, self.count)
 
     def sound(self, start_s: float, end_s: float, sample_rate: int) -> Sound:
+        """Return the sound of [start_s, end_s) at `sample_rate` Hz. Call it once, after the last frame."""
         self._finish()
         channels = 1 if self.layout == "mono" else 2
         lengths = [after - before for before, after in pairwise(self.ends)]
@@ -240,7 +260,7 @@ class _SoundBuffer:
             native = padded(whole, round((low_s - begin) * self.rate), count)
         else:
             native = np.zeros((rows, count), np.float32)
-            for begin_s, first, last in pieces:  # where two overlap in time, the later one wins
+            for begin_s, first, last in pieces:  # where two overlap in time, the later one replaces the other
                 position = round((begin_s - low_s) * self.rate)
                 low, high = max(0, position), min(count, position + last - first)
                 if high > low:
@@ -288,7 +308,7 @@ def resample(samples: np.ndarray, rate: int, target: int) -> np.ndarray:
 
 
 def _put(frame: av.AudioFrame, out: np.ndarray, first: int) -> int:
-    """Copy a planar float frame into `out` (channels, N) from column `first` on. Returns the column after it."""
+    """Copy a planar float frame into the columns of `out` (channels, N) from `first` on. Return the column after it."""
     last = first + frame.samples
     for row, plane in zip(out, frame.planes, strict=True):
         row[first:last] = np.frombuffer(memoryview(plane), np.float32, frame.samples)
@@ -297,7 +317,7 @@ def _put(frame: av.AudioFrame, out: np.ndarray, first: int) -> int:
 
 @dataclass(frozen=True)
 class Picture:
-    """How a video stream is shown.
+    """The size and the rotation with which a video frame is shown.
 
     Attributes:
         width, height: display size, pixels, after rotation and with square pixels.
@@ -310,7 +330,7 @@ class Picture:
 
 
 def picture(frame: av.VideoFrame, stream: VideoStream) -> Picture:
-    """Display size and rotation of a frame."""
+    """Return the display size and rotation of a frame; the stream gives the shape of its pixels."""
     turn = round(frame.rotation / 90) * 90 % 360
     shape = stream.sample_aspect_ratio
     width, height = frame.width, frame.height
@@ -336,10 +356,10 @@ def iterate_video(
         end_s: end of the span, seconds; may be inf.
         fps: constant rate, or None for the frames as they are.
         size: (height, width) to scale to.
-        only: without `fps`, times of the frames to return.
+        only: without `fps`, times of the frames to yield, as `frame_times` returns them; None for all frames.
 
     Yields:
-        (time in seconds on the source's time line, (H, W, 3) uint8 RGB); nothing without a video stream.
+        (time in seconds on the source's time line, (H, W, 3) uint8 RGB); nothing if there is no video stream.
     """
     with open_media(media) as container:
         stream = choose_streams(container).video
@@ -450,7 +470,7 @@ def _shown(packets: Packets, stream: VideoStream, start_s: float, end_s: float, 
 
 
 def decoded(packets: Packets) -> Iterator[av.VideoFrame]:
-    """Decode every frame; skip packets that cannot be decoded."""
+    """Yield every frame that the packets decode to; skip packets that cannot be decoded."""
     for packet in packets:
         try:
             yield from packet.decode()
@@ -459,7 +479,10 @@ def decoded(packets: Packets) -> Iterator[av.VideoFrame]:
 
 
 def _resampled(shown, stream: VideoStream, start_s: float, end_s: float, fps: float, size: tuple[int, int] | None):
-    """Yield the frame on display at each start_s + k / fps; before the first frame, the first frame."""
+    """Yield (time, (H, W, 3) uint8 pixels) at a constant rate: for each start_s + k / fps the frame on display.
+
+    `shown` yields (time, frame), as `_shown` does. Before the first frame is on display, that frame is taken.
+    """
     # A timestamp rounded to a millisecond is up to 1 ms off. A clip cut from Matroska keeps such timestamps, although
     # the time base of mp4 is finer.
     slack = min(max(float(stream.time_base or 0), 0.001) + 1e-6, 0.25 / fps)
@@ -470,6 +493,7 @@ def _resampled(shown, stream: VideoStream, start_s: float, end_s: float, fps: fl
     pixels: np.ndarray | None = None
 
     def due(until_s: float):
+        """Yield the current frame for each remaining output time before `until_s`."""
         nonlocal index, pixels
         while (start_s + index / fps + slack < until_s) and (count is None or index < count):
             if pixels is None:
@@ -488,6 +512,7 @@ def _resampled(shown, stream: VideoStream, start_s: float, end_s: float, fps: fl
 
 
 def _pixels(frame: av.VideoFrame, stream: VideoStream, size: tuple[int, int] | None) -> np.ndarray:
+    """Return a frame as (H, W, 3) uint8 RGB: upright, with square pixels, scaled to `size` (height, width) if given."""
     look = picture(frame, stream)
     height, width = size or (look.height, look.width)
     if look.rotation % 180:

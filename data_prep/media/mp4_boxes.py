@@ -1,4 +1,4 @@
-"""Edit the boxes of an mp4 file (ISO 14496-12): set where its edits end, and move the index before the media."""
+"""Edit the boxes of an mp4 file (ISO 14496-12): limit the time that is shown, and move the index before the media."""
 
 import struct
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def _boxes(data: bytes | bytearray, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yield (type, first byte of the content, end) of each box in a range."""
+    """Yield (type, first, last) of each box in data[start:end]; its content is data[first:last]."""
     while start + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, start)
         head = 8
@@ -22,11 +22,12 @@ def _boxes(data: bytes | bytearray, start: int, end: int) -> Iterator[tuple[byte
 
 
 def _find(data: bytes | bytearray, start: int, end: int, kind: bytes) -> tuple[int, int] | None:
+    """Return the byte range of the content of the first box of type `kind` in data[start:end], or None."""
     return next(((low, high) for name, low, high in _boxes(data, start, end) if name == kind), None)
 
 
 def set_out_point(file: bytes, duration_s: float) -> bytes:
-    """End every track's edit, and the movie, after `duration_s` seconds at the latest. Returns the new file."""
+    """Return the mp4 `file` with the edits of each track, and the movie, limited to `duration_s` seconds."""
     data = bytearray(file)
     moov = _find(data, 0, len(data), b"moov")
     assert moov is not None, "the muxer wrote an mp4 without moov"
@@ -50,7 +51,10 @@ def set_out_point(file: bytes, duration_s: float) -> bytes:
 
 
 def index_first(data: bytes) -> bytes:
-    """Move `moov` before `mdat`, so that a player can start before it has read the complete file."""
+    """Return an mp4 with `moov` before `mdat`, so that a player can start before it has read the complete file.
+
+    The byte positions of the media that `moov` lists are corrected.
+    """
     tops = {kind: (low - 8, high) for kind, low, high in _boxes(data, 0, len(data))}
     (low, high), begin = tops[b"moov"], tops[b"ftyp"][1]
     moov = bytearray(data[low:high])
@@ -67,7 +71,7 @@ def index_first(data: bytes) -> bytes:
 
 
 def _limit_edits(data: bytearray, at: int, limit: int) -> int:
-    """Shorten the edits of an `elst` to `limit` ticks in total. Returns their total length afterwards."""
+    """Shorten the edits of an `elst` (content at byte `at`) to `limit` ticks in total. Return their new total."""
     wide = data[at] == 1
     (count,) = struct.unpack_from(">I", data, at + 4)
     total = 0
@@ -81,6 +85,10 @@ def _limit_edits(data: bytearray, at: int, limit: int) -> int:
 
 
 def _put(data: bytearray, at: int, wide_offset: int, offset: int, value: int) -> None:
+    """Write a number into the box whose content begins at byte `at`.
+
+    Version 1 of a box has it as 8 bytes at `wide_offset`; version 0, as 4 bytes at `offset`.
+    """
     if data[at] == 1:
         struct.pack_into(">Q", data, at + wide_offset, value)
     else:

@@ -1,10 +1,10 @@
 """Thumbnails: small frames, decoded cheaply, to detect whether the picture changes.
 
-Work that cannot be seen at 32 × 18 pixels is left out: deblocking always, and frames that no other frame refers to
-where a coarse sequence is enough. The frames that are returned are exact, because none depends on a skipped frame.
+Two things are skipped to save time: deblocking, whose effect cannot be seen at 32 × 18 pixels; and, where not every
+frame is needed, the frames that no other frame refers to. No returned frame depends on a skipped one.
 
-Key frames cost most, 9 ms each at 1080p. Scene cuts, fingerprints and the clip's record all use them, so everything
-that any of these needs is computed when a key frame is first decoded, and kept.
+Key frames cost most, 9 ms each at 1080p. Scene cuts, fingerprints and the clip's record all use them. So everything
+that any of these needs is computed when a key frame is first decoded, and stored.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,8 +21,9 @@ from data_prep.media.container import Packets, clock, seconds_of
 from data_prep.media.decode import Picture, picture
 
 SMALL = (18, 32)  # height, width
-MEANS = 32  # blocks of a key picture, across and down
-APART_S = 0.4  # key frames closer together (in some files every frame is one) are kept only when requested
+MEANS = 32  # `KeyThumbnail.means` has this many rows and columns
+# Seconds. `Thumbnails.between` stores no key frame that follows another sooner: in some files every frame is one.
+APART_S = 0.4
 SHADES = 8  # levels per colour component in the histogram
 _PLANAR = frozenset(["yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"])
 
@@ -33,14 +34,14 @@ class Thumbnail:
 
     Attributes:
         time_s: seconds on the source's time line.
-        light: brightness, (18, 32) float32 in [0, 1].
+        light: mean brightness of 18 × 32 blocks, (18, 32) float32 in [0, 1].
     """
 
     time_s: float
     light: np.ndarray
 
     def difference(self, other: "Thumbnail") -> float:
-        """Mean absolute difference of the brightness, 0 to 1."""
+        """Return the mean absolute difference of the brightness of two thumbnails, 0 to 1."""
         return float(np.abs(self.light - other.light).mean())
 
 
@@ -49,8 +50,8 @@ class KeyThumbnail(Thumbnail):
     """A small key frame.
 
     Attributes:
-        colours: share of the pixels with each colour, (512,).
-        means: brightness (32, 32), 0 to 255, for the perceptual hash.
+        colours: histogram, (512,): the share of the pixels in each of 8 × 8 × 8 ranges of colour.
+        means: mean brightness of 32 × 32 blocks, (32, 32), 0 to 255, for the perceptual hash.
         shown: display size and rotation of the picture.
     """
 
@@ -59,12 +60,12 @@ class KeyThumbnail(Thumbnail):
     shown: Picture
 
     def recoloured(self, other: "KeyThumbnail") -> float:
-        """Distance of the colour histograms, 0 to 1: the share of the pixels that would need another colour."""
+        """Return the share of the pixels, 0 to 1, that need another colour to make the two histograms equal."""
         return float(np.abs(self.colours - other.colours).sum() / 2)
 
 
 class Thumbnails:
-    """Thumbnails of one video stream. Holds its decoder, and the key frames that were decoded."""
+    """The thumbnails of one video stream. It sets up the decoder, and stores the key frames that it decodes."""
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self.container, self.stream = container, stream
@@ -74,14 +75,14 @@ class Thumbnails:
             stream.codec_context.options = {"skip_loop_filter": "all"}
 
     def keys(self, times_s: Sequence[float], within_s: float) -> dict[float, KeyThumbnail]:
-        """Decode the key frames at the given times.
+        """Return the key frames at the given times; decode those that are not stored.
 
         Args:
             times_s: in ascending order, seconds.
             within_s: a key frame may differ from the given time by less than this, seconds.
 
         Returns:
-            Thumbnails by time; key frames that cannot be decoded are missing.
+            Thumbnails by the given time; key frames that cannot be decoded are missing.
         """
         new = np.array([time_s for time_s in times_s if time_s not in self._keys])
         self.stream.codec_context.skip_frame = "NONKEY"
@@ -92,16 +93,18 @@ class Thumbnails:
         return {time_s: self._keys[time_s] for time_s in times_s if time_s in self._keys}
 
     def before(self, start_s: float) -> KeyThumbnail | None:
-        """Decode the key frame that a frame at `start_s` depends on; None if that fails."""
+        """Decode the key frame from which a decoder reaches `start_s` (seconds); None if that fails."""
         self.stream.codec_context.skip_frame = "NONKEY"
         packets = (packet for packet in Packets(self.container, self.stream, start_s) if packet.is_keyframe)
         return next((self._key(*found) for found in self._decoded(islice(packets, 1))), None)
 
     def _key(self, time_s: float, frame: av.VideoFrame) -> KeyThumbnail:
+        """Compute the thumbnail of a decoded key frame."""
         means = _means(brightness(frame, MEANS, MEANS), MEANS)
         return KeyThumbnail(time_s, _light(frame), _colours(frame), means, picture(frame, self.stream))
 
     def _only(self, times_s: np.ndarray, within_s: float) -> Iterator[av.Packet]:
+        """Yield the packets of key frames less than `within_s` from one of `times_s` (seconds, ascending)."""
         if not len(times_s):
             return
         time_of = clock(self.stream)
@@ -120,8 +123,8 @@ class Thumbnails:
         """Decode thumbnails of [start_s, end_s).
 
         Args:
-            start_s: seconds.
-            end_s: seconds.
+            start_s: seconds on the source's time line.
+            end_s: likewise.
             whole: spans (first, last) in seconds. If given, decode every frame inside them and no other; else decode
                 only frames that other frames refer to.
         """
@@ -152,6 +155,7 @@ class Thumbnails:
         return found
 
     def _decoded(self, packets: Iterator[av.Packet]) -> Iterator[tuple[float, av.VideoFrame]]:
+        """Yield (seconds, frame) of the frames that the packets decode to; skip packets that cannot be decoded."""
         codec = self.stream.codec_context
         if codec.is_open:
             codec.flush_buffers()
@@ -168,6 +172,7 @@ class Thumbnails:
         yield from self._timed(left)
 
     def _timed(self, frames: Sequence[av.VideoFrame]) -> Iterator[tuple[float, av.VideoFrame]]:
+        """Yield (seconds, frame) of the frames that have a timestamp."""
         for frame in frames:
             # Frames that the decoder returns at its end carry no time base.
             time_base = frame.time_base or self.stream.time_base
@@ -176,12 +181,12 @@ class Thumbnails:
 
 
 def brightness(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
-    """The brightness of a frame, reduced by leaving out pixels.
+    """Return the brightness of a frame, made smaller by leaving out pixels.
 
     Args:
         frame: of any pixel format.
-        height: smallest useful height of the result is twice this; of a large frame it is about 8 times this.
-        width: likewise.
+        height: the result has at least twice as many rows, and about 8 times as many for a large frame.
+        width: the same for columns.
 
     Returns:
         (≥ 2 · height, ≥ 2 · width) uint8.
@@ -193,7 +198,7 @@ def brightness(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
 
 
 def _light(frame: av.VideoFrame) -> np.ndarray:
-    """Mean brightness of 18 × 32 blocks: (18, 32) float32 in [0, 1]."""
+    """Return the mean brightness of 18 × 32 blocks of a frame: (18, 32) float32 in [0, 1]."""
     height, width = SMALL
     pixels = brightness(frame, height, width)
     tall, wide = pixels.shape[0] // height, pixels.shape[1] // width
@@ -202,14 +207,17 @@ def _light(frame: av.VideoFrame) -> np.ndarray:
 
 
 def _means(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Means of side × side blocks: (H, W), at least (side, side) → (side, side)."""
+    """Divide pixels (H, W), H and W at least `side`, into side × side blocks. Return their means, (side, side)."""
     tall, wide = (np.linspace(0, length, side + 1).astype(int) for length in pixels.shape)
     sums = np.add.reduceat(np.add.reduceat(pixels.astype(np.float64), tall[:-1], axis=0), wide[:-1], axis=1)
     return sums / np.outer(np.diff(tall), np.diff(wide))
 
 
 def _colours(frame: av.VideoFrame) -> np.ndarray:
-    """Histogram over 8 × 8 × 8 levels of brightness and both colour differences, as shares of the pixels: (512,)."""
+    """Return the colour histogram of a frame, (512,): the share of the pixels in each range.
+
+    The ranges are 8 of brightness × 8 of each of the two colour differences.
+    """
     if frame.format.name not in _PLANAR:
         frame = frame.reformat(width=128, height=72, format="yuv444p")
     planes = [_plane(frame, index) for index in range(3)]
@@ -224,5 +232,6 @@ def _colours(frame: av.VideoFrame) -> np.ndarray:
 
 
 def _plane(frame: av.VideoFrame, index: int) -> np.ndarray:
+    """Return plane `index` of a frame as (H, W) uint8: a view without the padding at the end of each line."""
     plane = frame.planes[index]
     return np.asarray(memoryview(plane)).reshape(-1, plane.line_size)[: plane.height, : plane.width]

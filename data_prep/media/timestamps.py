@@ -1,4 +1,4 @@
-"""Place pieces of sound in time by all their timestamps together.
+"""Compute when pieces of sound begin, from all their timestamps together.
 
 A container may round each timestamp to a millisecond, and some decoders put a single block 10 ms off, while the samples
 themselves are continuous. So consecutive pieces form a *run*, which begins at the median of the starts that its pieces
@@ -17,7 +17,7 @@ LEAP_S = 0.0025  # a larger difference between timestamp and sample count is a j
 
 @dataclass(frozen=True)
 class Run:
-    """Pieces [first, last) without a gap between them; `begin_s` is the time of the first sample."""
+    """The pieces with index `first` to `last` − 1, without a gap between them; the first sample is at `begin_s`."""
 
     begin_s: float
     first: int
@@ -25,7 +25,7 @@ class Run:
 
 
 def runs(times_s: Sequence[float] | np.ndarray, lengths: Sequence[int], rate: int) -> list[Run]:
-    """Group consecutive pieces of sound into runs.
+    """Group consecutive pieces of sound into runs. Return the runs in order.
 
     Args:
         times_s: timestamp of each piece, seconds.

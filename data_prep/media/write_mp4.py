@@ -62,7 +62,7 @@ def write_mp4(
 
 
 def exact_rate(fps: float) -> Fraction:
-    """The exact fraction of a frame rate: 29.97 is 30000/1001."""
+    """Return a frame rate as an exact fraction; 29.97 becomes 30000/1001."""
     nominal = round(fps)
     if nominal and abs(fps - nominal * 1000 / 1001) < 2e-3:
         return Fraction(nominal * 1000, 1001)
@@ -72,6 +72,7 @@ def exact_rate(fps: float) -> Fraction:
 def _encode(
     path: Path, frames: Iterable[np.ndarray], rate: Fraction, audio: np.ndarray | None, sample_rate: int, crf: int
 ) -> None:
+    """Encode frames at `rate` per second and the sound, and write them to `path`; see `write_mp4`."""
     options = {"movflags": "+faststart", "fflags": "+bitexact"}
     with av.open(str(path), "w", format="mp4", options=options) as output:
         # With instructions that depend on the processor x264 writes different bytes from call to call.
@@ -109,7 +110,11 @@ def _encode(
 
 
 def _write_sound(output, sound: AudioStream, audio: np.ndarray, start: int, end: int, sample_rate: int) -> int:
-    """Encode samples [start, end), with silence after the end of the sound. Returns `end`."""
+    """Encode and write samples [start, end) of `audio` (2, N), with silence after its end.
+
+    Returns:
+        `end`, where the next call starts.
+    """
     for begin in range(start, end, AUDIO_BLOCK):
         length = min(AUDIO_BLOCK, end - begin)
         block = np.zeros((2, length), np.float32)

@@ -2,10 +2,10 @@
 
 Listing opens no source. It reads names and sizes, and yields segments one by one in a stable order, so that a hundred
 million sources need no more memory than the largest folder. A source of more than `PART_BYTES` becomes several
-segments of equal length, because its bytes bound both the work and the memory that a worker needs for kept clips.
+segments of equal length: the work on a segment, and the memory for its kept clips, are limited by its bytes.
 
-The worker that opens the source finds where its part begins and ends in seconds. It uses the time of the last packet,
-because durations in headers are unreliable.
+Such a segment says only that it is part 2 of 5, for example. The worker that opens the source computes the seconds
+where the part begins and ends. It uses the time of the last packet, because durations in headers are unreliable.
 """
 
 import glob
@@ -24,11 +24,11 @@ MEDIA_SUFFIXES = frozenset(
         *("flv", "wmv", "3gp", "3g2", "ogv", "mxf", "vob", "asf", "f4v"),
     ]
 )
-PART_BYTES = 256 << 20
+PART_BYTES = 256 << 20  # largest segment, bytes
 
 
 def list_sources(inputs: list[str]) -> list[Segment]:
-    """Like `each_source`, as a list: a million segments take half a gigabyte."""
+    """Return what `each_source` yields as a list. A million segments take half a gigabyte of memory."""
     return list(each_source(inputs))
 
 
@@ -58,6 +58,7 @@ def each_source(inputs: list[str]) -> Iterator[Segment]:
 
 
 def _segments(found: Listed) -> Iterator[Segment]:
+    """Yield a source as segments of at most `PART_BYTES`; as one if it has an end time or its size is unknown."""
     parts = max(1, math.ceil(found.size / PART_BYTES)) if math.isinf(found.end_s) else 1
     for part in range(parts):
         yield Segment(
@@ -73,12 +74,17 @@ def _segments(found: Listed) -> Iterator[Segment]:
 
 
 def _is_media(name: str) -> bool:
+    """Return whether a file's name has a media suffix and does not start with a dot."""
     name = os.path.basename(name)
     return not name.startswith(".") and Path(name).suffix[1:].lower() in MEDIA_SUFFIXES
 
 
 def _local(text: str) -> Iterator[Listed]:
-    """Yield the media behind a path or glob."""
+    """Return an iterator over the media behind a path (of a file or folder) or a glob. Lists in folders are skipped.
+
+    Raises:
+        ValueError: the path does not exist; or, from the iterator, there is no media.
+    """
     path = Path(text.removeprefix("file://")).expanduser()
     if path.is_dir():
         names, what = _walk(os.path.abspath(path)), f"folder {text!r} holds no video; known are {_suffixes()}"
@@ -94,7 +100,7 @@ def _local(text: str) -> Iterator[Listed]:
 
 
 def _in_file(name: str, size: Callable[[str], int]) -> Iterator[Listed]:
-    """Yield the file itself if it is media, the media in a tar, the rows of a list, or nothing."""
+    """Yield the file itself if it is media, the media in a tar, or the rows of a list. `size(name)` is in bytes."""
     if _is_media(name):
         yield Listed(name, size(name))
     elif _is_list(name):
@@ -111,7 +117,7 @@ def _is_list(name: str) -> bool:
 
 
 def _nonempty(found: Iterator[Listed], what: str) -> Iterator[Listed]:
-    """Yield what was found; raise ValueError(what) if that is nothing."""
+    """Yield every item of `found`. Raise ValueError with the message `what` if there is none."""
     empty = True
     for one in found:
         empty = False
@@ -121,7 +127,10 @@ def _nonempty(found: Iterator[Listed], what: str) -> Iterator[Listed]:
 
 
 def _walk(folder: str, seen: set[str] | None = None) -> Iterator[str]:
-    """Yield every file below `folder`, sorted within each folder. Follows links, and enters each real folder once."""
+    """Yield the path of every file below `folder`, sorted within each folder.
+
+    Follow symbolic links, but enter each real folder once: `seen` has the real paths of the folders entered so far.
+    """
     seen = set() if seen is None else seen
     real = os.path.realpath(folder)
     if real in seen:
@@ -137,9 +146,12 @@ def _walk(folder: str, seen: set[str] | None = None) -> Iterator[str]:
 
 
 def _remote(text: str) -> Iterator[Listed]:
-    """Yield the media behind a URI.
+    """Return an iterator over the media behind an fsspec URI of a file, folder, glob, tar, list or member of a tar.
 
-    A store's listing of a folder is held in memory, so give a folder of many millions of files as a list instead.
+    The names in one folder are kept in memory, so give a folder of many millions of files as a list instead.
+
+    Raises:
+        ValueError: the URI cannot be listed; or, from the iterator, there is no media.
     """
     what = f"input {text!r} holds no video; check the address; known are {_suffixes()}"
     if text.startswith(tar_members.PREFIX):
@@ -170,4 +182,5 @@ def _remote(text: str) -> Iterator[Listed]:
 
 
 def _suffixes() -> str:
+    """Return the accepted suffixes as text for an error message."""
     return f"{', '.join(sorted(MEDIA_SUFFIXES))}, tars of these, and lists ({', '.join(SUFFIXES)})"

@@ -1,4 +1,4 @@
-"""A list of sources as a file: Parquet, JSONL or CSV with one source per row, read a few thousand rows at a time.
+"""Read lists of sources: Parquet, JSONL or CSV files with one source per row. They are read in pieces, not at once.
 
 Columns: `uri` (or `url`, or `path`; relative paths start at the list's folder). Optional: `start` and `end` in seconds,
 to take a part of the source; `caption`, a description of it; `size` in bytes, so that a large source in an object store
@@ -36,7 +36,10 @@ class Listed:
 
 
 def read_list(path: str) -> Iterator[Listed]:
-    """Read the rows of a list.
+    """Yield the source in each row of a list.
+
+    Args:
+        path: a local path or an fsspec URI, with a suffix in `SUFFIXES`.
 
     Raises:
         ValueError: there is no column of addresses, or a row is wrong; names the row (from 1) and the fix.
@@ -52,6 +55,11 @@ def read_list(path: str) -> Iterator[Listed]:
 
 
 def _listed(row: Mapping[str, Any], folder: str) -> Listed:
+    """Convert a row to a source. A relative path starts at `folder`; the size of a local file is looked up.
+
+    Raises:
+        ValueError: the row has no address, or its times are wrong.
+    """
     name = next((row[name] for name in _NAMES if row.get(name)), None)
     if not isinstance(name, str):
         raise ValueError(f"no address; give one of {', '.join(_NAMES)} as text")
@@ -68,6 +76,7 @@ def _listed(row: Mapping[str, Any], folder: str) -> Listed:
 
 
 def _seconds(row: Mapping[str, Any], name: str, otherwise: float) -> float:
+    """Return column `name` of a row as a number, or `otherwise` if the row does not give it."""
     value = row.get(name)
     if value is None or value == "":
         return otherwise
@@ -78,6 +87,7 @@ def _seconds(row: Mapping[str, Any], name: str, otherwise: float) -> float:
 
 
 def _columns(names: list[str], path: str) -> list[str]:
+    """Return those of the columns `names` that are read. Raise ValueError if none of them holds addresses."""
     if not set(names) & set(_NAMES):
         found = ", ".join(names[:8]) or "none"
         raise ValueError(

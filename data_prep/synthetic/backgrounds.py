@@ -9,10 +9,10 @@ from data_prep.synthetic.canvas import brush, glow, mixed, smooth_noise
 
 @dataclass(frozen=True)
 class Background:
-    """A background.
+    """A picture to draw behind a subject, wider than a frame, so that the camera can pan over it.
 
     Attributes:
-        pixels: (H, W + span, 3) uint8.
+        pixels: (H, at least the width of a frame, 3) uint8.
         floor_y: where things stand on the floor, pixels from the top.
         what: what it shows, in words.
     """
@@ -27,7 +27,7 @@ _WOODS = ((150, 102, 62), (178, 130, 84), (110, 74, 50), (196, 152, 104))
 
 
 def room(rng: np.random.Generator, height: int, width: int, floor_share: float = 0.72) -> Background:
-    """Draw a wall with things on it, a skirting board and a floor in perspective."""
+    """Draw a wall with things on it, a skirting board, and a floor in perspective below `floor_share` of the height."""
     pixels = np.empty((height, width, 3), np.float32)
     wall = np.array(_WALLS[rng.integers(len(_WALLS))], np.float32)
     edge = round(height * floor_share)
@@ -55,6 +55,19 @@ def room(rng: np.random.Generator, height: int, width: int, floor_share: float =
 
 
 def _floor(rng, y, x, edge: int, height: int, width: int) -> tuple[np.ndarray, str]:
+    """Draw a wooden, tiled or carpeted floor in perspective.
+
+    Args:
+        rng: draws the kind and the colours.
+        y: (h, W) the row of each pixel of the floor.
+        x: (h, W) the column of each pixel.
+        edge: row where the wall meets the floor.
+        height: of the picture, pixels.
+        width: of the picture, pixels.
+
+    Returns:
+        (h, W, 3) float32, and the floor in words.
+    """
     horizon = edge - 0.55 * height
     near = (y - horizon) / (height - horizon)
     across = (x - width / 2) / near / height
@@ -77,7 +90,7 @@ def _floor(rng, y, x, edge: int, height: int, width: int) -> tuple[np.ndarray, s
 
 
 def _on_the_wall(rng, b, x: float, edge: int, height: int) -> float:
-    """Draw a window, a picture or a shelf with its left side at x. Returns the x of its right side."""
+    """Draw a window, a picture or a shelf with its left side at x. Return the x of its right side."""
     kind = rng.integers(3)
     top = height * rng.uniform(0.08, 0.16)
     if kind == 0:
@@ -162,6 +175,7 @@ def landscape(rng: np.random.Generator, height: int, width: int) -> Background:
 
 
 def _tree(rng, b, x: float, foot: float, tall: float) -> None:
+    """Draw a conifer or a broad-leaved tree, `tall` pixels high, that stands at (x, foot)."""
     green = mixed((50, 98, 48), (104, 130, 52), rng.random())
     b.ellipse(x + tall * 0.1, foot, tall * 0.35, tall * 0.05, (0, 0, 0, 50))
     b.polygon(
@@ -205,13 +219,14 @@ def camera(rng: np.random.Generator, frames: int, most: float, chance: float = 0
     """Choose a camera pan.
 
     Args:
-        rng: draws whether and where to the camera turns.
+        rng: draws whether the camera pans, and to which side.
         frames: number of frames F.
         most: the largest offset, pixels.
         chance: probability of a pan.
 
     Returns:
-        The offset on each frame, (F,) pixels in [0, most], and the pan in words, "" if the camera stands still.
+        The offset of each frame from the left edge of the background, (F,) pixels in [0, most], and the pan in words,
+        "" if the camera stands still.
     """
     if rng.random() > chance or most < 4:
         return np.full(frames, most / 2), ""
@@ -222,7 +237,7 @@ def camera(rng: np.random.Generator, frames: int, most: float, chance: float = 0
 
 
 def view(background: Background, offset: float, width: int) -> np.ndarray:
-    """Take the (H, width, 3) uint8 picture that starts `offset` pixels from the left edge of the background."""
+    """Return the part of a background, (H, width, 3) uint8, that starts `offset` pixels from its left edge."""
     first = int(offset)
     share = round((offset - first) * 256)
     if share == 0:
@@ -233,6 +248,7 @@ def view(background: Background, offset: float, width: int) -> np.ndarray:
 
 
 def _vignette(pixels: np.ndarray) -> np.ndarray:
+    """Return the picture, darkened towards its corners."""
     height, width = pixels.shape[:2]
     y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None, :]
     shade = 1 - 0.16 * (0.5 * x * x + y * y)

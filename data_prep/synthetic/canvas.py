@@ -1,7 +1,8 @@
 """Draw on uint8 RGB frames (H, W, 3) in pixel coordinates, with every edge anti-aliased.
 
 Pillow draws shapes on an enlarged copy of a part of the frame, which is then reduced: each pixel becomes the mean of
-SAMPLES² samples. Rectangles along the axes and shaded spheres are computed with exact coverage instead.
+SAMPLES² samples. For rectangles along the axes and shaded spheres, the share of each pixel that the shape covers is
+computed instead.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageDraw
 
-SAMPLES = 4
+SAMPLES = 4  # of a pixel, in each direction
 
 Colour = Sequence[int]  # red, green, blue and optionally alpha, 0 to 255
 
@@ -28,17 +29,18 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 
 class Brush:
-    """Draws shapes on the part of a frame that `brush` opened. Coordinates are pixels of the frame."""
+    """The tool that draws shapes on the part of a frame that `brush` opened. Coordinates are pixels of the frame."""
 
     def __init__(self, image: Image.Image, left: int, top: int) -> None:
         self._draw = ImageDraw.Draw(image, "RGBA")
         self._origin = np.array([left, top], np.float64)
 
     def _points(self, points) -> list[tuple[float, float]]:
+        """Convert points (x, y) of the frame to points of the enlarged copy."""
         return [tuple(p) for p in (np.asarray(points, np.float64).reshape(-1, 2) - self._origin) * SAMPLES]
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, colour: Colour) -> None:
-        """Fill an ellipse with its centre at (x, y)."""
+        """Fill an ellipse with its centre at (x, y) and the radii rx and ry."""
         if rx > 0 and ry > 0:
             self._draw.ellipse(self._points([(x - rx, y - ry), (x + rx, y + ry)]), fill=tuple(colour))
 
@@ -47,23 +49,23 @@ class Brush:
         self._draw.chord(self._points([(x - rx, y - ry), (x + rx, y + ry)]), start, end, fill=tuple(colour))
 
     def ring(self, x: float, y: float, rx: float, ry: float, width: float, colour: Colour) -> None:
-        """Draw the outline of an ellipse."""
+        """Draw the outline of an ellipse, `width` pixels thick."""
         box = self._points([(x - rx, y - ry), (x + rx, y + ry)])
         self._draw.ellipse(box, outline=tuple(colour), width=max(1, round(width * SAMPLES)))
 
     def arc(
         self, x: float, y: float, rx: float, ry: float, start: float, end: float, width: float, colour: Colour
     ) -> None:
-        """Draw the outline of an ellipse between two angles (degrees, 0 = right, clockwise)."""
+        """Draw the outline of an ellipse between two angles (degrees, 0 = right, clockwise), `width` pixels thick."""
         box = self._points([(x - rx, y - ry), (x + rx, y + ry)])
         self._draw.arc(box, start, end, fill=tuple(colour), width=max(1, round(width * SAMPLES)))
 
     def polygon(self, points, colour: Colour) -> None:
-        """Fill a polygon."""
+        """Fill the polygon with corners `points`, (x, y) each."""
         self._draw.polygon(self._points(points), fill=tuple(colour))
 
     def line(self, points, width: float, colour: Colour) -> None:
-        """Draw a line through points, with round ends."""
+        """Draw a line through `points`, (x, y) each, `width` pixels thick, with round ends."""
         through = self._points(points)
         self._draw.line(through, fill=tuple(colour), width=max(1, round(width * SAMPLES)), joint="curve")
         r = width * SAMPLES / 2
@@ -71,14 +73,14 @@ class Brush:
             self._draw.ellipse((x - r, y - r, x + r, y + r), fill=tuple(colour))
 
     def rounded(self, x0: float, y0: float, x1: float, y1: float, radius: float, colour: Colour) -> None:
-        """Fill a rectangle with round corners."""
+        """Fill a rectangle with round corners of radius `radius`."""
         box = self._points([(x0, y0), (x1, y1)])
         self._draw.rounded_rectangle(box, radius * SAMPLES, fill=tuple(colour))
 
 
 @contextmanager
 def brush(frame: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> Iterator[Brush]:
-    """Open the part of a frame inside (x0, y0)–(x1, y1) for drawing. Pixels outside of it do not change."""
+    """Open the part of a frame inside (x0, y0)–(x1, y1) and yield a `Brush` for it. Pixels outside do not change."""
     height, width = frame.shape[:2]
     left, top = max(0, int(np.floor(x0))), max(0, int(np.floor(y0)))
     right, bottom = min(width, int(np.ceil(x1))), min(height, int(np.ceil(y1)))
@@ -92,7 +94,7 @@ def brush(frame: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> Iter
 
 
 def rectangle(frame: np.ndarray, x0: float, y0: float, x1: float, y1: float, colour, alpha: float = 1.0) -> None:
-    """Fill a rectangle along the axes, with exact coverage at its edges."""
+    """Fill a rectangle along the axes. Its opacity is `alpha`, and less where it covers only a part of a pixel."""
     height, width = frame.shape[:2]
     left, right = max(0, int(np.floor(x0))), min(width, int(np.ceil(x1)))
     top, bottom = max(0, int(np.floor(y0))), min(height, int(np.ceil(y1)))
@@ -163,18 +165,21 @@ def sphere(
 
 
 def _blend(part: np.ndarray, colour: np.ndarray, alpha: np.ndarray) -> None:
+    """Paint `colour`, (3,) or (H, W, 3), over (H, W, 3) pixels in place, with opacity `alpha` (H, W), 0 to 1."""
     mixed = part + alpha[..., None].astype(np.float32) * (colour - part)
     part[...] = np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
 
 
 def mixed(a, b, share: float) -> tuple[int, int, int]:
-    """Mix two colours: `share` 0 gives a, 1 gives b."""
+    """Return a mixture of two RGB colours: `share` 0 gives a, 1 gives b."""
     red, green, blue = (round(p + share * (q - p)) for p, q in zip(a[:3], b[:3], strict=True))
     return red, green, blue
 
 
 def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: float, octaves: int = 1) -> np.ndarray:
     """Make smooth noise: a random grid with a value every `cell` pixels, interpolated, plus `octaves` − 1 finer grids.
+
+    Each further grid is twice as fine and has half the weight.
 
     Returns:
         (H, W) float32, about in [0, 1].

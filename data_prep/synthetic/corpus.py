@@ -48,12 +48,12 @@ _INFORMATIVE: dict[str, Kind] = {
     "clock": clock,
 }
 _QUIET = {name: quiet(name) for name in ("silence", "near_silent", "hiss", "hum", "tone", "no_audio")}
-_VERSION = 3  # raise it when the same settings give other clips
+_VERSION = 3  # raise it when a change of the code makes other clips from the same settings
 _FADE_S = 0.002  # fade at each end of a shot's sound, so that a cut does not click
 
 
 def generate(settings: SynthSettings, output: Path, progress: Progress | None = None) -> Path:
-    """Make the corpus, or the clips that are missing.
+    """Make the clips of the corpus that are missing in the folder, then the table of labels and the summary.
 
     Args:
         settings: what to make.
@@ -95,7 +95,10 @@ def generate(settings: SynthSettings, output: Path, progress: Progress | None = 
 
 
 def kinds_of(settings: SynthSettings) -> list[str]:
-    """Choose the kind of each clip, so that the first n have the shares of the mix, for every n, within one or two."""
+    """Choose the kind of each clip.
+
+    For every n, the first n clips have each kind as often as its share in the mix says, within one or two clips.
+    """
     mix = settings.mix.model_dump()
     names = [name for name, share in mix.items() if share > 0]
     shares = np.array([mix[name] for name in names]) / sum(mix[name] for name in names)
@@ -110,7 +113,7 @@ def kinds_of(settings: SynthSettings) -> list[str]:
 
 
 def make_clip(settings: SynthSettings, index: int, kind: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray | None]:
-    """Make clip `index`.
+    """Make clip `index` in memory.
 
     Returns:
         Its labels (a row of `labels.SCHEMA`), frames (F, H, W, 3) uint8, and audio (2, N) float32 or None.
@@ -134,6 +137,7 @@ def make_clip(settings: SynthSettings, index: int, kind: str) -> tuple[dict[str,
 
 
 def _joined(shots: list[Shot], form: Format) -> np.ndarray | None:
+    """Join the sounds of the shots, each faded in and out, to (2, N) float32. Return None if a shot has no audio."""
     if any(shot.audio is None for shot in shots):
         return None
     whole = np.zeros((2, form.samples(sum(len(shot.frames) for shot in shots))), np.float32)
@@ -151,7 +155,7 @@ def _joined(shots: list[Shot], form: Format) -> np.ndarray | None:
 
 
 def _make_all(settings: SynthSettings, output: Path, wanted: list[tuple[int, str]]):
-    """Make the clips and yield the index of each that is done; in a pool of processes if there are several clips."""
+    """Make the clips (index, kind), in a pool of processes if there are several. Yield the index of each one done."""
     workers = min(settings.workers or len(os.sched_getaffinity(0)), len(wanted))
     if workers < 2:
         for index, kind in wanted:
@@ -175,10 +179,12 @@ def _make_all(settings: SynthSettings, output: Path, wanted: list[tuple[int, str
 
 
 def _leave_interrupts_to_the_caller() -> None:
+    """Ignore Ctrl-C in a process of the pool: the caller receives it too, and ends the pool."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _make_one(settings: SynthSettings, output: Path, index: int, kind: str) -> int:
+    """Make one clip, write its labels and then its file. Return its index."""
     truth, frames, audio = make_clip(settings, index, kind)
     note = _truth_file(output, index)
     half = note.with_name(f".{note.name}")
@@ -189,6 +195,7 @@ def _make_one(settings: SynthSettings, output: Path, index: int, kind: str) -> i
 
 
 def _is_complete(settings: SynthSettings, output: Path, index: int) -> bool:
+    """Return whether the clip and its labels exist and were made with these settings."""
     note = _truth_file(output, index)
     if not (note.exists() and (output / _name(index)).exists()):
         return False
@@ -196,13 +203,17 @@ def _is_complete(settings: SynthSettings, output: Path, index: int) -> bool:
 
 
 def _made_by(settings: SynthSettings) -> str:
-    """Short hash of everything that a clip depends on, except its index."""
+    """Return a short hash of everything that a clip depends on, except its index."""
     text = json.dumps([_VERSION, settings.model_dump(exclude={"clips", "workers"})], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _prepare_folder(settings: SynthSettings, output: Path) -> None:
-    """Create the folders; refuse a folder that holds another corpus."""
+    """Create the folders, and write the settings.
+
+    Raises:
+        ValueError: the folder holds a corpus of other settings, or a larger one.
+    """
     saved = output / layout.SETTINGS
     if saved.exists():
         before = SynthSettings(**yaml.safe_load(saved.read_text("utf8")))

@@ -37,7 +37,7 @@ SCHEMA = pa.schema(
 
 
 def truth(clip: str, index: int, kind: str, shots: list[Shot], form: Format) -> dict[str, Any]:
-    """Make the row of a clip that consists of these shots in order."""
+    """Return the row (`SCHEMA`) of a clip that consists of these shots in order. `clip` is the path of its file."""
     starts = np.cumsum([0, *(len(shot.frames) for shot in shots)]) / form.fps
     classes = {shot.sound_class for shot in shots}
     sound_class = classes.pop() if len(classes) == 1 else "mixed"
@@ -85,5 +85,6 @@ def truth(clip: str, index: int, kind: str, shots: list[Shot], form: Format) -> 
 
 
 def _caption(shots: list[Shot]) -> str:
+    """Return the caption: what is seen and heard in each shot, with a sentence about the cut between two shots."""
     said = [" ".join(part for part in (shot.seen, shot.heard) if part) for shot in shots]
     return " Then the picture cuts. ".join(said)

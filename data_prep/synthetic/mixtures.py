@@ -1,4 +1,4 @@
-"""Sounds whose verdict is known by construction: events, speech and music in noise, and noise with nothing in it.
+"""Make sounds whose correct verdict is known: events, speech and music, alone or in noise, and noise alone.
 
 A sound is a function of the seed and its index. An `informative` sound holds speech, music or events: alone, in noise
 or hum at −5 … 30 dB, during one second of a long silence, or slightly clipped. The others are coloured noise, hum with
@@ -28,8 +28,8 @@ class Mixture:
 
     Attributes:
         sound: (2, N) float32 at 32 kHz.
-        kind: how it was made.
-        about: what it was made of.
+        kind: how it was made, such as "in noise" or "one second".
+        about: what it was made of, such as "speech in noise 1/f^1".
         informative: whether it holds speech, music or events.
         sound_class: "speech", "music", "environment", "noise" or "silence".
         snr_db: signal-to-noise ratio of the foreground, dB; inf without noise.
@@ -44,13 +44,14 @@ class Mixture:
 
 
 def mixture(seed: int, index: int) -> Mixture:
-    """Make sound `index` of a seed. The kinds alternate."""
+    """Make sound `index` of the series with this seed. Its kind is entry `index % len(KINDS)` of `KINDS`."""
     rng = np.random.default_rng([seed, index, 0x6D6978])
     kinds = list(KINDS)
     return KINDS[kinds[index % len(kinds)]](rng)
 
 
 def _speech(rng: np.random.Generator, samples: int) -> np.ndarray:
+    """Make (N,) speech of one voice: sentences with pauses."""
     track, at = np.zeros(samples, np.float32), int(rng.uniform(0, 0.3) * RATE)
     voice = str(rng.choice(MEN + WOMEN))
     while at < samples - RATE // 2:
@@ -63,6 +64,7 @@ def _speech(rng: np.random.Generator, samples: int) -> np.ndarray:
 
 
 def _music(rng: np.random.Generator, samples: int) -> np.ndarray:
+    """Make (N,) music of a piano or of plucked strings."""
     track, at, degree = np.zeros(samples, np.float32), 0, 3
     tonic, beat, plucked = int(rng.integers(48, 60)), rng.uniform(0.3, 0.6), rng.random() < 0.5
     while at < samples - RATE // 4:
@@ -82,6 +84,7 @@ def _music(rng: np.random.Generator, samples: int) -> np.ndarray:
 
 
 def _events(rng: np.random.Generator, samples: int) -> np.ndarray:
+    """Make (N,) repeated sounds of one kind: impacts, struck bars or a bird."""
     track, at = np.zeros(samples, np.float32), int(rng.uniform(0.1, 0.6) * RATE)
     make = [
         lambda: sounds.impact(rng, str(rng.choice(list(sounds.IMPACTS))), rng.uniform(0.7, 1.4), 1.0, RATE),
@@ -94,7 +97,7 @@ def _events(rng: np.random.Generator, samples: int) -> np.ndarray:
     return track
 
 
-_Maker = Callable[[np.random.Generator, int], np.ndarray]
+_Maker = Callable[[np.random.Generator, int], np.ndarray]  # (rng, N) → (N,) mono
 _FOREGROUNDS: dict[str, tuple[str, _Maker]] = {
     "speech": ("speech", _speech),
     "music": ("music", _music),
@@ -103,7 +106,7 @@ _FOREGROUNDS: dict[str, tuple[str, _Maker]] = {
 
 
 def _foreground(rng: np.random.Generator, samples: int) -> tuple[str, str, np.ndarray]:
-    """Make a foreground: its name, its class, and (2, N) samples of it in a room, panned."""
+    """Make speech, music or events, panned and in a room. Return the name, the sound class, and (2, N) samples."""
     name = str(rng.choice(list(_FOREGROUNDS)))
     sound_class, make = _FOREGROUNDS[name]
     dry = make(rng, samples)
@@ -112,7 +115,11 @@ def _foreground(rng: np.random.Generator, samples: int) -> tuple[str, str, np.nd
 
 
 def _noise(rng: np.random.Generator, samples: int) -> tuple[str, np.ndarray]:
-    """Make (2, N) coloured noise with equal or different channels, whose level drifts by up to 1 dB."""
+    """Make coloured noise with equal or different channels, whose level drifts by up to 1 dB.
+
+    Returns:
+        Its description, and (2, N) float32.
+    """
     colour = float(rng.choice([0.0, 0.5, 1.0, 1.5, 2.0]))
     one = sounds.noise(rng, samples, colour)
     two = one if rng.random() < 0.3 else sounds.noise(rng, samples, colour)
@@ -121,19 +128,21 @@ def _noise(rng: np.random.Generator, samples: int) -> tuple[str, np.ndarray]:
 
 
 def _hum(rng: np.random.Generator, samples: int) -> tuple[str, np.ndarray]:
+    """Make mains hum with hiss. Return its description, and (2, N) float32."""
     mains = float(rng.choice([50.0, 60.0]))
     hiss = 10 ** (rng.uniform(-50, -15) / 20) * np.stack([sounds.noise(rng, samples) for _ in range(2)])
     return f"hum {mains:g} Hz", (np.tile(sounds.hum(rng, samples, mains, RATE), (2, 1)) + hiss).astype(np.float32)
 
 
 def _levelled(sound: np.ndarray, low_db: float, high_db: float, rng: np.random.Generator) -> np.ndarray:
-    """Scale to a mean level between these, and never above full scale."""
+    """Scale a sound to a random RMS level, `low_db` to `high_db` dBFS; to less if a sample would exceed full scale."""
     level = 10 ** (rng.uniform(low_db, high_db) / 20)
     sound = sound * (level / max(float(np.sqrt(np.square(sound).mean())), 1e-9))
     return (sound / max(1.0, float(np.abs(sound).max()) / 0.98)).astype(np.float32)
 
 
 def _heard_db(sound: np.ndarray, percent: float) -> float:
+    """Return percentile `percent` of the power of a sound (2, N) in 50 ms frames, above 100 Hz, in dBFS."""
     above = np.asarray(sosfilt(_AUDIBLE, sound.mean(axis=0)))
     frames = above[: len(above) // FRAME * FRAME].reshape(-1, FRAME)
     return float(10 * np.log10(np.percentile(np.square(frames).mean(axis=1), percent) + 1e-12))
@@ -143,6 +152,8 @@ _AUDIBLE = butter(2, 100.0, "highpass", fs=RATE, output="sos")
 
 
 def _mixed(background: Callable) -> Callable[[np.random.Generator], Mixture]:
+    """Return a function that makes a foreground in this background, with a signal-to-noise ratio of −5 to 30 dB."""
+
     def make(rng: np.random.Generator) -> Mixture:
         samples = int(rng.uniform(4, 10) * RATE)
         name, sound_class, sound = _foreground(rng, samples)
@@ -156,11 +167,13 @@ def _mixed(background: Callable) -> Callable[[np.random.Generator], Mixture]:
 
 
 def _alone(rng: np.random.Generator) -> Mixture:
+    """Make a foreground without noise."""
     name, sound_class, sound = _foreground(rng, int(rng.uniform(3, 10) * RATE))
     return Mixture(_levelled(sound, -45, -14, rng), "alone", name, True, sound_class)
 
 
 def _one_second(rng: np.random.Generator) -> Mixture:
+    """Make 8 to 30 seconds of silence or near-silence, with one second of foreground in it."""
     samples = int(rng.uniform(8, 30) * RATE)
     name, sound_class, sound = _foreground(rng, RATE)
     floor = 10 ** (rng.uniform(-75, -50) / 20) if rng.random() < 0.6 else 0.0
@@ -171,12 +184,14 @@ def _one_second(rng: np.random.Generator) -> Mixture:
 
 
 def _clipped_a_little(rng: np.random.Generator) -> Mixture:
+    """Make a foreground whose loudest 0.2 to 3 % of samples are clipped to full scale."""
     name, sound_class, sound = _foreground(rng, int(rng.uniform(4, 8) * RATE))
     ceiling = np.quantile(np.abs(sound), 1 - rng.uniform(0.002, 0.03))
     return Mixture(np.clip(sound / ceiling, -1, 1).astype(np.float32), "clipped a little", name, True, sound_class)
 
 
 def _overdriven(rng: np.random.Generator) -> Mixture:
+    """Make a foreground whose loudest 20 to 60 % of samples are clipped to full scale."""
     name, _, sound = _foreground(rng, int(rng.uniform(4, 8) * RATE))
     ceiling = np.quantile(np.abs(sound), 1 - rng.uniform(0.2, 0.6))
     sound = np.clip(sound / max(float(ceiling), 1e-6), -1, 1).astype(np.float32)
@@ -184,6 +199,8 @@ def _overdriven(rng: np.random.Generator) -> Mixture:
 
 
 def _only(background: Callable) -> Callable[[np.random.Generator], Mixture]:
+    """Return a function that makes this background without a foreground."""
+
     def make(rng: np.random.Generator) -> Mixture:
         name, sound = background(rng, int(rng.uniform(3, 12) * RATE))
         return Mixture(_levelled(sound, -45, -12, rng), name.split()[0], name, False, "noise")
@@ -192,6 +209,7 @@ def _only(background: Callable) -> Callable[[np.random.Generator], Mixture]:
 
 
 def _tones(rng: np.random.Generator, samples: int) -> tuple[str, np.ndarray]:
+    """Make one to three steady tones with noise. Return their description, and (2, N) float32."""
     time = np.arange(samples) / RATE
     pitches = rng.uniform(120, 6000, rng.integers(1, 4))
     tone = np.sum([np.sin(2 * np.pi * (pitch * time + rng.random())) for pitch in pitches], axis=0)
@@ -200,6 +218,7 @@ def _tones(rng: np.random.Generator, samples: int) -> tuple[str, np.ndarray]:
 
 
 def _near_silence(rng: np.random.Generator) -> Mixture:
+    """Make noise at −85 to −62 dBFS."""
     samples = int(rng.uniform(3, 30) * RATE)
     faint = np.stack([sounds.noise(rng, samples, float(rng.choice([0.0, 1.0]))) for _ in range(2)])
     return Mixture(

@@ -1,4 +1,4 @@
-"""Plain sentences to speak, drawn from a small grammar. Each is true.
+"""Choose random sentences to speak, in plain English, from a small grammar. Each says something true.
 
 Words with a homophone ("oars", "ores") are left out, because nobody could tell which of the two was said. So are words
 that the voices of `speech` pronounce as another word ("rust" sounds like "rest", "wool" like "well", "kettle" like
@@ -76,7 +76,7 @@ _ANIMALS = ("Dogs", "Cats", "Cows", "Ducks", "Frogs", "Lions", "Horses")
 
 
 def sentence(rng: np.random.Generator) -> str:
-    """Draw a sentence of 3 to 8 words, in plain ASCII."""
+    """Choose a random sentence of 3 to 8 words, in plain ASCII."""
     form = rng.integers(10)
     if form < 6:
         return str(rng.choice(_FACTS))

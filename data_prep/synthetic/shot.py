@@ -1,4 +1,4 @@
-"""One shot: its frames, its sound, and the labels of both."""
+"""A shot, which is what a synthetic clip consists of: its frames, its sound, and the labels of both."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,11 +24,11 @@ class Format:
         return self.sample_rate / self.fps
 
     def samples(self, frames: int) -> int:
-        """Number of audio samples that last as long as the frames."""
+        """Return the number of audio samples that last as long as this number of frames."""
         return round(frames * self.samples_per_frame)
 
     def sample_of(self, frame: float) -> int:
-        """Index of the audio sample at the time when a frame is first shown."""
+        """Return the index of the audio sample at the time when a frame is first shown."""
         return round(frame * self.samples_per_frame)
 
 
@@ -43,10 +43,10 @@ class Event:
 
 @dataclass
 class Shot:
-    """One shot.
+    """Frames and sound without a cut, with their labels.
 
     Attributes:
-        kind: a name of `settings.Mix`.
+        kind: what it shows, a name of `settings.Mix`.
         sound_class: "speech", "environment", "music", "noise", "silence" or "no_audio".
         frames: (F, H, W, 3) uint8 RGB.
         audio: (2, N) float32 in [-1, 1]; None where there is no audio track.
@@ -69,7 +69,7 @@ class Shot:
     places: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-Kind = Callable[[np.random.Generator, Format, int], Shot]
+Kind = Callable[[np.random.Generator, Format, int], Shot]  # makes a shot of this number of frames
 
 
 Range = float | tuple[float, float]  # a value, or the bounds between which one is drawn
@@ -78,14 +78,14 @@ Range = float | tuple[float, float]  # a value, or the bounds between which one 
 def mixdown(
     rng: np.random.Generator, form: Format, dry: np.ndarray, *, room_s: Range, wet: Range, peak: Range, floor_db: float
 ) -> np.ndarray:
-    """Turn direct sound into a shot's audio: add the room, set the level, and add faint room tone.
+    """Turn direct sound into a shot's audio: add reverberation, set the level, and add faint noise (room tone).
 
     Args:
-        rng: draws what is given as a range, and the noise.
+        rng: draws what is given as a range, the reverberation, and the noise.
         form: of the shot.
         dry: (2, N) direct sound.
         room_s: reverberation time T60 of the room, seconds.
-        wet: level of the room's sound relative to the direct sound.
+        wet: level of the reverberation relative to the direct sound.
         peak: loudest sample, of full scale.
         floor_db: RMS of the room tone, dBFS.
 
@@ -101,5 +101,5 @@ def mixdown(
 
 
 def side(x: float) -> str:
-    """Describe a position in the picture in words."""
+    """Return in words where a position is in the picture: x is 0 at the left edge and 1 at the right."""
     return "on the left" if x < 0.4 else "on the right" if x > 0.6 else "in the middle"

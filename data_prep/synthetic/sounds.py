@@ -1,8 +1,10 @@
 """The sounds of the synthetic corpus, made of damped partials and shaped noise.
 
-Functions return mono float32 unless they say otherwise. A struck sound begins on its first sample: added at sample n,
-it is audible from exactly n on. A struck body is made by modal synthesis: x(t) = Σ aᵢ sin(2π fᵢ t) · 10^(−3 t / Tᵢ),
-where Tᵢ (T60) is the time in which partial i falls by 60 dB.
+Functions return mono float32 unless they say otherwise. `rate` is samples per second; `strength`, in (0, 1], is the
+loudest sample. A struck sound begins on its first sample: added at sample n, it is audible from exactly n on.
+
+A struck body is made by modal synthesis: x(t) = Σ aᵢ sin(2π fᵢ t) · 10^(−3 t / Tᵢ), where Tᵢ (T60) is the time in which
+partial i falls by 60 dB.
 """
 
 import numpy as np
@@ -27,12 +29,12 @@ BARS = {
 
 
 def midi_hz(pitch: float) -> float:
-    """Frequency of a MIDI pitch, Hz; 69 is 440 Hz."""
+    """Return the frequency of a MIDI pitch in Hz; 69 is 440 Hz."""
     return 440 * 2 ** ((pitch - 69) / 12)
 
 
 def impact(rng: np.random.Generator, material: str, size: float, strength: float, rate: int) -> np.ndarray:
-    """A ball that hits the ground.
+    """Make the sound of a ball that hits the ground.
 
     Args:
         rng: draws small deviations of the partials, and the noise.
@@ -50,7 +52,7 @@ def impact(rng: np.random.Generator, material: str, size: float, strength: float
 
 
 def struck_bar(rng: np.random.Generator, material: str, pitch_hz: float, strength: float, rate: int) -> np.ndarray:
-    """A struck bar of a xylophone: inharmonic partials above its pitch, and the short knock of the mallet."""
+    """Make the sound of a struck xylophone bar: inharmonic partials above its pitch, and the knock of the mallet."""
     ratios, levels, decays = BARS[material]
     lowest = {"wooden": 0.9, "metal": 2.6}[material] * (440 / pitch_hz) ** 0.4
     body = _modes(pitch_hz * np.array(ratios), np.array(levels), lowest * np.array(decays), rate)
@@ -59,7 +61,10 @@ def struck_bar(rng: np.random.Generator, material: str, pitch_hz: float, strengt
 
 
 def piano_note(pitch_hz: float, seconds: float, strength: float, rate: int) -> np.ndarray:
-    """A struck string: stretched harmonics, the upper ones decaying faster, damped when the key is released."""
+    """Make the sound of a piano string, struck, and damped when the key is released after `seconds`.
+
+    Its partials are a little higher than the harmonics, and the upper ones decay faster.
+    """
     count = int(min(18, 9000 / pitch_hz))
     n = np.arange(1, count + 1)
     partials = pitch_hz * n * np.sqrt(1 + 4e-4 * n**2)
@@ -73,7 +78,7 @@ def piano_note(pitch_hz: float, seconds: float, strength: float, rate: int) -> n
 
 
 def plucked_string(rng: np.random.Generator, pitch_hz: float, strength: float, rate: int) -> np.ndarray:
-    """A plucked string: the modes of a string pulled at a fifth of its length, with the noise of the finger."""
+    """Make the sound of a string plucked at a fifth of its length, with the noise of the finger."""
     count = int(min(24, 10000 / pitch_hz))
     n = np.arange(1, count + 1)
     levels = np.abs(np.sin(np.pi * n / 5)) / n**1.3 + 0.004
@@ -83,7 +88,7 @@ def plucked_string(rng: np.random.Generator, pitch_hz: float, strength: float, r
 
 
 def chirp(rng: np.random.Generator, low_hz: float, high_hz: float, seconds: float, rate: int) -> np.ndarray:
-    """A syllable of a songbird: a fast sweep with a trill and a weak second harmonic."""
+    """Make a syllable of a songbird: a fast sweep between two frequencies, with a trill and a weak second harmonic."""
     t = np.linspace(0, 1, int(seconds * rate), endpoint=False)
     sweep = low_hz + (high_hz - low_hz) * (np.sin(np.pi * t) if rng.random() < 0.5 else 1 - t)
     trill = 1 + 0.05 * np.sin(2 * np.pi * rng.uniform(30, 60) * t * seconds)
@@ -93,14 +98,14 @@ def chirp(rng: np.random.Generator, low_hz: float, high_hz: float, seconds: floa
 
 
 def tick(rng: np.random.Generator, high: bool, rate: int) -> np.ndarray:
-    """The escapement of a clock: a short click; `high` for the tick, which is a little higher than the tock."""
+    """Make the short click of a clock. With `high` it is a tick, else a tock, which is a little lower."""
     modes = np.array([3350, 4900, 6600, 9600]) * (1.0 if high else 0.85)
     body = _modes(modes, np.ones(4), np.full(4, 0.012), rate, 0.1)
     return _normalised(_normalised(body) + _burst(rng, len(body), 0.008, 2000, 12000, rate)).astype(np.float32)
 
 
 def noise(rng: np.random.Generator, samples: int, colour: float = 0.0) -> np.ndarray:
-    """Gaussian noise of RMS 1 whose power falls with frequency^colour: 0 white, 1 pink, 2 brown."""
+    """Make Gaussian noise of RMS 1 whose power falls with frequency^colour: 0 white, 1 pink, 2 brown."""
     spectrum = np.fft.rfft(rng.standard_normal(samples))
     if colour:
         spectrum[1:] *= np.arange(1, len(spectrum)) ** (-colour / 2)
@@ -110,7 +115,10 @@ def noise(rng: np.random.Generator, samples: int, colour: float = 0.0) -> np.nda
 
 
 def hum(rng: np.random.Generator, samples: int, mains_hz: float, rate: int) -> np.ndarray:
-    """Mains hum of RMS 1: the mains frequency and its harmonics, the second as strong as the first, random phases."""
+    """Make mains hum of RMS 1: the mains frequency and its harmonics, with random phases.
+
+    The second harmonic is about as strong as the first.
+    """
     time = np.arange(samples) / rate
     total = np.zeros(samples)
     for n in range(1, 13):
@@ -120,7 +128,7 @@ def hum(rng: np.random.Generator, samples: int, mains_hz: float, rate: int) -> n
 
 
 def room(mono: np.ndarray, rng: np.random.Generator, seconds: float, rate: int) -> np.ndarray:
-    """The reverberation of a room, without the direct sound: diffuse, and with less treble than the sound.
+    """Make the reverberation of a sound in a room, without the direct sound: from all sides, and with less treble.
 
     Args:
         mono: (N,) the sound.
@@ -140,14 +148,14 @@ def room(mono: np.ndarray, rng: np.random.Generator, seconds: float, rate: int) 
 
 
 def add(track: np.ndarray, sound: np.ndarray, sample: int) -> None:
-    """Add a sound to a track (N,) at a sample; the part after the end of the track is dropped."""
+    """Add a sound to a track (N,) in place, from index `sample` on. What exceeds the end of the track is dropped."""
     end = min(len(track), sample + len(sound))
     if end > sample >= 0:
         track[sample:end] += sound[: end - sample]
 
 
 def pan(mono: np.ndarray, x: np.ndarray | float, samples_per_frame: float) -> np.ndarray:
-    """Pan a sound to its position in the picture, with constant power: left cos θ, right sin θ, θ = x π/2.
+    """Make stereo sound that comes from position x, with constant power: left cos θ, right sin θ, θ = x π/2.
 
     Args:
         mono: (N,) the sound.
@@ -166,13 +174,25 @@ def pan(mono: np.ndarray, x: np.ndarray | float, samples_per_frame: float) -> np
     return np.stack([mono * np.interp(at, np.arange(gains.shape[1]), gain) for gain in gains]).astype(np.float32)
 
 
-_BLOCK = 512
-_LN_1000 = 6.9078  # 60 dB
+_BLOCK = 512  # samples that `_modes` computes together
+_LN_1000 = 6.9078  # ln 1000: an amplitude falls by 60 dB
 
 
 def _modes(
     hertz: np.ndarray, levels: np.ndarray, decays: np.ndarray, rate: int, seconds: float | None = None
 ) -> np.ndarray:
+    """Make a sum of damped partials (see the module's docstring) without those above 0.45 · rate.
+
+    Args:
+        hertz: (K,) frequencies.
+        levels: (K,) amplitudes.
+        decays: (K,) T60, seconds.
+        rate: samples per second.
+        seconds: length; None for the longest T60.
+
+    Returns:
+        (N,) float64.
+    """
     heard = hertz < 0.45 * rate
     hertz, levels, decays = hertz[heard], levels[heard], decays[heard]
     count = int((seconds or float(decays.max(initial=0.05))) * rate)
@@ -191,6 +211,7 @@ def _modes(
 
 
 def _burst(rng: np.random.Generator, samples: int, decay: float, low: float, high: float, rate: int) -> np.ndarray:
+    """Make noise, (samples,), between `low` and `high` Hz, with peak 1, that falls by 60 dB in `decay` seconds."""
     time = np.arange(samples) / rate
     shaped = rng.standard_normal(samples) * np.exp(-_LN_1000 / decay * time)
     shaped = np.asarray(sosfilt(butter(1, (low, min(high, 0.45 * rate)), "bandpass", fs=rate, output="sos"), shaped))
@@ -198,4 +219,5 @@ def _burst(rng: np.random.Generator, samples: int, decay: float, low: float, hig
 
 
 def _normalised(sound: np.ndarray) -> np.ndarray:
+    """Scale a sound to peak 1."""
     return sound / max(float(np.abs(sound).max()), 1e-9)

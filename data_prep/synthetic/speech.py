@@ -35,11 +35,11 @@ MEN = tuple(name for name in VOICES if name.startswith("man"))
 
 _FRAME_S = 0.025
 _LAG_S = 3 * _FRAME_S  # delay of the durations behind the sound, as in Kokoro (kokoro.pipeline, join_timestamps)
-_FRAMES_OF_PHONEMES = "/Clip_output_0"  # the tensor, (L,), that the network's length regulator repeats by
+_FRAMES_OF_PHONEMES = "/Clip_output_0"  # name of the network's tensor (L,) of durations: frames of each phoneme
 _MARKS = "ˈˌː"  # stress and length
 _SILENCE = "·"  # not a phoneme: the network needs it at both ends
 _HEARD = 0.01  # quieter samples are silence, relative to the loudest sample
-_MARGIN_S = 0.02  # kept around the sound
+_MARGIN_S = 0.02  # silence kept before and after the sound, seconds
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ class Utterance:
 
     @property
     def seconds(self) -> float:
-        """Length of the sound."""
+        """Length of the sound, seconds."""
         return len(self.samples) / self.sample_rate
 
 
 def speak(text: str, voice: str = WOMEN[0], speed: float = 0.85, pitch: float = 1.0) -> Utterance:
-    """Speak a text.
+    """Make speech of a text, with the time of each word and phoneme.
 
     Args:
         text: plain English words, with commas and full stops.
@@ -124,6 +124,8 @@ def speak(text: str, voice: str = WOMEN[0], speed: float = 0.85, pitch: float = 
 
 @dataclass(frozen=True)
 class _Synthesizer:
+    """The speech network, the converter of text to phonemes, and the signal processing that makes sound (`dsp`)."""
+
     network: Any  # ids, speed → five (1, 601, F) parts of the spectrum, f0 (1, F), frames of each phoneme (L,)
     phonemes: Any  # text → IPA, words separated by spaces
     numbers: dict[str, int]  # symbol → its id
@@ -132,6 +134,11 @@ class _Synthesizer:
 
 @cache
 def _synthesizer() -> _Synthesizer:
+    """Load the network, with the durations of the phonemes as an additional output; once per process.
+
+    Raises:
+        ValueError: the package is missing.
+    """
     try:
         from hibari import dsp, tts
         from hibari.g2p import G2P
@@ -148,13 +155,21 @@ def _synthesizer() -> _Synthesizer:
 
 
 def _stretched(band: np.ndarray, tract: float) -> np.ndarray:
-    """Lower the resonances of a part of the spectrum (601, F) by the factor `tract`; takes the nearest bin."""
+    """Divide the frequencies in a part of the spectrum, (601, F), by `tract`, as a longer vocal tract does.
+
+    Each bin takes the value of the bin nearest to `tract` times its frequency.
+    """
     bins = np.minimum(np.round(np.arange(len(band)) * tract).astype(int), len(band) - 1)
     return np.ascontiguousarray(band[bins])
 
 
 def _words(spoken: list[str], timed: list[tuple[str, float]], heard_s: np.ndarray) -> tuple[Word, ...]:
-    """Find the times of the words, and strip their punctuation.
+    """Compute when each word begins and ends, and remove its punctuation.
+
+    Args:
+        spoken: the words of the text.
+        timed: (symbol, start in seconds) of each phoneme, mark and space.
+        heard_s: times of the samples that are not silent, seconds.
 
     Two words meet in the middle of the space between them, as in Kokoro. A word after a comma begins with its own
     sound, and a word ends earlier if its sound has died away.

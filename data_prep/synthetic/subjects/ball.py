@@ -96,7 +96,12 @@ def ball(rng: np.random.Generator, form: Format, frames: int) -> Shot:
 
 
 def _bounces(rng, frames: int, fps: float) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Frames of the impacts; height of the ball on each frame, relative to the first fall; how flat the ball is."""
+    """Choose at random when and how high the ball bounces.
+
+    Returns:
+        The frames of the impacts; the height of the ball on each frame, (frames,), relative to the top of the longest
+        flight; and how much the ball is flattened on each frame, (frames,), as a share of its radius.
+    """
     longest = rng.uniform(0.5, 0.75) * fps
     flight, loss = longest, rng.uniform(0.9, 0.97)
     hit = -int(rng.integers(0, int(longest * 0.6)))  # the clip starts somewhere in the first flight
@@ -119,7 +124,11 @@ def _bounces(rng, frames: int, fps: float) -> tuple[list[int], np.ndarray, np.nd
 
 
 def _walk(rng, frames: int, hits: list[int], fps: float, margin: float) -> np.ndarray:
-    """Horizontal position of the ball as a share of the width: constant speed between impacts, turning at the sides."""
+    """Choose at random how the ball moves sideways: at constant speed between impacts. It turns at the picture's sides.
+
+    Returns:
+        (frames,) its x as a share of the picture's width.
+    """
     low, high = margin + 0.03, 0.97 - margin
     x = np.empty(frames)
     at, speed = rng.uniform(low, high), rng.choice([-1, 1]) * rng.uniform(0.08, 0.32) / fps

@@ -7,6 +7,7 @@ from data_prep.synthetic.backgrounds import camera, room, studio, view
 from data_prep.synthetic.canvas import brush, glow, mixed
 from data_prep.synthetic.shot import Event, Format, Shot, mixdown
 
+# Semitones of the bars above the lowest one.
 _SCALES = ((0, 2, 4, 7, 9, 12, 14, 16), (0, 2, 4, 5, 7, 9, 11, 12), (0, 3, 5, 7, 10, 12, 15, 17))
 _NAMES = ("C", "C sharp", "D", "E flat", "E", "F", "F sharp", "G", "A flat", "A", "B flat", "B")
 _RAINBOW = (
@@ -136,7 +137,11 @@ def _table(rng, b, width: int, height: int) -> None:
 
 
 def _strokes(rng, frames: int, fps: float, count: int) -> list[tuple[int, int]]:
-    """(frame, bar) of each stroke: a regular beat with some strokes left out, moving up and down the bars."""
+    """Choose the strokes at random: on a regular beat, some left out, moving up and down among the `count` bars.
+
+    Returns:
+        (frame, bar) of each stroke.
+    """
     beat = round(rng.uniform(0.24, 0.42) * fps)
     bar, hits = int(rng.integers(count)), []
     for frame in range(int(rng.integers(3, max(4, beat))), frames - 3, beat):
@@ -150,6 +155,7 @@ def _strokes(rng, frames: int, fps: float, count: int) -> list[tuple[int, int]]:
 
 
 def _bar(b, x: float, y: float, half: float, long: float, colour, age: float) -> None:
+    """Draw a bar with its centre at (x, y), 2 · half × 2 · long pixels, `age` seconds after it was struck."""
     swing = 0.9 * np.exp(-age / 0.15) * np.cos(2 * np.pi * 9 * age) if age < _STILL else 0.0
     b.rounded(x - half + 1.5, y - long + 2, x + half + 1.5, y + long + 2, half * 0.35, (0, 0, 0, 90))
     y = y + swing
@@ -163,7 +169,17 @@ def _bar(b, x: float, y: float, half: float, long: float, colour, age: float) ->
 
 
 def _mallet(hits: list[tuple[int, int]], i: int, frames: int, places: list[float]) -> tuple[float, float]:
-    """The mallet's x in pixels, and its height from 0 (on the bar, only on the frame of a stroke) to 1."""
+    """Compute where the mallet is on frame i.
+
+    Args:
+        hits: (frame, bar) of each stroke.
+        i: the frame.
+        frames: unused.
+        places: x of each bar, pixels.
+
+    Returns:
+        Its x in pixels, and its height from 0 (on the bar, only on the frame of a stroke) to 1.
+    """
     before = [h for h in hits if h[0] <= i]
     after = [h for h in hits if h[0] > i]
     if not hits:

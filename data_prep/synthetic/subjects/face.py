@@ -21,8 +21,8 @@ _HAIR = {
     "red": (158, 72, 36),
     "grey": (150, 150, 154),
 }
-_PAUSE_S = 0.3
-_TRIES = 30
+_PAUSE_S = 0.3  # between two sentences
+_TRIES = 30  # number of sentences to try at most
 
 
 def face(rng: np.random.Generator, form: Format, frames: int) -> Shot:
@@ -86,7 +86,7 @@ def face(rng: np.random.Generator, form: Format, frames: int) -> Shot:
 
 
 def _talk(rng, voice: str, seconds: float) -> tuple[list[Utterance], list[float]]:
-    """Choose sentences that fit into the shot. Returns them and the second at which each begins."""
+    """Choose random sentences that fit into the shot. Return them, and the second at which each begins."""
     speed, pitch = float(rng.uniform(0.7, 0.9)), float(rng.uniform(0.93, 1.07))
     said: list[Utterance] = []
     starts: list[float] = []
@@ -105,7 +105,7 @@ def _talk(rng, voice: str, seconds: float) -> tuple[list[Utterance], list[float]
 
 
 def _envelope(track: np.ndarray, frames: int, form: Format) -> np.ndarray:
-    """How far the mouth is open on each frame, 0 to 1: the RMS of the sound around the time of the frame."""
+    """Return how far the mouth is open on each frame, 0 to 1: from the RMS of the sound around the frame's time."""
     half = form.samples_per_frame * 0.5
     power = np.concatenate([[0.0], np.cumsum(track.astype(np.float64) ** 2)])
     centre = np.arange(frames) * form.samples_per_frame
@@ -116,14 +116,14 @@ def _envelope(track: np.ndarray, frames: int, form: Format) -> np.ndarray:
 
 
 def _shape(phoneme: str) -> float:
-    """Shape of the lips: −1 round (oo), 0 neutral, 1 wide (ee)."""
+    """Return the shape of the lips for a phoneme: −1 round (oo), 0 neutral, 1 wide (ee)."""
     if phoneme in "uʊwɔOW":
         return -1.0
     return 1.0 if phoneme in "iɪeɛAsz" else 0.0
 
 
 def _blinks(rng, frames: int, fps: float) -> np.ndarray:
-    """How far the eyes are open on each frame, 0 to 1."""
+    """Return how far the eyes are open on each frame, 0 to 1. They blink at random, every few seconds."""
     eyes = np.ones(frames)
     at = rng.uniform(0.3, 2.0) * fps
     while at < frames:
@@ -133,7 +133,7 @@ def _blinks(rng, frames: int, fps: float) -> np.ndarray:
 
 
 class _Head:
-    """A drawn head with shoulders. Lengths are relative to `t`, half the height of the head."""
+    """A drawn head with shoulders. The `t` of its methods is half the height of the head, in pixels."""
 
     def __init__(self, skin, hair, cloth, woman: bool, glasses: bool, beard: bool) -> None:
         self.skin, self.hair, self.cloth, self.woman, self.glasses, self.beard = (
@@ -147,6 +147,18 @@ class _Head:
         self.dark = mixed(skin, (60, 20, 20), 0.28)
 
     def draw(self, b, x: float, y: float, t: float, height: int, opening: float, wide: float, eyes: float) -> None:
+        """Draw the head with its centre at (x, y).
+
+        Args:
+            b: the brush.
+            x: pixels.
+            y: pixels.
+            t: half the height of the head, pixels.
+            height: unused.
+            opening: of the mouth, 0 closed to 1.
+            wide: shape of the lips, −1 round to 1 wide.
+            eyes: 0 closed to 1 open.
+        """
         hair, shade = self.hair, mixed(self.hair, (0, 0, 0), 0.35)
         if self.woman:
             b.rounded(x - 0.95 * t, y - 0.75 * t, x + 0.95 * t, y + 1.25 * t, 0.7 * t, shade)

@@ -11,9 +11,11 @@ from data_prep.synthetic.canvas import brush, glow, mixed, rectangle, smooth_noi
 from data_prep.synthetic.shot import Event, Format, Shot, mixdown
 
 _MAJOR, _MINOR = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)
+# Degrees of the scale on which four successive chords are built.
 _PROGRESSIONS = ((0, 5, 3, 4), (0, 3, 4, 0), (0, 4, 5, 3), (0, 3, 0, 4))
 _LAST = 4  # number of frames at the end in which no note begins
 _KEYS = ("C", "C sharp", "D", "E flat", "E", "F", "F sharp", "G", "A flat", "A", "B flat", "B")
+# Colours of the notes of the tune, and of those of the chords.
 _PAINTS = (((255, 176, 64), (90, 150, 250)), ((250, 110, 140), (90, 210, 190)), ((150, 230, 110), (180, 130, 250)))
 
 
@@ -35,7 +37,7 @@ class Note:
 
 
 def music(rng: np.random.Generator, form: Format, frames: int) -> Shot:
-    """Make a shot of a tune in a major or minor key."""
+    """Make a shot of a tune in a major or minor key, played on a keyboard or a harp."""
     beat = round(form.fps * 60 / rng.uniform(96, 150))
     tonic, minor = int(rng.integers(0, 12)), bool(rng.random() < 0.4)
     piece = _compose(rng, frames, beat, tonic, _MINOR if minor else _MAJOR)
@@ -44,6 +46,16 @@ def music(rng: np.random.Generator, form: Format, frames: int) -> Shot:
 
 
 def _compose(rng, frames: int, beat: int, tonic: int, scale) -> list[Note]:
+    """Choose the notes of a melody with chords at random. Return them in order of time.
+
+    Args:
+        rng: chooses.
+        frames: number of frames of the shot.
+        beat: number of frames of a beat.
+        tonic: pitch class of the key, 0 (C) to 11.
+        scale: semitones of the seven degrees above the tonic.
+    """
+
     def pitch(degree: int, octave: int) -> int:
         return 12 * (octave + 1 + degree // 7) + tonic + scale[degree % 7]
 
@@ -71,6 +83,7 @@ def _compose(rng, frames: int, beat: int, tonic: int, scale) -> list[Note]:
 
 
 def _keyboard(rng, form: Format, frames: int, piece: list[Note], beat: int, key: str) -> Shot:
+    """Make a shot of coloured notes that fall onto a keyboard; each touches its key on the frame on which it sounds."""
     height, width = form.height, form.width
     low = min(n.pitch for n in piece) // 12 * 12
     octaves = (max(n.pitch for n in piece) - low) // 12 + 1
@@ -119,7 +132,7 @@ def _octaves(count: int) -> str:
 
 
 def _night(rng, height: int, width: int, top: int, low: int, x_of, beat: int) -> np.ndarray:
-    """Draw the dark space through which the notes fall, with a faint line at each C."""
+    """Draw the dark space through which the notes fall, (H, W, 3) uint8, with a faint line at each C."""
     hue = np.array(((26, 30, 56), (40, 24, 48), (18, 40, 46))[rng.integers(3)], np.float32)
     shade = np.linspace(0.6, 1.5, height, dtype=np.float32)[:, None] + 0.2 * smooth_noise(
         rng, height, width, height / 3, 2
@@ -132,6 +145,7 @@ def _night(rng, height: int, width: int, top: int, low: int, x_of, beat: int) ->
 
 
 def _keys(frame: np.ndarray, whites, blacks, x_of, key_w: float, top: float, lit: dict) -> None:
+    """Draw the keyboard below row `top`. `x_of` has the x of each pitch, `lit` the colour of each pitch that sounds."""
     height, width = frame.shape[:2]
     rectangle(frame, 0, top, width, height, (58, 54, 58))
     for pitch in whites:
@@ -164,6 +178,7 @@ def _keys(frame: np.ndarray, whites, blacks, x_of, key_w: float, top: float, lit
 
 
 def _harp(rng, form: Format, frames: int, piece: list[Note], beat: int, key: str) -> Shot:
+    """Make a shot of a harp with a string for each pitch; a string swings and glows when it is plucked."""
     height, width = form.height, form.width
     pitches = sorted({n.pitch for n in piece})
     behind = (room, studio)[rng.integers(2)](rng, height, width)
@@ -217,6 +232,7 @@ def _harp(rng, form: Format, frames: int, piece: list[Note], beat: int, key: str
 
 
 def _harp_frame(behind: Background, wood, margin: float, height: int, width: int) -> None:
+    """Draw the wooden frame of the harp onto the background."""
     dark = mixed(wood, (0, 0, 0), 0.35)
     with brush(behind.pixels, 0, 0, width, height) as b:
         b.ellipse(width / 2, height * 0.93, width * 0.36, height * 0.05, (0, 0, 0, 80))
@@ -237,7 +253,7 @@ _Sound = Callable[[float, float, float], np.ndarray]  # (pitch in Hz, seconds, s
 
 
 def _play(rng, form: Format, frames: int, piece: list[Note], place: dict[int, float], sound: _Sound) -> np.ndarray:
-    """Make the sound of the piece, with each note panned to its position in the picture."""
+    """Make the sound of the piece, (2, N), with each note panned to `place`: x by pitch, as a share of the width."""
     samples = form.samples(frames)
     dry = np.zeros((2, samples), np.float32)
     for note in piece:
@@ -260,6 +276,10 @@ def _shot(
     heard: str,
     part: str,
 ) -> Shot:
+    """Make the shot from its pictures: add the sound and the labels.
+
+    `x_of` is the x in pixels of what plays each pitch, and `part` its name: "key" or "string".
+    """
     place = {pitch: x / form.width for pitch, x in x_of.items()}
     audio = _play(rng, form, len(pictures), piece, place, sound)
     names = {n.pitch: f"{_KEYS[n.pitch % 12]}{n.pitch // 12 - 1}" for n in piece}

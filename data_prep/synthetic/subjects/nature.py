@@ -53,7 +53,11 @@ def bird(rng: np.random.Generator, form: Format, frames: int) -> Shot:
 
 
 def _song(rng, frames: int, fps: float) -> list[tuple[int, int]]:
-    """(first frame, number of frames) of each note: phrases of three to six notes, with rests between them."""
+    """Choose the notes at random: phrases of three to six notes, with rests between them.
+
+    Returns:
+        (first frame, number of frames) of each note.
+    """
     notes, at = [], int(rng.integers(2, 8))
     while True:
         length, gap = max(2, round(rng.uniform(0.08, 0.18) * fps)), round(rng.uniform(0.05, 0.12) * fps)
@@ -66,6 +70,7 @@ def _song(rng, frames: int, fps: float) -> list[tuple[int, int]]:
 
 
 def _branch(rng, pixels: np.ndarray, x: float, y: float, facing: int, height: int) -> None:
+    """Draw the branch with leaves on which the bird sits at (x, y)."""
     height, width = pixels.shape[:2]
     share = np.linspace(0, 1, 9)
     start = (x - facing * height * 0.95, y + height * 0.16)
@@ -87,6 +92,18 @@ def _branch(rng, pixels: np.ndarray, x: float, y: float, facing: int, height: in
 
 
 def _bird(b, x: float, y: float, s: float, way: int, colour, beak: float, turned: int) -> None:
+    """Draw a bird with its centre at (x, y).
+
+    Args:
+        b: the brush.
+        x: pixels.
+        y: pixels.
+        s: size, pixels.
+        way: where it faces, −1 left or 1 right.
+        colour: of the body.
+        beak: 0 closed to 1 open.
+        turned: 1 if it looks further ahead, else 0.
+    """
     dark, light = mixed(colour, (20, 20, 30), 0.4), mixed(colour, (255, 244, 220), 0.6)
     b.polygon(
         [

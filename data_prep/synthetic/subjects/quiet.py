@@ -1,4 +1,4 @@
-"""The uninformative kinds: usual pictures with a sound that has nothing to do with them, or without sound."""
+"""The kinds of clip that curation must drop: usual pictures, with noise or a tone that they do not cause, or silent."""
 
 from collections.abc import Callable
 
@@ -51,6 +51,7 @@ def _tone(rng, form: Format, samples: int) -> tuple[np.ndarray, str]:
     return np.tile(one, (2, 1)), f"There is a steady tone of {hertz} hertz."
 
 
+# (rng, format, number of samples N) → (2, N) sound, and a sentence about it
 _Sound = Callable[[np.random.Generator, Format, int], tuple[np.ndarray, str]]
 _SOUNDS: dict[str, tuple[str, _Sound]] = {
     "silence": ("silence", _silence),
