@@ -66,6 +66,7 @@ class Measurer:
         return [_with_transcript(item, next(heard)) if isinstance(item, CaptionRequest) else item for item in found]
 
     def _measure_or_fail(self, clip: Clip) -> CaptionRequest | Clip:
+        """Return the clip's request without transcript, or the failed clip if an error occurred."""
         try:
             return _measure(clip, self.settings, self.tagger)
         except Exception as error:  # a file can break a decoder in any way; only this clip fails

@@ -244,7 +244,7 @@ def rejection_reason(window: Window, settings: TranscribeSettings) -> str:
 
 
 def repeats(words: list[str], times: int = 4, least: int = 6) -> bool:
-    """Return whether words repeat one phrase, as a decoder does that is in a loop.
+    """Return whether the words repeat one phrase, as the text of a decoder in a loop does.
 
     A phrase of 1 to 8 words must occur at least `times` times in a row, and these repetitions must have at least
     `least` words together.

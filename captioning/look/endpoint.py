@@ -153,6 +153,7 @@ def _api_key(settings: SeenSettings) -> str:
 
 
 def _client(settings: SeenSettings) -> httpx.AsyncClient:
+    """Return an HTTP client with the endpoint's address, API key and time limit."""
     secret = _api_key(settings)
     return httpx.AsyncClient(
         base_url=settings.endpoint.rstrip("/") + "/",

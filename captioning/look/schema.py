@@ -59,6 +59,8 @@ Frames = Annotated[list[int], Field(min_length=1, max_length=64, description="nu
 
 
 class _Answer(BaseModel):
+    """Base of the schemas: an unknown key or a value of another type is an error."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 

@@ -63,6 +63,7 @@ class TransformersEngine:
             return NoAnswer(describe(error))
 
     def _generate(self, prompt: Prompt) -> str | NoAnswer:
+        """Run the model on a prompt. Return its text, or `NoAnswer` if the time limit passed."""
         import torch
 
         inputs = self._inputs(prompt).to(self._model.device)

@@ -261,6 +261,7 @@ def quote(words: list[dict], *, unspaced: bool = False) -> str:
 
 
 def _quoted(text: str) -> str:
+    """Return a text between “ and ”."""
     return f"“{_quote_safe(text)}”"
 
 
@@ -323,6 +324,7 @@ def nameable_sounds(tags: tuple[Tag, ...]) -> dict[str, list[Tag]]:
 
 
 def _by_phrase(tags: list[Tag]) -> dict[str, list[Tag]]:
+    """Return {phrase: the tags whose label has this phrase}."""
     groups: dict[str, list[Tag]] = {}
     for tag in tags:
         groups.setdefault(phrase(tag.label), []).append(tag)
@@ -385,6 +387,7 @@ def _sounds(facts: Facts, max_sounds: int) -> list[Sentence]:
 
 
 def _music(facts: Facts) -> list[Sentence]:
+    """Compose the sentences about music: a short one, and one with its times."""
     tags = [tag for tag in facts.tags if tag.label in MUSIC]
     if not tags:
         return []
