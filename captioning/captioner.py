@@ -1,7 +1,9 @@
-"""Clips → captions: decode once, measure, transcribe, look, compose, check.
+"""The caption stage: write a caption for every kept clip.
 
-A caption states what was measured and what the checks accept of an engine's answers, and nothing else. A clip that
-fails at any step ends in `failed("caption", …)`; it never gets an empty or an invented caption.
+The steps for a clip: decode it once, measure its picture and sound, transcribe its speech, ask an engine about its
+pictures (if the settings name one), compose sentences, and check each sentence. A caption states only what was measured
+and what the checks accept of an engine's answers. A clip that fails at any step gets the verdict
+`failed("caption", …)`; it never gets an empty or an invented caption.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,9 +28,9 @@ from data_prep.scores.audio_tags import Tagger, load_tagger
 
 
 def check_settings(settings: CaptionSettings) -> None:
-    """Refuse settings that cannot run, before any stage starts.
+    """Check that the settings can run. Call it before any stage starts.
 
-    Send one request to an endpoint, and load no model but the tagger.
+    It sends one request to the server of engine openai, and loads no model except the tagger.
 
     Raises:
         ValueError: A weight, package or endpoint is missing. The message names the setting.
@@ -39,9 +41,9 @@ def check_settings(settings: CaptionSettings) -> None:
 
 
 class Measurer:
-    """Measure clips, so that an engine can be asked about them or a caption composed.
+    """The first half of the caption stage: it measures clips, and makes a `CaptionRequest` of each.
 
-    Hold Whisper and the tagger; make one per worker.
+    It owns Whisper and the tagger, which take memory and time to load: make one per worker.
 
     Raises:
         ValueError: Weights named in the settings are missing.
@@ -53,10 +55,10 @@ class Measurer:
         self.transcriber = Transcriber(settings.transcribe)
 
     def measure(self, clips: Sequence[Clip]) -> list[CaptionRequest | Clip]:
-        """Measure each clip, or fail it. Decode each clip once.
+        """Measure picture and sound of each clip, and transcribe its speech.
 
         Returns:
-            In the order of `clips`, a request for each clip that was measured and a failed clip for each other one.
+            One item per clip, in the order of `clips`: its request, or the failed clip if an error occurred.
         """
         found = [self._measure_or_fail(clip) for clip in clips]
         ready = [item for item in found if isinstance(item, CaptionRequest)]
@@ -64,12 +66,14 @@ class Measurer:
         return [_with_transcript(item, next(heard)) if isinstance(item, CaptionRequest) else item for item in found]
 
     def _measure_or_fail(self, clip: Clip) -> CaptionRequest | Clip:
+        """Return the clip's request without transcript, or the failed clip if an error occurred."""
         try:
             return _measure(clip, self.settings, self.tagger)
         except Exception as error:  # a file can break a decoder in any way; only this clip fails
             return clip.failed("caption", error)
 
     def _transcribe(self, ready: list[CaptionRequest]) -> list[dict] | list[dict | Exception]:
+        """Return for each request its transcript, or the error that its clip caused."""
         voices = [item.voice for item in ready if item.voice is not None]
         try:
             return self.transcriber(voices)
@@ -84,7 +88,9 @@ class Measurer:
 
 
 class AnswerHandler:
-    """Turn an engine's answers into the next question or the caption. Hold the scorer of visual phrases.
+    """The second half of the caption stage: it turns an engine's answer into the next question or the caption.
+
+    It owns the open_clip model that scores phrases against pictures, if the settings name one.
 
     Raises:
         ValueError: The scorer's weights are missing.
@@ -96,12 +102,13 @@ class AnswerHandler:
         self._score = scorer.scores if scorer and not scorer.untrained else None
 
     def handle(self, item: CaptionRequest, answer: str | NoAnswer, *, untrained: bool = False) -> CaptionRequest | Clip:
-        """Read one answer.
+        """Read an engine's answer to the current question of a request.
 
         Args:
-            item: The clip that the question was about.
+            item: The request whose question was asked.
             answer: The engine's text, or why there is none.
-            untrained: The answer comes from random weights: store it, and state nothing of it.
+            untrained: Whether the answer comes from random weights. Such an answer is stored, but the caption does not
+                use it.
 
         Returns:
             The request with its next question, or the clip with its caption or its failure.
@@ -116,7 +123,7 @@ class AnswerHandler:
 
 
 class Captioner:
-    """The caption stage. Hold its models; make one per worker.
+    """The caption stage with its models, which take memory and time to load: make one per worker.
 
     Raises:
         ValueError: Weights or an endpoint named in the settings are missing.
@@ -129,13 +136,15 @@ class Captioner:
         self.engine: VisionEngine | None = build_engine(settings.seen) if settings.seen.engine else None
 
     def __call__(self, segments: list[Segment]) -> list[Segment]:
-        """Caption the kept clips of segments (those with `clip.media`); pass the other clips through.
+        """Caption the kept clips of segments (those with `clip.media`), and leave the other clips unchanged.
 
-        `clip.caption` holds: text, short, long (three lengths of one caption); evidence: [{sentence, variants, source,
-        facts}]; transcript (see `transcribe.transcript`); picture (see `picture_statistics`); sound (see `levels`);
-        removed: [{text, reasons}], the sentences that the checker removed. Where an engine looked, it also holds seen:
-        the model, the times of its pictures, the accepted and the removed phrases (see `look.phrases`); for random
-        weights, `untrained` and the raw answer instead.
+        Returns:
+            The segments, where each kept clip now has its `caption` or has failed. A caption holds: text, short, long
+            (the medium, the short and the long variant); evidence: [{sentence, variants, source, facts}]; transcript
+            (see `transcribe.transcript`); picture (see `picture_statistics.describe`); sound (see `levels.measure`);
+            removed: [{text, reasons}], the sentences and phrases that were removed. If an engine was asked, it also
+            holds seen: the model, the times of its pictures in seconds, the accepted and the removed phrases (see
+            `look.phrases`). For an engine with random weights, seen holds `untrained` and the raw answer instead.
 
         Raises:
             EngineGone: The engine's server cannot be used any more; no clip is at fault.
@@ -143,6 +152,7 @@ class Captioner:
         return each_kept(segments, lambda clips: self._ask_until_answered(self.measurer.measure(clips)))
 
     def _ask_until_answered(self, items: list[CaptionRequest | Clip]) -> list[Clip]:
+        """Ask the engine until no request has a question left. Return every item as a captioned or failed clip."""
         while open_ := [at for at, item in enumerate(items) if isinstance(item, CaptionRequest) and item.question]:
             assert self.engine is not None
             waiting = [item for item in (items[at] for at in open_) if isinstance(item, CaptionRequest)]
@@ -153,7 +163,12 @@ class Captioner:
 
 
 def each_kept(segments: list[Segment], call: Callable[[list[Clip]], list[Clip]]) -> list[Segment]:
-    """Apply `call` to all kept clips of the segments at once, and put its results in their places."""
+    """Return the segments with each kept clip replaced by its result from `call`.
+
+    Args:
+        segments: The segments.
+        call: It gets the kept clips of all segments in one list, and returns one clip for each, in the same order.
+    """
     kept = [clip for segment in segments for clip in segment.clips if clip.kept]
     done = iter(call(kept))
     return [
@@ -162,10 +177,12 @@ def each_kept(segments: list[Segment], call: Callable[[list[Clip]], list[Clip]])
 
 
 def _with_transcript(item: CaptionRequest, heard: dict | Exception) -> CaptionRequest | Clip:
+    """Return the request with the transcript `heard`, or the failed clip if `heard` is an error."""
     return item.clip.failed("caption", heard) if isinstance(heard, Exception) else replace(item, transcript=heard)
 
 
 def _measure(clip: Clip, settings: CaptionSettings, tagger: Tagger) -> CaptionRequest:
+    """Decode a clip once and measure it. Return its request, with an empty transcript."""
     if not clip.media:
         raise ValueError("a kept clip without its media")
     start_s, end_s = span(clip)
@@ -185,13 +202,18 @@ def _measure(clip: Clip, settings: CaptionSettings, tagger: Tagger) -> CaptionRe
 
 
 def _pictures(clip: Clip, settings: CaptionSettings) -> tuple[np.ndarray, np.ndarray, list[tuple[float, bytes]]]:
-    """Decode (small frames, their times on the file's timeline, the (time, JPEG) pictures for an engine)."""
+    """Decode a clip's picture once, at `picture_fps` frames per second.
+
+    Returns:
+        Small frames (F, H, W, 3) uint8 for the statistics; their times (F,) in seconds on the file's timeline; and the
+        (time, JPEG file) pictures for an engine, [] if the settings name no engine.
+    """
     start_s, end_s = span(clip)
     media, fps = clip.media, settings.picture_fps
     size = _frame_size(clip, settings.picture_width)
     if not settings.seen.engine:
         return *decode_video(media, start_s, end_s, fps=fps, size=size), []
-    # The choice of pictures needs all of them: keep each as JPEG, which takes a few MB for a minute of video.
+    # The pictures are chosen after all are decoded. Until then keep each as JPEG: a few MB for a minute of video.
     longer_side = max(clip.info.get("width", 0), clip.info.get("height", 0)) or settings.seen.frame_width
     large = _frame_size(clip, min(settings.seen.frame_width, longer_side))
     times, small, files = [], [], []
@@ -207,7 +229,10 @@ def _pictures(clip: Clip, settings: CaptionSettings) -> tuple[np.ndarray, np.nda
 
 
 def _frame_size(clip: Clip, width: int) -> tuple[int, int]:
-    """Scale the clip's picture (16:9 if unknown) to `width` pixels on its longer side: even (height, width)."""
+    """Return (height, width), both even, of the clip's picture scaled to `width` pixels on its longer side.
+
+    A picture of unknown size counts as 16:9.
+    """
     wide, high = clip.info.get("width", 16), clip.info.get("height", 9)
     scale = width / max(wide, high)
     return max(32, round(high * scale / 2) * 2), max(32, round(wide * scale / 2) * 2)

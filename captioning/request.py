@@ -1,8 +1,9 @@
-"""A measured clip on its way to a caption: the next question to an engine, and how an answer changes the clip.
+"""The caption request: a measured clip, its next question to an engine, and how an answer changes it.
 
-There are at most two questions: "look" (what is seen) and "tell" (write a caption from the facts, where an engine
-writes it). If an answer is refused, the question is asked once more with the reason; a second refusal fails the clip.
-The state is plain data, so that a clip can wait for its answer in a row of the dataflow.
+There are at most two questions: "look" asks what the pictures show, and "tell" asks for a caption of the facts (only if
+an engine writes the captions). If an answer is refused, the question is asked once more with the reason; a second
+refusal fails the clip. A request can be stored in its clip as plain data, so that the clip can wait for an answer in a
+row of the dataflow.
 """
 
 import base64
@@ -24,9 +25,10 @@ from captioning.write.compose import LONG, MEDIUM, SHORT, Facts, Sentence, compo
 from data_prep.clip import Clip, Tag
 
 Question = Literal["look", "tell", ""]
-# (JPEG files, phrases, picture numbers of each phrase) → one score per phrase
+# Function that scores how well phrases fit pictures: (JPEG files, phrases, the picture numbers of each phrase) → one
+# score per phrase.
 Score = Callable[[Sequence[bytes], Sequence[str], Sequence[Sequence[int]]], list[float]]
-_PENDING_KEY = "pending"  # key in clip.caption while the clip waits for an answer
+_PENDING_KEY = "pending"  # the key of `clip.caption` that stores a request, while the clip waits for an answer
 _MAX_UNTRAINED_TEXT = 2000  # characters of an untrained answer that are stored
 
 
@@ -35,17 +37,17 @@ class CaptionRequest:
     """A clip, what was measured of it, and its next question.
 
     Attributes:
-        clip: The clip as it came.
-        picture: From `picture_statistics`.
-        transcript: From `transcribe`.
-        sound: From `levels`.
+        clip: The clip before captioning.
+        picture: From `picture_statistics.describe`.
+        transcript: From `transcribe.transcript`.
+        sound: From `levels.measure`, and `av_agreement` from curation.
         tags: Sound events that a caption may mention.
         frames: The pictures for an engine; times are from the clip's start.
         question: The next question, "" once there is none.
         refused: Why the previous answer was refused, "" for a first question.
-        seen: What is stored of the answers: see `Captioner`.
+        seen: What is stored of the answers (see `Captioner.__call__`); empty before the first answer.
         removed: The sentences and phrases removed so far.
-        voice: Mono (N,) float32 at 16 kHz, for an engine in this process that hears; not stored in a row.
+        voice: Mono (N,) float32 at 16 kHz, for an engine in this process that accepts sound; `to_clip` leaves it out.
     """
 
     clip: Clip
@@ -61,7 +63,7 @@ class CaptionRequest:
     voice: np.ndarray | None = None
 
     def next_prompt(self, settings: CaptionSettings) -> prompt.Prompt:
-        """Write the prompt of the next question."""
+        """Build the prompt of the current question; `question` must not be ""."""
         if self.question == "look":
             times = [frame.time_s for frame in self.frames]
             return prompt.look(
@@ -77,8 +79,9 @@ class CaptionRequest:
         Args:
             answer: The engine's text, or why there is none.
             settings: Settings of the caption stage.
-            score: Scores visual phrases against pictures, or None.
-            untrained: The answer comes from random weights: store it, and state nothing of it.
+            score: Function that scores phrases against pictures, or None for no scores.
+            untrained: Whether the answer comes from random weights. Such an answer is stored, but the caption does not
+                use it.
 
         Returns:
             The request with its next question ("" if there is none), or the clip with its caption or its failure.
@@ -98,7 +101,7 @@ class CaptionRequest:
             return replace(self, refused=str(error))
 
     def facts(self) -> Facts:
-        """Collect all that is known of the clip."""
+        """Collect what was measured and seen of the clip, for the composer and the checker."""
         return Facts(
             seconds=self.sound["seconds"],
             picture=self.picture,
@@ -109,12 +112,20 @@ class CaptionRequest:
         )
 
     def captioned(self, settings: CaptionSettings) -> Clip:
-        """Compose the caption by rules, and check it. Fail the clip if no sentence is supported."""
+        """Compose the caption by rules, and remove its unsupported sentences.
+
+        Returns:
+            The captioned clip, or the failed clip if a variant (short, medium, long) has no sentence left.
+        """
         facts = self.facts()
         kept, removed = ground(compose(facts, settings.max_sounds), facts)
         return self._with_caption(kept, removed)
 
     def _after_look(self, seen: Seen, settings: CaptionSettings, score: Score | None) -> "CaptionRequest":
+        """Store the accepted phrases of an answer to "look", and set the next question.
+
+        A camera movement that differs from the measured one is recorded as a removed sentence.
+        """
         files = [frame.jpeg for frame in self.frames]
         said = " ".join(word["word"] for word in self.transcript["words"])
         scores = None if score is None else lambda phrases, shown: score(files, phrases, shown)
@@ -131,6 +142,12 @@ class CaptionRequest:
         return replace(self, question=following, refused="", seen=stored, removed=(*self.removed, *removed))
 
     def _after_tell(self, written: Told, settings: CaptionSettings) -> "CaptionRequest | Clip":
+        """Check the caption that an engine wrote.
+
+        Returns:
+            If a sentence of a first answer is unsupported, the request, so that the question is asked once more. Else
+            the clip with the supported sentences as its caption, or the failed clip.
+        """
         facts = self.facts()
         texts, removed = {}, []
         for variant in (SHORT, MEDIUM, LONG):
@@ -149,6 +166,7 @@ class CaptionRequest:
         return self._with_caption(list(sentences.values()), removed)
 
     def _with_caption(self, sentences: list[Sentence], removed: list[Removed]) -> Clip:
+        """Return the clip with a caption of these sentences, or the failed clip if a variant has no sentence."""
         texts = {variant: text_of(sentences, variant) for variant in (SHORT, MEDIUM, LONG)}
         if not all(texts.values()):
             return self.clip.failed("caption", "no sentence is supported by what was measured")
@@ -168,7 +186,7 @@ class CaptionRequest:
         return replace(self.clip, caption=caption | ({"seen": self.seen} if self.seen else {}))
 
     def to_clip(self) -> Clip:
-        """Store this request in the clip's `caption` as plain data, without `voice`."""
+        """Return the clip with this request, without `voice`, stored in its `caption` as plain data."""
         state = {
             name: getattr(self, name) for name in ("picture", "transcript", "sound", "question", "refused", "seen")
         }
@@ -179,7 +197,7 @@ class CaptionRequest:
 
     @classmethod
     def of_clip(cls, clip: Clip) -> "CaptionRequest | None":
-        """Restore the request that `to_clip` stored, or return None for a clip that does not wait."""
+        """Restore the request that `to_clip` stored in a clip; return None if the clip stores none."""
         if _PENDING_KEY not in clip.caption:
             return None
         state = dict(clip.caption[_PENDING_KEY])
@@ -190,6 +208,6 @@ class CaptionRequest:
 
 
 def _plain_facts(facts: Facts) -> dict[str, Any]:
-    """List the facts for an engine as plain sentences, each of which the checker accepts."""
+    """Return the facts for the question "tell": the clip's length in seconds, and the supported sentences."""
     kept, _ = ground(compose(facts, max_sounds=8), facts)
     return {"seconds": facts.seconds, "facts": [sentence.text for sentence in kept if LONG in sentence.variants]}

@@ -124,6 +124,7 @@ class SeenSettings(Settings):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
+        """Raise ValueError if the engine lacks its model or endpoint, or if a setting needs an engine."""
         if self.engine and not self.model:
             raise ValueError(f"model: engine {self.engine} needs one; give a folder, a hub id or the endpoint's name")
         if self.engine == "openai" and not self.endpoint.startswith(("http://", "https://")):

@@ -1,1 +1,1 @@
-"""The checker: which sentences of a caption follow from the facts."""
+"""The checker: it removes the sentences of a caption that do not follow from the facts."""

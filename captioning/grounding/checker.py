@@ -1,8 +1,8 @@
 """Check that a caption states only what was measured: parse each sentence into claims, and test each claim.
 
 A claim is a quote, a time, an order, a sound, a number of speakers, a colour, a language, a movement … It must follow
-from the clip's `Facts`. Once the claims are taken out of the sentence, only words that claim nothing may remain. So an
-invented subject, an emotion or a guess is caught even if it is on no list; the lists only give the reason a kind.
+from the clip's `Facts`. After the words of all claims are blanked, only words that claim nothing may remain. So an
+invented subject, an emotion or a guess is found even if it is on no list; the lists only set the kind in the reason.
 """
 
 import re
@@ -18,13 +18,13 @@ from captioning.write.wording import NEUTRAL_WORDS, NUMBERS, canonical, stem, wa
 Spans = list[tuple[float, float]]
 
 _TOLERANCE_S = 0.3  # largest difference between a time in a caption and the measured time
-_MOMENTARY = -1.0  # the end of a time that is a moment ("at 2.0 seconds")
+_MOMENTARY = -1.0  # used as the end of a stated time that is one moment ("at 2.0 seconds")
 _QUOTE = re.compile(r"“([^“”]*)”|\"([^\"]*)\"")
 _WRITTEN = re.compile(r"\b[Tt]he (?:text|writing|words?) “([^“”]*)” (?:is|are) (?:shown|seen|visible)\b")
 _SPEECH_WORDS = ("speech", "voice", "says", "say", "said", "speaking", "spoken", "speaks", "talking", "utters", "reads")
 _HEARING = re.compile(rf"\ue000|\b(?:sounds?|heard?|hears|hearing|audible|music|{'|'.join(_SPEECH_WORDS)})\b")
-# Two kinds of private-use characters replace parts of a sentence while it is parsed: U+E000 a quote, and from U+E100 on
-# one character for each seen phrase.
+# While a sentence is parsed, private-use characters replace some of its text: U+E000 replaces a quote, and from U+E100
+# on there is one character for each seen phrase.
 _FIRST_SEEN_MARK = 0xE100
 _PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
 _NUMBER = r"(\d+(?:\.\d+)?)(?: seconds\b| ?s\b)?"
@@ -41,7 +41,7 @@ _PIECE = re.compile(r"[^\W_]+")
 
 @dataclass(frozen=True)
 class Removed:
-    """A sentence that was removed, and each reason as "kind: words"."""
+    """A removed sentence or phrase, and the reasons, each as "kind: words"."""
 
     text: str
     reasons: tuple[str, ...]
@@ -49,7 +49,14 @@ class Removed:
 
 @dataclass
 class _Clause:
-    """Claims that share their times, and their link to the clause before: "", "then", "after" or "while"."""
+    """The claims of a sentence that share their times.
+
+    Attributes:
+        link: How the clause follows the clause before it in time: "", "then", "after" or "while".
+        claims: For each claim, the spans in seconds where it was measured.
+        times: The times that the sentence states, as (start, end) in seconds; the end of a moment is `_MOMENTARY`.
+        throughout: Whether the sentence says "throughout".
+    """
 
     link: str = ""
     claims: list[Spans] = field(default_factory=list)
@@ -58,10 +65,11 @@ class _Clause:
 
     @property
     def timed(self) -> bool:
+        """Whether the sentence states when the claims happen."""
         return bool(self.times) or self.throughout
 
     def when(self) -> list[Spans]:
-        """Return the spans of each claim: the times that the clause gives, else those that were measured."""
+        """Return the stated times as one list of spans; if none is stated, the measured spans of each claim."""
         return [[(s, max(s, e)) for s, e in self.times]] if self.times else self.claims
 
 
@@ -84,7 +92,7 @@ def ground(sentences: list[Sentence], facts: Facts) -> tuple[list[Sentence], lis
 
 
 def ground_text(text: str, facts: Facts) -> tuple[str, list[Removed]]:
-    """Remove the sentences with unsupported claims from a text, whoever wrote it.
+    """Remove the sentences with unsupported claims from a text that an engine or a person wrote.
 
     Returns:
         The text of the supported sentences, and the removed ones with their reasons.
@@ -148,13 +156,13 @@ class _ParsedSentence:
     Attributes:
         facts: What the claims must follow from.
         rest: The sentence in its canonical wording, with the words of every recognised claim blanked.
-        elements: (position, kind, value) of each part found. A "claim" has the spans where it was measured (none if it
-            is false), a "time", "moment" or "throughout" its numbers, a "link" its word. Claims about colour, level and
-            the like hold for the whole clip: they have no element.
-        errors: Reasons found while parsing.
+        elements: (position, kind, value) of each claim, time and link found. The value of a "claim" is the list of
+            spans where it was measured (empty if it is false), that of a "time", "moment" or "throughout" its numbers,
+            and that of a "link" its word. A claim about colour, level and the like has no times, so no element.
+        errors: Reasons to refuse the sentence that were found while parsing.
         claim_count: How many claims were found; a sentence without any is refused.
-        utterance_of_quote: For the span of each quote, the span of the utterance that it is part of.
-        names_onset: The sentence says that something begins, so that "at 2.0 seconds" is the time of an onset.
+        utterance_of_quote: For the span of each quote, the span of the utterance that contains it.
+        names_onset: Whether the sentence says that something begins: then "at 2.0 seconds" is the time of an onset.
     """
 
     def __init__(self, sentence: str, facts: Facts):
@@ -166,11 +174,11 @@ class _ParsedSentence:
         seen = _seen_phrases(facts)
         # The text may come from a model or from speech: it must not contain the marks that this parser inserts.
         sentence = _PRIVATE_USE.sub(" ", sentence)
-        # Writing and quotes first: whatever words they contain claim nothing themselves.
+        # Take writing and quotes first: the words inside them are not claims.
         sentence = self._take_written(sentence, facts)
         quotes = [curly or plain for curly, plain in _QUOTE.findall(sentence)]
         sentence = _QUOTE.sub(" \ue000 ", sentence).lower()
-        # Seen phrases before the canonical wording, which could change their words.
+        # Mark the seen phrases before `canonical`, which could change their words.
         for at, one in enumerate(seen):
             sentence = one.pattern.sub(chr(_FIRST_SEEN_MARK + at), sentence)
         self.rest = canonical(sentence)
@@ -187,23 +195,23 @@ class _ParsedSentence:
                     self.errors.append(f"time: {match.group(0).strip()}")
         links = list(_LINK.finditer(self.rest))
         self.elements += [(match.start(), "link", match.group(1)) for match in links]
-        # Speakers before sounds, since a voice is also a sound. Sounds before the other claims, since "white noise"
-        # names no colour.
+        # Take speakers before sounds, since "a voice" also names a sound. Take sounds before the other claims, since
+        # "white noise" names no colour.
         self._take_claims(PEOPLE)
         self._take_sounds(bool(quotes))
         self._take_claims(CLAIMS)
-        # Links last: they separate the names of sounds.
+        # Blank the links last: `_take_sounds` needs them to separate the names of sounds.
         self._take(_LINK)
 
     def reasons(self, before: str = "") -> list[str]:
-        """List the reasons why the sentence is not supported."""
+        """List the reasons why the sentence is not supported; `before` is the sentence before it."""
         reasons = self.errors + self._time_and_order_errors(before) + self._unaccounted_words()
         if not self.claim_count and not reasons:
             reasons.append("empty: nothing measured is named")
         return reasons
 
     def clauses(self) -> list[_Clause]:
-        """Group the claims by the times that they share, in the order of the sentence."""
+        """Group the claims into clauses, each with its own times, in the order of the sentence."""
         clauses = [_Clause()]
         items = sorted(self.elements, key=lambda item: item[0])
         times_first = (
@@ -245,7 +253,7 @@ class _ParsedSentence:
         return clauses
 
     def _take(self, pattern: re.Pattern) -> list[re.Match]:
-        """Blank all matches in `rest`, and return them."""
+        """Blank all matches of a pattern in `rest`, and return the matches."""
         found = list(pattern.finditer(self.rest))
         for match in found:
             self._blank(match.start(), match.end())
@@ -255,6 +263,7 @@ class _ParsedSentence:
         self.rest = f"{self.rest[:start]}{' ' * (end - start)}{self.rest[end:]}"
 
     def _take_claims(self, known: list[tuple[re.Pattern, str, Holds]]) -> None:
+        """Blank the claims that match the patterns of `known`, and record an error for each that is false."""
         for pattern, kind, test in known:
             for match in self._take(pattern):
                 self.claim_count += 1
@@ -262,7 +271,10 @@ class _ParsedSentence:
                     self.errors.append(f"{kind}: {match.group(0).strip()}")
 
     def _take_written(self, sentence: str, facts: Facts) -> str:
-        """Blank the quotes of writing in the picture, and test that each was read there."""
+        """Return the sentence with each "The text “…” is shown" blanked.
+
+        Record an error if an engine did not read that text in the pictures.
+        """
         there = [one for one in facts.seen if one["kind"] == "text"]
         for match in reversed(list(_WRITTEN.finditer(sentence))):
             found = [one for one in there if normalise(one["text"]) == normalise(match.group(1))]
@@ -274,10 +286,10 @@ class _ParsedSentence:
         return sentence
 
     def _take_seen(self, seen: list["_SeenPhrase"]) -> None:
-        """Take the seen phrases.
+        """Blank the marks of the seen phrases in `rest`, and record each as a claim.
 
-        A seen phrase is no evidence of a sound or of a speaker, so a sentence about hearing may not contain one. An
-        appearance must follow the subject that it belongs to.
+        A seen phrase is no evidence of a sound or of a speaker, so a sentence about hearing must not contain one. An
+        appearance must follow the subject that it describes.
         """
         marks = re.compile(f"[{chr(_FIRST_SEEN_MARK)}-{chr(_FIRST_SEEN_MARK + len(seen))}]")
         heard = _HEARING.search(self.rest)
@@ -293,7 +305,11 @@ class _ParsedSentence:
             last = one.subjects or last
 
     def _take_quotes(self, quotes: list[str]) -> None:
-        """Take quotes and speakers, and test that each quote was said by the speaker that the sentence names."""
+        """Blank the marks of quotes and the named speakers in `rest`, and record them as claims.
+
+        Record an error if a quote was not said, or not by the speaker that the sentence names. `quotes` are the words
+        of the quotes, in order.
+        """
         places = [match.start() for match in self._take(re.compile("\ue000"))]
         who = [(match.start(), int(match.group(1) or _ORDINALS.get(match.group(2), 0))) for match in self._take(_WHO)]
         for at, said in zip(places, quotes, strict=False):
@@ -315,10 +331,11 @@ class _ParsedSentence:
                 self.elements.append((at, "claim", [tuple(span) for span in known.get(speaker, [])]))
 
     def _take_sounds(self, quoted: bool) -> None:
-        """Take the words that name measured sounds.
+        """Blank the words in `rest` that name measured sounds, and record each sound as a claim.
 
-        The words between two breaks may name one sound only, and music beside it. So "a dog meowing" leaves a word
-        over if a dog barks and a cat meows.
+        The words between two breaks (comma, "and", a time …) may name only one sound, or one sound and music. So if a
+        dog barks and a cat meows, a word of "a dog meowing" remains, and the sentence is refused. `quoted`: whether the
+        sentence has a quote. Its time is then that of the speech, and the word "speech" gets no element.
         """
         named = _audible_names(self.facts)
         ends = [match.start() for match in _BREAK.finditer(self.rest)]
@@ -351,6 +368,7 @@ class _ParsedSentence:
                         self._blank(first, last)
 
     def _time_and_order_errors(self, before: str) -> list[str]:
+        """List the stated times, and the links between clauses, that contradict the measured times."""
         reasons = []
         clauses = self.clauses()
         timed = [clause for clause in clauses if clause.timed]
@@ -380,7 +398,7 @@ class _ParsedSentence:
         return reasons
 
     def _unaccounted_words(self) -> list[str]:
-        """List the words that no claim accounts for, with the kind of claim where it is known."""
+        """List the words in `rest` that are not neutral, as reasons "kind: word"."""
         about_sound = re.search(r"\b(sound of|hear|heard|hears|sounds)\b", self.rest) is not None
         reasons = []
         for match in _WORD.finditer(self.rest):
@@ -400,7 +418,11 @@ class _ParsedSentence:
 
 
 def _time_fits(measured: Spans, start: float, end: float, onset: bool) -> bool:
-    """Return whether something was measured from start to end, or, for a moment, began or was present then."""
+    """Return whether a stated time agrees with a measured span to within `_TOLERANCE_S`.
+
+    A stated span must have the start and end of a measured one. A moment (`end` is `_MOMENTARY`) must lie within a
+    measured span; with `onset`, it must be the start of one.
+    """
     if end == _MOMENTARY and onset:
         return any(abs(start - s) <= _TOLERANCE_S for s, _ in measured)
     if end == _MOMENTARY:
@@ -409,7 +431,10 @@ def _time_fits(measured: Spans, start: float, end: float, onset: bool) -> bool:
 
 
 def _in_order(first: _Clause, second: _Clause) -> bool:
-    """Return whether the times of two clauses agree with the second's link; never if a claim has no time."""
+    """Return whether the times of two clauses agree with the link of the second; False if a claim has no time.
+
+    With "while", claims must overlap; with "then", the second must begin later, and with "after", earlier.
+    """
     one, other = first.when(), second.when()
     if not one or not other or not all(one) or not all(other):
         return False
@@ -421,7 +446,7 @@ def _in_order(first: _Clause, second: _Clause) -> bool:
 
 
 def _quote_spans(quoted: str, facts: Facts, speaker: int | None = None) -> Spans:
-    """Find every span in which exactly these words were said in a row (by that speaker, if one is given)."""
+    """Find every span, in seconds, in which exactly these words were said in a row (by `speaker`, if given)."""
     words = facts.transcript.get("words", [])
     spoken = [
         (token if word.get("quotable", True) else "", index)  # no quote may include a word of low confidence
@@ -440,7 +465,10 @@ def _quote_spans(quoted: str, facts: Facts, speaker: int | None = None) -> Spans
 
 
 def _utterance_span(start_s: float, end_s: float, facts: Facts) -> tuple[float, float]:
-    """Return the span of the utterance around a quote, which may also have words too uncertain to be quoted."""
+    """Return the start and end, in seconds, of the utterance that contains a quote.
+
+    An utterance can be longer than its quote, because it also has the words that are too uncertain to be quoted.
+    """
     words = facts.transcript["words"]
     spans = [(words[first]["start"], words[last - 1]["end"]) for first, last in find_utterances(words)]
     starts = [s for s, e in spans if s <= start_s <= e]
@@ -450,7 +478,14 @@ def _utterance_span(start_s: float, end_s: float, facts: Facts) -> tuple[float, 
 
 @dataclass
 class _SeenPhrase:
-    """Words of a seen phrase, its spans, and the subjects that it names or whose appearance it describes."""
+    """A seen phrase that a sentence may contain.
+
+    Attributes:
+        words: The phrase in lower case, without its article.
+        spans: When it is seen, in seconds.
+        subjects: Numbers of the subjects that it names.
+        appearance_of: Numbers of the subjects whose appearance it describes.
+    """
 
     words: str
     spans: Spans = field(default_factory=list)
@@ -459,11 +494,15 @@ class _SeenPhrase:
 
     @property
     def pattern(self) -> re.Pattern:
+        """Pattern that matches the words, but not inside a longer word."""
         return re.compile(rf"(?<!\w){re.escape(self.words)}(?!\w)")
 
 
 def _seen_phrases(facts: Facts) -> list[_SeenPhrase]:
-    """List what may be named as seen, longest first; the article is dropped, so that any article may be used."""
+    """List the seen phrases that a sentence may contain, longest first.
+
+    Articles are removed, so that a sentence may use "a" or "the".
+    """
     found: dict[str, _SeenPhrase] = {}
     for one in facts.seen:
         if one["kind"] != "text":
@@ -476,7 +515,7 @@ def _seen_phrases(facts: Facts) -> list[_SeenPhrase]:
 
 
 def _audible_names(facts: Facts) -> dict[str, tuple[frozenset[frozenset[str]], Spans]]:
-    """Return for each sound that may be named the sets of stems that name it, and its spans."""
+    """Return {sound: (the sets of word stems that name it, its spans in seconds)} for the sounds that may be named."""
     heard = {name: (ways_to_name(name), spans(tags)) for name, tags in nameable_sounds(facts.tags).items()}
     if music := [tag for tag in facts.tags if tag.label in MUSIC]:
         heard["music"] = (ways_to_name("music"), spans(music))

@@ -1,8 +1,9 @@
 """The claims that a caption may make about picture, sound level and speakers, and the test of each.
 
-Each claim is a pattern over the canonical wording (`wording.canonical`), its kind, and a test against the clip's facts.
-A pattern comes before the shorter patterns that its matches contain. A claim about something that was not measured does
-not hold.
+Each entry of `PEOPLE` and `CLAIMS` is a pattern over the canonical wording (`wording.canonical`), the kind of the
+claim, and a test against the clip's facts. The order matters: the checker blanks the words of a match, so a long
+pattern comes before the shorter patterns that also match some of its words. A claim about something that was not
+measured is false.
 """
 
 import re
@@ -21,11 +22,12 @@ _COUNT = "|".join(NUMBERS)
 _PEOPLE = r"(?:speakers?|voices?|people|persons?|talkers?)"
 _REGION = r"middle|upper|lower|left|right"
 
+# The test of a claim: (match of its pattern, facts) → whether the claim is true.
 Holds = Callable[[re.Match, Facts], bool]
 
 
 def holds(test: Holds, match: re.Match, facts: Facts) -> bool:
-    """Return whether a claim holds; a claim about something that was not measured does not."""
+    """Return whether the claim in `match` is true by its `test`; False if what it is about was not measured."""
     try:
         return bool(test(match, facts))
     except (KeyError, TypeError):
@@ -38,6 +40,10 @@ def speakers(facts: Facts) -> int:
 
 
 def _colour_list(match: re.Match, facts: Facts) -> bool:
+    """Return whether "picture is (mostly, partly) COLOURS" is true.
+
+    The colours must be the largest ones, in order, and fill 90 % of the picture ("mostly": 50 %, "partly": any share).
+    """
     named = re.findall(_COLOUR, match.group("colours"))
     shares = facts.picture["colours"]
     total = sum(shares.get(name, 0) for name in named)
@@ -49,16 +55,19 @@ def _colour_list(match: re.Match, facts: Facts) -> bool:
 
 
 def _dominates(match: re.Match, facts: Facts) -> bool:
+    """Return whether the named colours are the largest ones, in order, and fill at least half of the picture."""
     named = re.findall(_COLOUR, match.group("colours"))
     shares = facts.picture["colours"]
     return named == list(shares)[: len(named)] and sum(shares[name] for name in named) >= 0.5
 
 
 def _region(match: re.Match, facts: Facts) -> bool:
+    """Return whether the named colour is the measured colour of the named region."""
     return facts.picture["regions"].get(match.group("region")) == match.group("colour")
 
 
 def _language(match: re.Match, facts: Facts) -> bool:
+    """Return whether words were heard and Whisper detected the named language in them."""
     spoken = facts.transcript
     return (
         bool(spoken["words"])
@@ -68,19 +77,22 @@ def _language(match: re.Match, facts: Facts) -> bool:
 
 
 def _speaker_count(match: re.Match, facts: Facts) -> bool:
+    """Return whether the named number of speakers is the number that was distinguished."""
     word = match.group(1)
     return speakers(facts) == (int(word) if word.isdigit() else NUMBERS[word])
 
 
 def _side(match: re.Match, facts: Facts) -> bool:
+    """Return whether the sound is at least 6 dB louder on the named side."""
     return facts.sound["side_db"] * (1 if match.group(1) == "right" else -1) >= 6
 
 
 def _level_trend(match: re.Match, facts: Facts) -> bool:
+    """Return whether the sound becomes at least 10 dB louder or quieter, as named."""
     return facts.sound["course_db"] * (1 if match.group(1) == "louder" else -1) >= 10
 
 
-# How many people speak. Parsed before sounds, since a voice is also a sound.
+# Claims about how many people speak. The checker tests them before sounds, since "a voice" also names a sound.
 PEOPLE: list[tuple[re.Pattern, str, Holds]] = [
     (re.compile(pattern), kind, test)
     for pattern, kind, test in (
@@ -90,6 +102,7 @@ PEOPLE: list[tuple[re.Pattern, str, Holds]] = [
     )
 ]
 
+# All other claims, except those that `checker.py` parses itself: quotes, times, order, sounds and seen phrases.
 CLAIMS: list[tuple[re.Pattern, str, Holds]] = [
     (re.compile(pattern), kind, test)
     for pattern, kind, test in (

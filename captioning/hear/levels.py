@@ -5,16 +5,16 @@ import numpy as np
 _FRAME_S = 0.1
 _ACTIVE_DB = -60.0  # a quieter frame is silent
 _STEADY_DB = -50.0  # a quieter background is not reported
-_STEADY_BELOW_DB = 10.0  # nor one further than this below the clip's level
+_STEADY_BELOW_DB = 10.0  # a background that is quieter than the clip by more than this is not reported
 _BANDS_HZ = {"low": (50.0, 400.0), "middle": (400.0, 3000.0), "high": (3000.0, 8000.0)}
-_DOMINANT_SHARE = 0.6  # share of the steady sound's energy that makes a band its dominant one
+_DOMINANT_SHARE = 0.6  # a band is dominant if it has at least this share of the steady sound's energy
 
 
 def measure(audio: np.ndarray, sample_rate: int) -> dict:
-    """Measure audio (channels, N) float32.
+    """Measure level, trend, side and steady background of a sound.
 
     Args:
-        audio: The samples; the first channel is the left one, the last the right one.
+        audio: (channels, N) float32; the first channel is the left one, the last the right one.
         sample_rate: In Hz.
 
     Returns:
@@ -48,7 +48,16 @@ def measure(audio: np.ndarray, sample_rate: int) -> dict:
 
 
 def _steady(frames: np.ndarray, sample_rate: int, level_db: float) -> dict | None:
-    """Measure the steady sound in frames (count, samples): the level of each band that 90 % of frames exceed."""
+    """Measure the steady sound: in each band, the level that 90 % of the frames exceed.
+
+    Args:
+        frames: Mono (count, samples).
+        sample_rate: In Hz.
+        level_db: Level of the clip in dB relative to full scale.
+
+    Returns:
+        `steady` as in `measure`; None if the steady sound is too quiet.
+    """
     hertz = np.fft.rfftfreq(frames.shape[1], 1 / sample_rate)
     power = 2 * np.abs(np.fft.rfft(frames)) ** 2 / frames.shape[1] ** 2  # its sum is the mean square of the frame
     floors = {
@@ -64,10 +73,12 @@ def _steady(frames: np.ndarray, sample_rate: int, level_db: float) -> dict | Non
 
 
 def _db(power: float) -> float:
+    """Return a mean square in dB relative to full scale, at least -100."""
     return float(10 * np.log10(max(power, 1e-10)))
 
 
 def _course(total: np.ndarray) -> float | None:
+    """Return `course_db` as in `measure`, from the mean squares (count,) of the frames."""
     third = len(total) // 3
     if third == 0:
         return None
@@ -76,6 +87,7 @@ def _course(total: np.ndarray) -> float | None:
 
 
 def _travel(left: np.ndarray, right: np.ndarray) -> str:
+    """Return `travel` as in `measure`, from the mean squares (count,) of the frames of both channels."""
     side = (right - left) / (right + left + 1e-12)
     if len(side) < 10 or np.ptp(side) < 0.4 or side.std() < 0.1:
         return ""

@@ -1,9 +1,9 @@
 """Who speaks when: speaker diarization by clustering voice embeddings, or by a pyannote pipeline if one is given.
 
-The embedding is that of Wan et al. 2018 (Generalized End-to-End Loss, arXiv 1710.10467) as trained for the package
-resemblyzer: a 3-layer LSTM over 40 mel bands gives a unit vector of 256 numbers per 1.6 s. Voiced windows are clustered
-(Ward), and each moment is assigned to the speaker whose mean embedding is nearest to its windows. Two people who speak
-at once count as one: only pyannote detects overlap.
+The package resemblyzer has the weights of the embedding (Wan et al. 2018, Generalized End-to-End Loss, arXiv
+1710.10467): a 3-layer LSTM over 40 mel bands gives a unit vector of 256 numbers for a window of 1.6 s. The windows of
+the voiced spans are clustered (Ward), and each cluster is a speaker. Each moment is assigned to the speaker whose mean
+embedding is nearest to the windows around it. Two people who speak at once count as one: only pyannote detects overlap.
 """
 
 from collections.abc import Callable
@@ -26,14 +26,17 @@ Turn = tuple[float, float, int]  # start and end in seconds, speaker
 _HOP, _FFT, _BANDS = 160, 400, 40  # samples, samples, mel bands
 _WINDOW = 160  # mel frames per embedding: 1.6 s
 _STEP = 16  # mel frames between embeddings
-_LEVEL_DB = -30.0  # amplify a quieter voice to this level before embedding it
+_LEVEL_DB = -30.0  # a quieter voice is amplified to this level before it is embedded
 _TURN_STEP_S = 0.05  # time resolution of turns
-_BLUR_S = 0.3  # standard deviation of a window's weight around its middle
+_BLUR_S = 0.3  # a window's weight for a moment is a Gaussian of their distance with this standard deviation
 _PYANNOTE = "pyannote:"
 
 
 class VoiceEncoder(nn.Module):
-    """The voice encoder. Its parameter names are those of the published checkpoint."""
+    """A network that embeds windows of speech: windows of the same voice have similar embeddings.
+
+    The parameter names are those of resemblyzer's checkpoint.
+    """
 
     def __init__(self):
         super().__init__()
@@ -59,7 +62,7 @@ class VoiceEncoder(nn.Module):
 
 
 def load_encoder(weights: str) -> VoiceEncoder:
-    """Load the encoder of `package:resemblyzer`, or of a checkpoint with the same keys.
+    """Load the encoder's weights from `package:resemblyzer`, or from a checkpoint file with the same keys.
 
     Raises:
         ValueError: There is no such file, or it lacks the encoder's keys.
@@ -81,7 +84,7 @@ def load_encoder(weights: str) -> VoiceEncoder:
 
 @torch.inference_mode()
 def embed(encoder: VoiceEncoder, audio: np.ndarray, voiced: Spans, batch: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Embed the voiced spans of a clip.
+    """Embed windows of 1.6 s of a clip's voiced spans, one every 0.16 s.
 
     Args:
         encoder: The voice encoder.
@@ -90,7 +93,7 @@ def embed(encoder: VoiceEncoder, audio: np.ndarray, voiced: Spans, batch: int = 
         batch: Windows per pass of the encoder.
 
     Returns:
-        Embeddings (W, 256), and the start and end of each window in seconds (W, 2). A span shorter than 1.6 s gives
+        Unit vectors (W, 256), and the start and end of each window in seconds (W, 2). A span shorter than 1.6 s is
         one window.
     """
     level = np.sqrt(np.mean(audio**2)) if len(audio) else 0.0
@@ -115,8 +118,8 @@ def cluster_voices(embeddings: np.ndarray, times: np.ndarray, settings: SpeakerS
 
     The windows of one voice form clusters too (vowels, loudness, room). So a clustering is accepted only if its
     clusters are well separated: for windows that do not overlap in time, the mean distance between any two clusters is
-    at least `min_ratio` times the mean distance within them. In addition, voices must take turns, or the ratio must
-    reach `sure_ratio`.
+    at least `min_ratio` times the mean distance within them. In addition, earlier speakers must speak again at least
+    twice, or the ratio must reach `sure_ratio`. Each cluster must have `min_seconds` of speech.
 
     Args:
         embeddings: Unit vectors (W, 256).
@@ -144,7 +147,17 @@ def cluster_voices(embeddings: np.ndarray, times: np.ndarray, settings: SpeakerS
 
 
 def _separation(distance: np.ndarray, distinct: np.ndarray, groups: np.ndarray, pair: tuple[int, int]) -> float:
-    """Divide the mean distance between two groups by that within them, for windows that do not overlap; 0 if none."""
+    """Return the mean distance between two groups of windows, divided by the mean distance within the groups.
+
+    Args:
+        distance: (W, W), the distance of each two windows.
+        distinct: (W, W) bool, True for two windows that do not overlap in time; only these count.
+        groups: (W,), the group of each window.
+        pair: The two groups.
+
+    Returns:
+        The ratio; 0 if no two windows count.
+    """
     one, other = (groups == group for group in pair)
     across = distance[np.outer(one, other) & distinct]
     within = distance[(np.outer(one, one) | np.outer(other, other)) & distinct]
@@ -152,7 +165,7 @@ def _separation(distance: np.ndarray, distinct: np.ndarray, groups: np.ndarray, 
 
 
 class Speakers:
-    """Speaker diarization of one clip. Load the weights on construction.
+    """Speaker diarization: it finds who speaks when in a clip. The constructor loads the weights.
 
     Raises:
         ValueError: The weights of the settings are missing, or are of another model.
@@ -183,6 +196,7 @@ class Speakers:
         return [(start, end, order.index(speaker) + 1) for start, end, speaker in turns] if len(order) > 1 else []
 
     def _by_embedding(self, audio: np.ndarray, voiced: Spans) -> list[Turn]:
+        """Find the turns with the voice encoder; [] if only one speaker is found. Speakers are numbered from 0."""
         embeddings, times = embed(self.encoder, audio, voiced)
         if len(embeddings) < 4:
             return []
@@ -206,7 +220,11 @@ class Speakers:
 
 
 def _load_pyannote(name: str) -> Callable[[np.ndarray, Spans], list[Turn]]:
-    """Load a pyannote diarization pipeline from a folder or a hub id, as a function that finds turns."""
+    """Load a pyannote diarization pipeline from a folder or a hub id.
+
+    Returns:
+        A function (mono audio (N,) at 16 kHz, voiced spans) → turns.
+    """
     from pyannote.audio import Pipeline
 
     folder = Path(name).expanduser()

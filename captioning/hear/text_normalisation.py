@@ -1,9 +1,9 @@
-"""Words in a form in which two texts can be compared, whatever script they are written in."""
+"""Split a text of any script into words that can be compared with those of another text."""
 
 import re
 
 UNSPACED = frozenset({"zh", "ja", "th", "lo", "my", "km", "yue", "bo"})  # languages written without spaces
-# Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han.
+# The scripts of these languages: Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han.
 _UNSPACED_SCRIPT = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 
 

@@ -1,9 +1,9 @@
 """What is said in a clip: language, text, and each word with its time and speaker, without Whisper's hallucinations.
 
-Whisper writes fluent text for music, noise and silence ("Thank you.", "1-2-3-4-4-4…"). Two measures keep it out:
-Whisper only gets voiced spans (Silero), and its text must pass tests of probability, repetition and pace. Removed text
-is counted by reason. In an accepted text, a word of low confidence is "doubted": it stays among the transcript's words,
-but is in no text and no quote.
+Whisper writes fluent text even for music, noise and silence ("Thank you.", "1-2-3-4-4-4…"). Two measures prevent this:
+Whisper only gets the spans in which Silero detects a voice, and its text must pass tests of probability, repetition and
+pace. A transcript counts what was removed, by reason. In an accepted text, a word of low confidence is "doubted": it is
+listed in the transcript's words, but it is in no text and no quote.
 """
 
 from collections import Counter
@@ -19,13 +19,13 @@ from captioning.settings import TranscribeSettings
 from data_prep.packaged_weights import resolve
 from data_prep.scores.voice_activity import FRAME, voice_probability
 
-_MAX_SPAN = round(29 * SAMPLE_RATE / FRAME)  # frames of a voiced span; with its margins it fits Whisper's 30 s
-_MIN_PAUSE = round(0.1 * SAMPLE_RATE / FRAME)  # frames; a shorter pause does not end a span
-_MIN_SPAN = round(0.25 * SAMPLE_RATE / FRAME)  # frames; a shorter span is a click
+_MAX_SPAN = round(29 * SAMPLE_RATE / FRAME)  # Silero frames; a span with its margins must fit Whisper's 30 s
+_MIN_PAUSE = round(0.1 * SAMPLE_RATE / FRAME)  # Silero frames; a shorter pause does not end a span
+_MIN_SPAN = round(0.25 * SAMPLE_RATE / FRAME)  # Silero frames; a shorter span is a click, and is left out
 
 
 class Transcriber:
-    """Whisper with its filters. Load the model when the first voice is heard, and keep it.
+    """Whisper with its filters and the speaker diarization. Whisper is loaded at the first clip that has a voice.
 
     Raises:
         ValueError: The Whisper weights or the voice encoder of the settings are missing.
@@ -38,7 +38,7 @@ class Transcriber:
         self.speakers = Speakers(settings.speakers) if settings.speakers.weights else None
 
     def __call__(self, clips: list[np.ndarray]) -> list[dict]:
-        """Transcribe mono clips, each (N,) float32 at 16 kHz, to one transcript each (see `transcript`)."""
+        """Transcribe clips, each mono (N,) float32 at 16 kHz. Return one transcript per clip (see `transcript`)."""
         voiced = [voiced_spans(voice_probability(audio), self.settings.voice_threshold) for audio in clips]
         if not any(voiced):
             return [transcript([], self.settings) for _ in clips]
@@ -88,7 +88,10 @@ def name_speakers(heard: dict, turns: list[Turn]) -> None:
 
 
 def speaker_of(start: float, end: float, turns: list[Turn]) -> int | None:
-    """Return who speaks for most of a span (seconds), else who speaks nearest within 0.5 s, else None."""
+    """Return the number of the speaker who speaks longest between `start` and `end` (seconds).
+
+    If nobody speaks then, return the speaker of the nearest turn within 0.5 s, or None if there is none.
+    """
     shared: dict[int, float] = {}
     for first, last, speaker in turns:
         shared[speaker] = shared.get(speaker, 0.0) + max(0.0, min(end, last) - max(start, first))
@@ -115,9 +118,18 @@ def find_whisper(name: str) -> str:
 
 
 def voiced_spans(probability: np.ndarray, threshold: float) -> list[tuple[float, float]]:
-    """Find the voiced spans, in seconds and at most 29 s each, from the speech probability of each 32 ms.
+    """Find the spans of a clip in which somebody speaks.
 
-    A span begins at `threshold` and ends when the probability stays 0.15 below it for 0.1 s, as in Silero's code.
+    A span begins when the probability reaches `threshold`. It ends where the probability falls 0.15 below `threshold`
+    and does not reach `threshold` again for 0.1 s, as in Silero's code, or after 29 s. A span shorter than 0.25 s is
+    left out.
+
+    Args:
+        probability: (T,), the probability of speech in each 32 ms.
+        threshold: The probability that counts as voice.
+
+    Returns:
+        (start, end) of each span in seconds.
     """
     spans: list[tuple[int, int]] = []
     start = low = None
@@ -143,7 +155,7 @@ def transcript(windows: Sequence[Window], settings: TranscribeSettings) -> dict:
 
     Args:
         windows: The clip's windows, in order.
-        settings: The limits that a text must pass.
+        settings: The limits that a text must meet.
 
     Returns:
         language: ISO code, "" if no text was accepted; language_probability: None for a model of one language; text:
@@ -185,10 +197,10 @@ def transcript(windows: Sequence[Window], settings: TranscribeSettings) -> dict:
 
 
 def _quotable(confidences: list[float], least: float) -> list[bool]:
-    """Return for each word whether it may be quoted.
+    """Return for each word whether it may be quoted: whether its confidence is at least `least`.
 
-    A mishearing often spreads to its neighbours: beside a word below `least`, a word may have only half of the doubt
-    1 - `least`.
+    If Whisper mishears a word, it often mishears the words next to it. So a word next to one below `least` needs a
+    confidence of at least (1 + `least`) / 2.
     """
     sure = [True, *(confidence >= least for confidence in confidences), True]
     return [
@@ -198,6 +210,7 @@ def _quotable(confidences: list[float], least: float) -> list[bool]:
 
 
 def _accepted_text(window: Window, words: list[dict]) -> str:
+    """Return the text of a window without its doubted words."""
     if not any(word["doubted"] for word in words):
         return window.text
     between = "" if window.language in UNSPACED else " "
@@ -207,7 +220,7 @@ def _accepted_text(window: Window, words: list[dict]) -> str:
 def rejection_reason(window: Window, settings: TranscribeSettings) -> str:
     """Return the reason to remove a window's text, "" to keep it.
 
-    The limits are those of Whisper's decoding (Radford et al. 2022, §4.5), with pace and repetition added.
+    The tests are those of Whisper's decoding (Radford et al. 2022, §4.5), and those of pace, repetition and language.
     """
     words = normalise(window.text)
     if not words or not window.words:
@@ -231,9 +244,10 @@ def rejection_reason(window: Window, settings: TranscribeSettings) -> str:
 
 
 def repeats(words: list[str], times: int = 4, least: int = 6) -> bool:
-    """Return whether a decoder was caught in a loop.
+    """Return whether the words repeat one phrase, as the text of a decoder in a loop does.
 
-    A loop is a phrase of 1 to 8 words that follows itself at least `times` times and makes `least` words or more.
+    A phrase of 1 to 8 words must occur at least `times` times in a row, and these repetitions must have at least
+    `least` words together.
     """
     for length in range(1, 9):
         run = 0

@@ -1,10 +1,10 @@
-"""Whisper inside WhisperX, for many short clips at once: language and word times are found per window.
+"""Transcribe many short clips in one call of WhisperX, with the language and the word times of each window.
 
 WhisperX merges voiced spans into windows of at most 30 s and decodes the windows in batches. But it takes one recording
-per call, finds one language for it with an extra encoder pass, and takes word times from an aligner that it downloads.
-A curated set has thousands of clips of a few seconds. So here the clips of a call are concatenated to one recording, no
-window crosses a clip, and language and word times (dynamic time warping over cross-attention) come from the encoder
-pass that decodes the words.
+per call, detects one language for it with an extra encoder pass, and takes word times from an aligner that it
+downloads. A curated set has thousands of clips of a few seconds. So this module concatenates the clips of a call to one
+recording, and keeps each window inside one clip. It gets language and word times (dynamic time warping over
+cross-attention) from the same encoder pass as the words.
 
 This module imports whisperx, pyannote and transformers, which takes seconds: import it where it is used.
 """
@@ -26,12 +26,15 @@ with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
     from whisperx.diarize import Segment as Span
     from whisperx.vads import Vad
 
-_MAX_WINDOW_S = 29.0  # from the first voiced span of a window to its last
+_MAX_WINDOW_S = 29.0  # longest time from the start of a window's first voiced span to the end of its last
 _PAD_S = 0.2  # margin around voiced spans: Whisper loses a word that starts at its window's first sample
 
 
 class VoicedSpans(Vad):
-    """Voice activity for WhisperX, measured beforehand: WhisperX's Silero would download its weights."""
+    """The voice activity detector that WhisperX calls. It detects nothing, but returns spans that are known already.
+
+    WhisperX's own detectors would download their weights.
+    """
 
     def __init__(self):
         super().__init__(0.5)
@@ -45,7 +48,10 @@ class VoicedSpans(Vad):
         return audio
 
     def __call__(self, recording, **_):
-        """Return the voiced windows of the recording, and keep each with its clip for `merge_chunks`."""
+        """Group the spans of all clips into windows, and store them in `windows` and `origins`.
+
+        Return the windows in the type that WhisperX expects.
+        """
         self.windows.clear()
         self.origins.clear()
         first = 0
@@ -59,10 +65,10 @@ class VoicedSpans(Vad):
         return [Span(w.start, w.end, "UNKNOWN") for w in self.windows]  # pyright: ignore[reportArgumentType]
 
     def merge_chunks(self, segments, chunk_size, onset, offset=None):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Place each window in the recording, and merge no spans.
+        """Return the start and end of each window in the recording, in seconds. WhisperX expects merged spans here.
 
-        WhisperX cuts at `int(seconds * rate)`. Add half a sample, so that a window has the same samples wherever its
-        clip lies, and a clip gets the same words whichever clips are in the call.
+        WhisperX cuts the recording at `int(seconds * rate)`. Half a sample is added, so that rounding cannot move the
+        cut: a clip gets the same samples, and so the same words, whichever other clips are in the call.
         """
 
         def seconds(origin: int, at_s: float) -> float:
@@ -75,6 +81,7 @@ class VoicedSpans(Vad):
 
 
 def _group_spans(spans: list[Voiced]) -> list[list[Voiced]]:
+    """Group the sorted voiced spans of a clip into windows of at most `_MAX_WINDOW_S`."""
     groups: list[list[Voiced]] = []
     for span in spans:
         if groups and span[1] - groups[-1][0][0] <= _MAX_WINDOW_S:
@@ -85,13 +92,18 @@ def _group_spans(spans: list[Voiced]) -> list[list[Voiced]]:
 
 
 class TimedWhisper(whisperx.asr.WhisperModel):
-    """Whisper that finds the language, words, word times and probabilities of each window of a batch."""
+    """A Whisper model that writes language, words, word times and probabilities into each window of a batch.
 
-    windows: list[Window]  # windows of the current call, filled in order
+    Attributes:
+        windows: The windows of the current call, in the order in which WhisperX decodes them.
+        filled: How many of them have their results.
+    """
+
+    windows: list[Window]
     filled: int
 
     def generate_segment_batched(self, features, tokenizer, options, encoder_output=None):
-        """Decode one batch of log-mel windows (B, mels, 3000), and write the results into `windows`."""
+        """Decode the log-mel features (B, mels, 3000) of the next B windows, and write the results into `windows`."""
         batch = self.windows[self.filled : self.filled + len(features)]
         self.filled += len(batch)
         encoded = self.encode(features)
@@ -111,6 +123,7 @@ class TimedWhisper(whisperx.asr.WhisperModel):
         return {"text": [w.text for w in batch], "avg_logprob": [w.log_probability for w in batch]}
 
     def _decode(self, encoded, windows: list[Window], language: str, options) -> None:
+        """Decode windows of one language, given the encoder's output, and write the results into them."""
         tokenizer = Tokenizer(self.hf_tokenizer, self.model.is_multilingual, task="transcribe", language=language)
         prompt = self.get_prompt(tokenizer, [], without_timestamps=True)
         longest = max(window.end - window.start for window in windows)
@@ -118,7 +131,7 @@ class TimedWhisper(whisperx.asr.WhisperModel):
             encoded,
             [prompt] * len(windows),
             beam_size=options.beam_size,
-            # No speech has 20 tokens per second: stop a decoder that is caught in a loop.
+            # Speech has fewer than 20 tokens per second: stop a decoder that is in a loop.
             max_length=min(self.max_length, len(prompt) + 20 + int(20 * longest)),
             suppress_blank=options.suppress_blank,
             suppress_tokens=options.suppress_tokens,
@@ -137,13 +150,14 @@ class TimedWhisper(whisperx.asr.WhisperModel):
 
 
 def _select_rows(encoded, rows: list[int]):
+    """Return some rows (windows) of the encoder's output."""
     return ctranslate2.StorageView.from_array(
         np.ascontiguousarray(np.asarray(encoded.to_device(ctranslate2.Device.cpu))[rows])
     )
 
 
 def _timed_words(alignment, window: Window) -> list[dict]:
-    """List words with their punctuation, times in seconds from the clip's start, and confidence in [0, 1]."""
+    """Return the words of faster-whisper's alignment as `Window.words`: with punctuation, and times in the clip."""
     words: list[dict] = []
     for item in alignment:
         text, start, end = item["word"], window.start + float(item["start"]), window.start + float(item["end"])
@@ -152,21 +166,29 @@ def _timed_words(alignment, window: Window) -> list[dict]:
         sounds = any(character.isalnum() for character in text)
         if words and text.strip() and (same or not sounds):
             words[-1]["word"] += text.strip()
-            if sounds:  # punctuation would extend the word over the pause after it
+            if sounds:  # not for punctuation: its time includes the pause after the word
                 words[-1]["end"] = end
         elif text.strip():
             confidence = round(float(item["probability"]), 3)
             words.append({"word": text.strip(), "start": start, "end": end, "confidence": confidence})
     for word in words:
         start, end = min(word["start"], window.end), min(word["end"], window.end)
-        # Whisper counts the pause before a word as part of it: start the word where the voice begins.
+        # Whisper counts the pause before a word as a piece of the word: start the word where the voice begins.
         begins = next((low for low, high in window.voiced if low < end and high > start), start)
         word["start"], word["end"] = round(max(start, begins), 3), round(end, 3)
     return words
 
 
 def load(model_path: str, *, device: str, compute_type: str, threads: int, beam_size: int):
-    """Load WhisperX's pipeline around `TimedWhisper` and `VoicedSpans`. Redirect what it prints to standard error."""
+    """Return a WhisperX pipeline that uses `TimedWhisper` and `VoicedSpans`; its prints go to standard error.
+
+    Args:
+        model_path: Folder or hub id of a CTranslate2 Whisper.
+        device: "cpu" or "cuda".
+        compute_type: CTranslate2's arithmetic, such as "int8".
+        threads: CPU threads; 0 takes OMP_NUM_THREADS.
+        beam_size: Beams while decoding.
+    """
     model = TimedWhisper(model_path, device=device, compute_type=compute_type, cpu_threads=threads)
     with contextlib.redirect_stdout(sys.stderr):
         return whisperx.asr.load_model(
@@ -175,7 +197,7 @@ def load(model_path: str, *, device: str, compute_type: str, threads: int, beam_
             compute_type=compute_type,
             model=model,
             vad_model=VoicedSpans(),
-            language="en",  # saves WhisperX's encoder pass for the language; `TimedWhisper` finds it per window
+            language="en",  # saves WhisperX's encoder pass for the language; `TimedWhisper` detects it per window
             asr_options={"beam_size": beam_size},
         )
 
@@ -186,7 +208,7 @@ def listen(pipeline, clips: list[np.ndarray], voiced: list[list[Voiced]], batch_
     Args:
         pipeline: The pipeline from `load`.
         clips: Mono clips, each (N,) float32 at 16 kHz.
-        voiced: The voiced spans of each clip.
+        voiced: The voiced spans of each clip in seconds.
         batch_size: Windows per pass of the model.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A window of a clip's voice, with what Whisper heard in it: passed from `whisper.py` to `transcribe.py`."""
+"""The windows that Whisper transcribes, with its results; `whisper.py` fills them and `transcribe.py` reads them."""
 
 import zlib
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ class Window:
     """At most 30 s of one clip, and what Whisper heard in it. Times are in seconds from the clip's start.
 
     Attributes:
-        clip: Index of the clip in the call.
+        clip: Index of the clip in the list that was given to `Transcriber`.
         start: Start of the window.
         end: End of the window.
         voiced: The voiced spans of the window.
@@ -42,6 +42,6 @@ class Window:
 
     @property
     def compression_ratio(self) -> float:
-        """Size of the text over its size under zlib: high for a text that repeats itself."""
+        """Size of the text divided by its size after zlib compression: high for a text that repeats itself."""
         data = self.text.encode()
         return len(data) / len(zlib.compress(data))

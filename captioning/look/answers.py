@@ -1,4 +1,4 @@
-"""Read an engine's answer strictly: refuse what does not answer the question, with a reason to send back."""
+"""Parse an engine's answer, and refuse it if it does not follow its schema, with a reason to send to the engine."""
 
 import re
 from collections.abc import Iterable
@@ -9,14 +9,14 @@ from pydantic import BaseModel, ValidationError
 from captioning.look.schema import Seen
 from captioning.write.vocabulary import words
 
-MAX_CHARACTERS = 16_000  # of an answer; every answer that follows a schema is shorter
+MAX_CHARACTERS = 16_000  # longer than any sensible answer
 _FENCE = re.compile(r"^```(?:json)?\s*\n(.*)\n```$", re.DOTALL)
 _REFUSAL = re.compile(
     r"\b(?:i['’]?m sorry|i am sorry|i apologi[sz]e|i (?:can|could|will|do)(?:not|n['’]t| not)"
     r"|i['’]?m (?:not able|unable)|i am (?:not able|unable)|as an ai|as a language model)\b",
     re.IGNORECASE,
 )
-# The most common words of English, and those of other languages in Latin letters that English does not have.
+# The most common words of English, and of other languages in Latin letters.
 _ENGLISH = frozenset(
     words("a an the is are was of in on at with and to from by his her its their near behind under over into out off")
 )
@@ -32,23 +32,23 @@ _FOREIGN = frozenset(
         """
     )
 )
-_MIN_WORDS = 8  # a text of so many words contains a function word
+_MIN_WORDS = 8  # an English text with at least this many words contains one of `_ENGLISH`
 
 
 class Refused(ValueError):
-    """The answer is refused; the text gives the reason as "kind: what"."""
+    """The reason why an answer is refused, as "kind: what"."""
 
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
 
 def read(text: str, schema: type[Answer], pictures: int = 0) -> Answer:
-    """Parse a model's text as an answer of the schema.
+    """Parse a model's text as an answer that follows `schema`.
 
     Args:
         text: The model's text; a JSON object, with or without a code fence.
         schema: The schema that the answer must follow.
-        pictures: How many pictures were shown; the answer may refer to no others.
+        pictures: How many pictures were shown; an answer that refers to another picture is refused.
 
     Raises:
         Refused: The kind is "empty", "refusal", "too long", "malformed" or "language".
@@ -79,7 +79,7 @@ def read(text: str, schema: type[Answer], pictures: int = 0) -> Answer:
 
 
 def _free_text(answer: BaseModel) -> list[str]:
-    """List the texts that must be English: all but quoted speech and writing, which may be in any language."""
+    """List the texts of an answer that must be English: all except quotes and text on screen."""
     if isinstance(answer, Seen):
         subjects = [text for subject in answer.subjects for text in (subject.name, *subject.appearance)]
         return [answer.setting, *subjects, *(action.what for action in answer.actions)]
@@ -87,7 +87,11 @@ def _free_text(answer: BaseModel) -> list[str]:
 
 
 def is_english(texts: Iterable[str]) -> bool:
-    """Return whether the texts use Latin letters and at least as many English as foreign function words."""
+    """Return whether texts seem to be English.
+
+    At least 90 % of their letters must be Latin. They must have at least as many common words of English as of other
+    languages, and at least one if they have 8 words or more.
+    """
     whole = " ".join(texts).lower()
     letters = [c for c in whole if c.isalpha()]
     if sum(c > "\u024f" for c in letters) > 0.1 * len(letters):
@@ -99,6 +103,7 @@ def is_english(texts: Iterable[str]) -> bool:
 
 
 def _check_frames(answer: Seen, pictures: int) -> None:
+    """Raise Refused if the answer refers to a picture number that is not from 1 to `pictures`."""
     for item in (*answer.subjects, *answer.actions, *answer.text_on_screen):
         for number in item.frames:
             if not 1 <= number <= pictures:

@@ -1,4 +1,4 @@
-"""How well a phrase fits a picture: the cosine of their open_clip embeddings (Radford et al. 2021)."""
+"""Score how well a phrase fits a picture: the cosine of their open_clip embeddings (Radford et al. 2021)."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -12,7 +12,7 @@ _PROMPT = "a photo of {}"
 
 
 def check_weights(settings: SeenSettings) -> None:
-    """Refuse scorer weights that are missing, and load nothing.
+    """Check that the file with the open_clip weights exists. Load nothing.
 
     Raises:
         ValueError: The weights are missing. The message names the setting.
@@ -28,10 +28,10 @@ def check_weights(settings: SeenSettings) -> None:
 
 
 class ClipScores:
-    """An open_clip model in this process.
+    """An open_clip model in this process, which scores phrases against pictures.
 
     Attributes:
-        untrained: The weights are marked as random (tests, trials), so that their scores mean nothing.
+        untrained: Whether the weights are marked as random (for tests and trials). Then the scores mean nothing.
     """
 
     def __init__(self, settings: SeenSettings) -> None:
@@ -46,7 +46,7 @@ class ClipScores:
         self._network.to(self._device)
 
     def scores(self, pictures: Sequence[bytes], phrases: Sequence[str], shown: Sequence[Sequence[int]]) -> list[float]:
-        """Score each phrase by its cosine with the best of its pictures.
+        """Return for each phrase its cosine with the one of its pictures that fits it best.
 
         Args:
             pictures: JPEG files.
@@ -69,6 +69,11 @@ class ClipScores:
 
 @cache
 def _load(model: str, weights: str) -> tuple[Any, Callable[[Any], Any], Any, bool]:
+    """Load an open_clip model.
+
+    Returns:
+        The network, the transform of a picture, the tokenizer, and whether the weights are marked as random.
+    """
     import open_clip  # imports torch, which takes seconds: only where a scorer is configured
     from safetensors import safe_open
 

@@ -24,11 +24,11 @@ log = logging.getLogger("kinotone.caption")
 
 _RETRY_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _MAX_WAIT_S = 60.0
-_MAX_REPLY_BYTES = 4 << 20  # bytes
+_MAX_REPLY_BYTES = 4 << 20  # a longer reply is no answer
 
 
 class Endpoint:
-    """A client of one server. The server holds the weights, so they are never marked as untrained."""
+    """The engine `openai`: a client of one server. `untrained` is always False, since the client sees no weights."""
 
     untrained = False
     hears = False
@@ -37,10 +37,10 @@ class Endpoint:
         self.settings = settings
 
     def ask(self, prompts: Sequence[Prompt]) -> list[str | NoAnswer]:
-        """Ask all prompts at once, within the limits of the settings. See `VisionEngine`."""
+        """Send all prompts concurrently, within the limits of the settings. See `VisionEngine.ask`."""
         answers = asyncio.run(self._ask_all(prompts))
         if any(isinstance(answer, _Unreached) for answer in answers):
-            # If the server is gone, end the run: else every remaining clip would fail.
+            # If the server is gone, end the run. Otherwise every remaining clip would fail.
             try:
                 probe(self.settings)
             except ValueError as error:
@@ -55,6 +55,7 @@ class Endpoint:
     async def _ask_one(
         self, client: httpx.AsyncClient, slots: asyncio.Semaphore, rate_limit: "_RateLimit", prompt: Prompt
     ) -> str | NoAnswer:
+        """Ask one prompt, and retry while the server fails. `slots` limits the concurrent requests."""
         body = _body(prompt, self.settings)
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type((httpx.TransportError, _RetryLater)),
@@ -71,9 +72,16 @@ class Endpoint:
                 return none
 
     async def _attempt(self, client: httpx.AsyncClient, rate_limit: "_RateLimit", body: dict[str, Any]) -> str:
+        """Send one request, and return the text of the answer.
+
+        Raises:
+            NoAnswer: The time limit passed, or the reply is no answer; another attempt would not help.
+            _RetryLater: The status asks for another attempt.
+            EngineGone: The server refuses the key, or does not know the address or the model.
+        """
         await rate_limit.wait()
         try:
-            # Limit the whole attempt: httpx limits each read, so a slow stream could hold the clip for ever.
+            # Limit the time of the attempt. The limit of httpx is per read, so a slow stream could run for ever.
             async with asyncio.timeout(self.settings.time_limit_s):
                 status, headers, data = await _post(client, body)
         except TimeoutError:
@@ -91,11 +99,11 @@ class Endpoint:
 
 
 class _Unreached(NoAnswer):
-    """No answer after as many attempts as the settings allow."""
+    """The reason why all attempts that the settings allow failed; the server may be gone."""
 
 
 class _RetryLater(Exception):
-    """The server's status asks for another attempt."""
+    """A status that asks for another attempt; `wait_s` is the server's `Retry-After` in seconds, or None."""
 
     def __init__(self, status: int, retry_after: str) -> None:
         super().__init__(f"status {status}")
@@ -106,7 +114,10 @@ _backoff = tenacity.wait_random_exponential(multiplier=0.5, max=_MAX_WAIT_S)
 
 
 def _retry_wait_s(state: tenacity.RetryCallState) -> float:
-    """Return the wait that the server asks for, else full jitter under a doubling limit; at most a minute."""
+    """Return the seconds to wait before the next attempt, at most 60.
+
+    They are those of the server's `Retry-After`, else a random number below a limit that doubles with each attempt.
+    """
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, _RetryLater) and error.wait_s is not None:
         return min(error.wait_s, _MAX_WAIT_S)
@@ -114,13 +125,14 @@ def _retry_wait_s(state: tenacity.RetryCallState) -> float:
 
 
 def _describe_failure(state: Any) -> str:
+    """Return the error of an attempt, given as tenacity's call state or as its future, as text."""
     outcome = getattr(state, "outcome", state)
     error = outcome.exception()
     return f"{type(error).__name__}: {error}".removeprefix("_RetryLater: ")
 
 
 class _RateLimit:
-    """Space requests evenly, so many per minute."""
+    """A limit of requests per minute, which spaces the requests evenly; 0 is no limit."""
 
     def __init__(self, per_minute: float) -> None:
         self._interval_s = 60 / per_minute if per_minute else 0.0
@@ -141,6 +153,7 @@ def _api_key(settings: SeenSettings) -> str:
 
 
 def _client(settings: SeenSettings) -> httpx.AsyncClient:
+    """Return an HTTP client with the endpoint's address, API key and time limit."""
     secret = _api_key(settings)
     return httpx.AsyncClient(
         base_url=settings.endpoint.rstrip("/") + "/",
@@ -151,6 +164,7 @@ def _client(settings: SeenSettings) -> httpx.AsyncClient:
 
 
 async def _post(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[int, httpx.Headers, bytes]:
+    """Send a chat request. Return the reply's status, headers and body; raise NoAnswer if the body is too long."""
     async with client.stream("POST", "chat/completions", json=body) as reply:
         data = bytearray()
         async for part in reply.aiter_bytes():
@@ -161,6 +175,7 @@ async def _post(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[int, h
 
 
 def _body(prompt: Prompt, settings: SeenSettings) -> dict[str, Any]:
+    """Return the JSON body of the chat request for a prompt."""
     schema = {"name": prompt.answer.__name__.lower(), "strict": True, "schema": wire_schema(prompt.answer)}
     return {
         "model": settings.model,
@@ -173,7 +188,7 @@ def _body(prompt: Prompt, settings: SeenSettings) -> dict[str, Any]:
 
 
 def messages(prompt: Prompt) -> list[dict[str, Any]]:
-    """Write a prompt as chat messages: its pictures as data URLs, then the text."""
+    """Return a prompt as OpenAI chat messages: its pictures as data URLs, then the text."""
     pictures = [f"data:image/jpeg;base64,{base64.b64encode(file).decode()}" for file in prompt.pictures]
     shown = [{"type": "image_url", "image_url": {"url": picture}} for picture in pictures]
     return [{"role": "user", "content": [*shown, {"type": "text", "text": prompt.text}]}]

@@ -10,7 +10,7 @@ from captioning.settings import SeenSettings
 
 
 def build_engine(settings: SeenSettings) -> VisionEngine:
-    """Build the engine of the settings and load its model.
+    """Build the engine that the settings name (transformers or openai), and load its model if it runs here.
 
     Raises:
         ValueError: Its weights or its endpoint are missing. The message names the setting.
@@ -22,7 +22,7 @@ def build_engine(settings: SeenSettings) -> VisionEngine:
 
 
 def check_engine(settings: SeenSettings) -> None:
-    """Refuse an engine that cannot run, before anything starts.
+    """Check that the engine and the open_clip model of the settings can run. Load no weights.
 
     Raises:
         ValueError: A weight, package, key or endpoint is missing. The message names the setting.

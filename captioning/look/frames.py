@@ -1,4 +1,4 @@
-"""Choose the pictures of a clip that a model is shown: every shot and every change, in few pictures."""
+"""Choose the few pictures of a clip that an engine is shown, so that they cover every shot and every change."""
 
 import io
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from PIL import Image
 from captioning.look.picture_statistics import find_cuts
 
 _MIN_CHANGE = 0.08  # mean change of grey level (0 to 1), summed over time, that is worth one more picture
-_IDLE_PER_S = 0.004  # change counted for each second that passes, so that a still shot is sampled evenly
+_IDLE_PER_S = 0.004  # change added per second, so that the pictures of a still shot are evenly spaced
 _QUALITY = 90  # JPEG quality
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture for a model: its time in seconds from the clip's start, and its JPEG file."""
+    """One picture for an engine: its time in seconds from the clip's start, and its JPEG file."""
 
     time_s: float
     jpeg: bytes

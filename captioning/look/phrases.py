@@ -1,9 +1,9 @@
-"""Phrases of what is seen, each with the times of its pictures: list those of an answer, and filter them.
+"""List the phrases of an engine's answer, each with the times of its pictures, and remove those without support.
 
 A phrase is removed if
 - it contains an emotion, intent, guess or judgement, or words addressed to a reader;
 - open_clip does not find it in its pictures;
-- open_clip was not asked, and all its words were said or written in the clip: the engine may have obeyed an instruction
+- open_clip was not used, and all its words were said or written in the clip: the engine may have obeyed an instruction
   in the clip, and nothing else supports the phrase;
 - it describes the appearance of a removed subject, or is an action that names no accepted subject.
 """
@@ -18,10 +18,12 @@ from captioning.write.vocabulary import FORBIDDEN, words
 from captioning.write.wording import NEUTRAL_WORDS, stem
 
 Kind = Literal["setting", "subject", "appearance", "action", "text"]
-# (phrases, picture numbers of each phrase) → each phrase's score with its best picture
+# Function that scores phrases: (phrases, the picture numbers of each phrase) → the score of each phrase with the
+# picture that fits it best.
 Scores = Callable[[Sequence[str], Sequence[Sequence[int]]], list[float]]
 
 _WORD = re.compile(r"[^\W_]+")
+# Words addressed to a reader.
 _INSTRUCTION_WORDS = frozenset(
     words("you your yours please ignore instruction instructions prompt assistant disregard answer respond reply")
 )
@@ -40,7 +42,7 @@ class Phrase:
         pictures: Numbers, from 1, of the pictures that show it.
         spans: Times of these pictures in seconds; neighbouring pictures make one span.
         subject: Number, from 0, of the subject that it belongs to, or None.
-        score: The score from open_clip, None if open_clip was not asked.
+        score: The score from open_clip, -1 to 1; None without a score.
     """
 
     kind: Kind
@@ -57,7 +59,12 @@ class Phrase:
 
 
 def phrases_of(seen: Seen, times_s: Sequence[float]) -> list[Phrase]:
-    """List every phrase of an answer in its order; `times_s` holds the pictures' times in seconds."""
+    """List all phrases of an answer, in its order.
+
+    Args:
+        seen: The answer.
+        times_s: The times of the pictures that the engine was shown, in seconds from the clip's start.
+    """
 
     def make(kind: Kind, text: str, frames: Sequence[int], subject: int | None = None) -> Phrase:
         numbers = tuple(sorted(set(frames)))
@@ -72,6 +79,7 @@ def phrases_of(seen: Seen, times_s: Sequence[float]) -> list[Phrase]:
 
 
 def _spans(numbers: Sequence[int], times_s: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    """Return the spans, in seconds, of sorted picture numbers (from 1); neighbouring pictures make one span."""
     spans: list[tuple[float, float]] = []
     for before, number in zip((None, *numbers), numbers, strict=False):
         time_s = round(float(times_s[number - 1]), 2)
@@ -90,7 +98,7 @@ def filter_phrases(
     Args:
         phrases: The phrases of one answer, in its order.
         said: Every word that was said in the clip.
-        scores: Scores phrases with open_clip, or None.
+        scores: Function that scores phrases with open_clip, or None for no scores.
         min_score: A phrase that scores below this is removed.
 
     Returns:
@@ -115,7 +123,11 @@ def filter_phrases(
 
 
 def _rejection(phrase: Phrase, said_or_written: set[str], min_score: float) -> str:
-    if phrase.kind == "text":  # a quote of the picture may say anything
+    """Return the reason to remove a phrase as "kind: what", "" to keep it.
+
+    `said_or_written` are the stems of the words that were said, or are written in the pictures.
+    """
+    if phrase.kind == "text":  # text on screen may contain any words
         return ""
     found_words = _WORD.findall(phrase.text.lower())
     for kind, bad in (("forbidden", FORBIDDEN), ("instruction", _INSTRUCTION_WORDS)):
@@ -130,7 +142,10 @@ def _rejection(phrase: Phrase, said_or_written: set[str], min_score: float) -> s
 
 
 def _missing_subject(phrase: Phrase, kept: Sequence[Phrase]) -> str:
-    """Return why a phrase lacks its subject among the phrases kept before it, "" if it does not."""
+    """Return the reason to remove an appearance or an action without an accepted subject, "" to keep the phrase.
+
+    `kept` are the accepted phrases before this one.
+    """
     subjects = [one for one in kept if one.kind == "subject"]
     if phrase.kind == "appearance" and not any(one.subject == phrase.subject for one in subjects):
         return f"subject: {phrase.text}"
@@ -142,4 +157,5 @@ def _missing_subject(phrase: Phrase, kept: Sequence[Phrase]) -> str:
 
 
 def _content_stems(text: str) -> set[str]:
+    """Return the stems of the words in a text, without function words."""
     return {stem(word) for word in _WORD.findall(text.lower()) if word not in _FUNCTION_WORDS}

@@ -1,7 +1,8 @@
 """Measure a clip's picture without a model: colours and where they are, brightness, camera, movement, cuts.
 
-Frames are small (about 160 pixels wide, 8 per second): (F, H, W, 3) uint8 RGB. The shift of each block between two
-frames comes from phase correlation (Kuglin & Hines 1975). If most textured blocks shift alike, the camera moved.
+Frames are small (about 160 pixels wide, 8 per second): (F, H, W, 3) uint8 RGB. Each frame is divided into blocks, and
+phase correlation (Kuglin & Hines 1975) measures how far the content of a block moves between two frames. If most
+textured blocks move equally, the camera moved.
 """
 
 import numpy as np
@@ -9,14 +10,14 @@ import numpy as np
 COLOURS = tuple(
     ["black", "grey", "white", "red", "orange", "brown", "beige", "yellow", "green", "cyan", "blue", "purple", "pink"]
 )
-# (upper limit in degrees, name) of the hues.
+# (upper limit in degrees, name) of each hue.
 _HUES = ((20, "red"), (45, "orange"), (68, "yellow"), (160, "green"), (198, "cyan"), (258, "blue"), (300, "purple"))
-_LAG_S = 0.25  # between compared frames: a shorter lag hides a slow pan, a longer one loses a fast pan
+_LAG_S = 0.25  # time between compared frames: a shorter one misses a slow pan, a longer one misses a fast pan
 _LONG_LAG_S = 2.0  # a picture that has not shifted in this time is static
 _BLOCKS = 4  # blocks per side of the picture
-_MIN_TEXTURE = 0.02  # standard deviation (of 1); a flatter block shows no shift
-_MIN_CHANGE = 0.06  # change of a pixel's grey level (of 1) that counts as movement
-_MAX_CUT_CORRELATION = 0.5  # two frames that correlate less show different scenes
+_MIN_TEXTURE = 0.02  # standard deviation of the grey level (0 to 1); in a block with less, no shift can be measured
+_MIN_CHANGE = 0.06  # change of a pixel's grey level (0 to 1) that counts as movement
+_MAX_CUT_CORRELATION = 0.5  # two frames with a lower correlation show different scenes
 
 
 def describe(frames: np.ndarray, times_s: np.ndarray) -> dict:
@@ -28,10 +29,11 @@ def describe(frames: np.ndarray, times_s: np.ndarray) -> dict:
 
     Returns:
         Plain data. colours: {name: share of the picture}, shares of at least 5 %, the largest first; regions: {"upper"
-        | "lower" | "left" | "right" | "middle": the colour that fills at least half of it}; black_and_white;
+        | "lower" | "left" | "right" | "middle": the colour that fills at least half of it}; black_and_white: bool;
         brightness: mean luma, 0 to 1; camera: "static", "pans left" …, "tilts up" …, or "" if it is not clear;
-        movement: share of the picture that changes; where: "left", "centre" or "right" of the picture, or ""; path:
-        "left to right" … or ""; cuts: times in seconds.
+        movement: mean share of the pixels that change within 0.25 s, or None for too few frames; where: the place of
+        the movement, "left", "centre", "right" or ""; path: the direction in which something crosses the picture, "left
+        to right", "right to left" or ""; cuts: times in seconds.
 
     Raises:
         ValueError: There is no frame.
@@ -52,7 +54,7 @@ def describe(frames: np.ndarray, times_s: np.ndarray) -> dict:
 
 
 def name_colours(rgb: np.ndarray) -> np.ndarray:
-    """Name the colour of RGB pixels (..., 3) uint8, as indices (...) into COLOURS."""
+    """Return the colour of each of the RGB pixels (..., 3) uint8, as indices (...) into COLOURS."""
     value = rgb.max(-1).astype(np.float32) / 255
     chroma = value - rgb.min(-1).astype(np.float32) / 255
     saturation = chroma / np.maximum(value, 1e-6)
@@ -64,7 +66,7 @@ def name_colours(rgb: np.ndarray) -> np.ndarray:
     names[((hue >= 330) | (hue < 20)) & (saturation < 0.5) & (value > 0.7)] = COLOURS.index("pink")
     names[(hue >= 12) & (hue < 45) & (value * saturation < 0.5) & (value < 0.75)] = COLOURS.index("brown")
     names[(hue >= 12) & (hue < 55) & (saturation < 0.45) & (value >= 0.6)] = COLOURS.index("beige")
-    # Name weak colours grey. Chroma is tested too: the hue of a dark pixel is mostly noise.
+    # Name weak colours grey. Test chroma in addition to saturation: the hue of a dark pixel is mostly noise.
     neutral = (saturation < 0.18) | (chroma < 0.08)
     names[neutral] = COLOURS.index("grey")
     names[neutral & (value > 0.85)] = COLOURS.index("white")
@@ -73,6 +75,7 @@ def name_colours(rgb: np.ndarray) -> np.ndarray:
 
 
 def _hue(rgb: np.ndarray, chroma: np.ndarray) -> np.ndarray:
+    """Return the hue (...) in degrees, 0 to 360, of RGB pixels (..., 3) with their chroma (...), 0 to 1."""
     red, green, blue = (rgb[..., i].astype(np.float32) / 255 for i in range(3))
     top = np.maximum(np.maximum(red, green), blue)
     divisor = np.maximum(chroma, 1e-6)
@@ -85,6 +88,7 @@ def _hue(rgb: np.ndarray, chroma: np.ndarray) -> np.ndarray:
 
 
 def _colours(frames: np.ndarray) -> dict:
+    """Measure `colours`, `regions` and `black_and_white` (see `describe`) on at most 12 of the frames."""
     sample = frames[np.linspace(0, len(frames) - 1, min(12, len(frames))).round().astype(int), ::2, ::2]
     spread = sample.max(-1).astype(int) - sample.min(-1)
     names = name_colours(sample)
@@ -113,8 +117,8 @@ def _colours(frames: np.ndarray) -> dict:
 def find_cuts(luma: np.ndarray) -> list[int]:
     """Find the frames of luma (F, H, W) that begin a new shot.
 
-    At a cut the frame does not correlate with the frame before it, while the frames on either side correlate with
-    their neighbours. So a fade, a flash and a fast camera movement are not cuts.
+    A cut is between two frames that do not correlate, while the two frames before it correlate, and the two frames
+    after it too. So a fade, a flash and a fast camera movement are not cuts.
     """
     if len(luma) < 4:
         return []
@@ -132,7 +136,7 @@ def find_cuts(luma: np.ndarray) -> list[int]:
 
 
 def _pairs(times_s: np.ndarray, cuts: list[int], lag_s: float) -> list[tuple[int, int]]:
-    """Pair frames about `lag_s` seconds apart that have no cut between them."""
+    """Return the index pairs of frames that are about `lag_s` seconds apart, with no cut between them."""
     times = np.asarray(times_s)
     later = np.searchsorted(times, times + lag_s - 1e-3)
     return [
@@ -143,12 +147,19 @@ def _pairs(times_s: np.ndarray, cuts: list[int], lag_s: float) -> list[tuple[int
 
 
 def _camera(luma: np.ndarray, pairs: list[tuple[int, int]], far_pairs: list[tuple[int, int]]) -> str:
+    """Return the camera's movement (see `describe`).
+
+    Args:
+        luma: (F, H, W), 0 to 1.
+        pairs: Index pairs of frames `_LAG_S` apart.
+        far_pairs: Index pairs of frames `_LONG_LAG_S` apart.
+    """
     shifts = _shifts(luma, pairs, textured=_BLOCKS * _BLOCKS // 3)
     if len(shifts) < 3 or len(shifts) < len(pairs) / 2:
         return ""
     if _is_still(shifts) and _is_still(_shifts(luma, far_pairs, textured=_BLOCKS * _BLOCKS // 3)):
         return "static"
-    # An object that moves on an empty ground shifts every textured block; only a pan shifts the edges too.
+    # An object in front of a plain background also shifts every textured block. So a pan needs texture at the edges.
     if not _reaches_edges(luma):
         return ""
     shifts = _shifts(luma, pairs, textured=_BLOCKS * _BLOCKS * 2 // 3)
@@ -168,7 +179,12 @@ def _camera(luma: np.ndarray, pairs: list[tuple[int, int]], far_pairs: list[tupl
 
 
 def _shifts(luma: np.ndarray, pairs: list[tuple[int, int]], textured: int) -> list[np.ndarray | None]:
-    """Return for each pair with `textured` blocks the (rows, columns) shift that most share; None if they differ."""
+    """Measure how far the picture shifts between the two frames of each pair.
+
+    Returns:
+        For each pair with at least `textured` textured blocks, the median shift (rows, columns) of these blocks in
+        pixels, or None if too many blocks shift differently. Other pairs are left out.
+    """
     height, width = (size // _BLOCKS for size in luma.shape[1:])
     blocks = luma[:, : height * _BLOCKS, : width * _BLOCKS].reshape(len(luma), _BLOCKS, height, _BLOCKS, width)
     blocks = blocks.transpose(0, 1, 3, 2, 4).reshape(len(luma), -1, height, width)
@@ -193,12 +209,13 @@ def _reaches_edges(luma: np.ndarray) -> bool:
 
 
 def _is_still(shifts: list[np.ndarray | None]) -> bool:
+    """Return whether at least 90 % of the shifts are below one pixel."""
     still = sum(shift is not None and np.abs(shift).max() < 1 for shift in shifts)
     return still >= 0.9 * len(shifts)
 
 
 def _phase_shift(a: np.ndarray, b: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """Measure how far each block (N, h, w) moved from `a` to `b`: (N, 2) rows and columns in whole pixels."""
+    """Return how far the content of each block (N, h, w) moves from `a` to `b`: (N, 2) integer rows and columns."""
     spectra = [np.fft.rfft2((x - x.mean((1, 2), keepdims=True)) * window) for x in (a, b)]
     cross = spectra[1] * spectra[0].conj()
     surface = np.fft.irfft2(cross / np.maximum(np.abs(cross), 1e-9), s=a.shape[1:])
@@ -209,6 +226,7 @@ def _phase_shift(a: np.ndarray, b: np.ndarray, window: np.ndarray) -> np.ndarray
 
 
 def _movement(luma: np.ndarray, pairs: list[tuple[int, int]], *, still_camera: bool) -> dict:
+    """Measure `movement`, `where` and `path` (see `describe`); the last two only if the camera is static."""
     if not pairs:
         return {"movement": None, "where": "", "path": ""}
     changed = np.stack([np.abs(luma[second] - luma[first]) > _MIN_CHANGE for first, second in pairs])
@@ -230,6 +248,14 @@ def _movement(luma: np.ndarray, pairs: list[tuple[int, int]], *, still_camera: b
 
 
 def _spread(columns: np.ndarray, centres: np.ndarray) -> float:
-    """Return the standard deviation of the changed pixels' columns around their centre, in picture widths."""
+    """Return how wide the movement is: the standard deviation of the changed pixels around their frame's centre.
+
+    Args:
+        columns: (P, W), the number of changed pixels per column.
+        centres: (P,), the mean position of these pixels, 0 (left) to 1 (right).
+
+    Returns:
+        The standard deviation over all pairs, as a fraction of the picture's width.
+    """
     at = (np.arange(columns.shape[1]) + 0.5) / columns.shape[1]
     return float(np.sqrt(((at[None] - centres[:, None]) ** 2 * columns).sum() / columns.sum()))

@@ -1,4 +1,4 @@
-"""The questions to an engine: the texts of `prompt.md`, the pictures, and the schema of the answer."""
+"""Build the prompts for an engine from the texts of `prompt.md`, the pictures, and the schema of the answer."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ class Prompt:
     """One question to an engine.
 
     Attributes:
-        text: The prompt.
+        text: The text of the question.
         pictures: JPEG files, in order of time.
         answer: The schema that the answer must follow.
         sound: Mono (N,) float32 at 16 kHz for a model that hears, or None.
@@ -33,13 +33,14 @@ class Prompt:
 
 @cache
 def _sections() -> dict[str, str]:
+    """Return the sections of `prompt.md` as {heading: text}."""
     whole = resources.files("captioning.look").joinpath("prompt.md").read_text(encoding="utf-8")
     parts = [part.partition("\n") for part in f"\n{whole}".split("\n# ")[1:]]
     return {name.strip(): text.strip() for name, _, text in parts}
 
 
 def look(pictures: Sequence[bytes], times_s: Sequence[float], refused: str, sound: np.ndarray | None) -> Prompt:
-    """Ask what is seen in pictures.
+    """Build the prompt that asks an engine what the pictures show.
 
     Args:
         pictures: JPEG files, in order of time.
@@ -53,9 +54,9 @@ def look(pictures: Sequence[bytes], times_s: Sequence[float], refused: str, soun
 
 
 def tell(facts: dict[str, Any], refused: str) -> Prompt:
-    """Ask for a caption of these facts.
+    """Build the prompt that asks an engine for a caption of these facts.
 
-    The prompt holds the facts as JSON between two marker lines. The marker is a hash of the facts, so no fact can
+    The prompt contains the facts as JSON between two marker lines. The marker is a hash of the facts, so no fact can
     contain it and end the block early.
 
     Args:
@@ -69,4 +70,5 @@ def tell(facts: dict[str, Any], refused: str) -> Prompt:
 
 
 def _retry_text(refused: str) -> str:
+    """Return the text that tells why the previous answer was refused, "" for a first question."""
     return f"\n\n{_sections()['again'].format(reason=refused)}" if refused else ""

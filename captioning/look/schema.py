@@ -1,7 +1,7 @@
-"""The output schemas that every engine's answer must follow, strict and bounded.
+"""The schemas that an engine's answer must follow: no other keys, and a limit for every length.
 
-An answer that does not follow its schema exactly is refused. So an engine that obeys an instruction in the clip, and
-writes something else or something longer, cannot pass that off as a description.
+An answer that does not follow its schema exactly is refused. So if an engine obeys an instruction in the clip and
+writes something else or something longer, that text is not used as a description.
 """
 
 import re
@@ -17,6 +17,10 @@ _NOT_PHRASE = re.compile(r"[\n\r\t\"“”„«»{}\[\]<>|\\`*#=;:!?]|\.\s|https
 
 
 def _phrase(text: str) -> str:
+    """Return a phrase without full stops and spaces at its end.
+
+    Raise ValueError if it is too long or more than plain words.
+    """
     text = text.strip().rstrip(".").strip()
     if len(text) > MAX_PHRASE:
         raise ValueError(f"{len(text)} characters; a phrase has at most {MAX_PHRASE}")
@@ -32,6 +36,7 @@ def _not_empty(text: str) -> str:
 
 
 def _writing(text: str) -> str:
+    """Return text on screen as one line of printable characters; raise ValueError if it is empty or too long."""
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     if not text or len(text) > MAX_WRITING:
         raise ValueError(f"{len(text)} characters; text on screen has 1 to {MAX_WRITING}")
@@ -39,13 +44,14 @@ def _writing(text: str) -> str:
 
 
 def _bounded(text: str) -> str:
+    """Return a caption as one line; raise ValueError if it is empty or too long."""
     text = " ".join(text.split())
     if not text or len(text) > MAX_TEXT:
         raise ValueError(f"{len(text)} characters; a text has 1 to {MAX_TEXT}")
     return text
 
 
-# Check the length here, not in the schema that is sent: not every server's grammar supports maxLength.
+# Validators check the lengths, so that the schema that is sent has no maxLength: not every server supports it.
 Phrase = Annotated[str, AfterValidator(_phrase), AfterValidator(_not_empty)]
 Writing = Annotated[str, AfterValidator(_writing)]
 Text = Annotated[str, AfterValidator(_bounded)]
@@ -53,11 +59,13 @@ Frames = Annotated[list[int], Field(min_length=1, max_length=64, description="nu
 
 
 class _Answer(BaseModel):
+    """Base of the schemas: an unknown key or a value of another type is an error."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class Subject(_Answer):
-    """Somebody or something that is seen."""
+    """A person or thing in the pictures."""
 
     name: Phrase = Field(description="a noun phrase, such as: a woman")
     appearance: list[Phrase] = Field(max_length=6, description="noun phrases, such as: long black hair")
@@ -65,21 +73,21 @@ class Subject(_Answer):
 
 
 class Action(_Answer):
-    """Something that is done."""
+    """An action in the pictures."""
 
     what: Phrase = Field(description="a clause in the present tense, such as: a woman opens a door")
     frames: Frames
 
 
 class OnScreen(_Answer):
-    """Writing in the picture."""
+    """Text that is written in the pictures."""
 
     words: Writing = Field(description="the words exactly as they are written")
     frames: Frames
 
 
 class Seen(_Answer):
-    """What is seen in a clip; actions are listed in the order in which they happen."""
+    """The answer to the question "look": what the pictures show, with actions in the order in which they happen."""
 
     setting: Phrase = Field(description="a noun phrase, such as: a kitchen")
     subjects: list[Subject] = Field(max_length=8)
@@ -91,7 +99,7 @@ class Seen(_Answer):
 
 
 class Told(_Answer):
-    """A caption in three lengths."""
+    """The answer to the question "tell": a caption in three lengths."""
 
     short: Text
     medium: Text
@@ -99,7 +107,11 @@ class Told(_Answer):
 
 
 def wire_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Return a model's JSON schema for an engine, with references inlined: not every grammar compiler follows them."""
+    """Return the JSON schema of an answer, as it is sent to an engine.
+
+    References are replaced by their definitions, since not every server supports references. Titles and descriptions
+    are left out.
+    """
     schema = model.model_json_schema()
     definitions = schema.pop("$defs", {})
 

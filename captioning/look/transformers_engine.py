@@ -1,6 +1,7 @@
 """Engine `transformers`: a model in this process that sees (Gemma 3, Qwen VL), or that sees and hears (Qwen Omni).
 
-Only the thinker of an omni model is loaded: it sees, hears and writes. The talker only speaks.
+An omni model has two networks: the thinker reads pictures and sound and writes text, and the talker speaks. Only the
+thinker is loaded.
 """
 
 import time
@@ -13,7 +14,7 @@ from captioning.look.vision_engine import NoAnswer, check_model, is_untrained
 from captioning.settings import SeenSettings
 from data_prep.clip import describe
 
-# Model types that hear, and the transformers class of their thinker.
+# Model types that accept sound, and the transformers class of their thinker.
 _OMNI = {
     "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
     "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration",
@@ -21,13 +22,13 @@ _OMNI = {
 
 
 class TransformersEngine:
-    """A model and its processor. Decoding is greedy, so that the same clip gets the same answer."""
+    """The engine `transformers`. Decoding is greedy, so that the same clip gets the same answer."""
 
     def __init__(self, settings: SeenSettings) -> None:
         """Load the model.
 
         Raises:
-            ValueError: The model is missing, or does not see.
+            ValueError: The model is missing, or does not accept pictures.
         """
         check_model(settings.model)
         import torch
@@ -49,10 +50,11 @@ class TransformersEngine:
         self.untrained = is_untrained(settings.model)
 
     def ask(self, prompts: Sequence[Prompt]) -> list[str | NoAnswer]:
-        """Ask one prompt after the other: one prompt with several pictures fills a device. See `VisionEngine`."""
+        """Ask one prompt after another: one prompt with several pictures fills a device. See `VisionEngine.ask`."""
         return [self._ask_one(prompt) for prompt in prompts]
 
     def _ask_one(self, prompt: Prompt) -> str | NoAnswer:
+        """Return the model's text, or `NoAnswer` if an error occurred or the time limit passed."""
         try:
             return self._generate(prompt)
         except (
@@ -61,6 +63,7 @@ class TransformersEngine:
             return NoAnswer(describe(error))
 
     def _generate(self, prompt: Prompt) -> str | NoAnswer:
+        """Run the model on a prompt. Return its text, or `NoAnswer` if the time limit passed."""
         import torch
 
         inputs = self._inputs(prompt).to(self._model.device)
@@ -81,6 +84,7 @@ class TransformersEngine:
         return self._processor.decode(written, skip_special_tokens=True)
 
     def _inputs(self, prompt: Prompt) -> Any:
+        """Return the processor's output for a prompt: tokens, pictures and, if the model accepts it, sound."""
         sound = prompt.sound if self.hears else None
         content: list[dict[str, Any]] = [{"type": "image"} for _ in prompt.pictures]
         content += [{"type": "audio"}] if sound is not None else []

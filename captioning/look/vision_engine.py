@@ -1,4 +1,4 @@
-"""The interface of the engines that look at a clip, and what they share.
+"""The interface of the engines that describe a clip's pictures, and what they share.
 
 The engines implement it in `endpoint.py` and `transformers_engine.py`; `engines.py` builds the one that the settings
 name. `vllm` runs as stages of the dataflow instead (`pipelines/dataflow/vllm_stage.py`).
@@ -10,18 +10,19 @@ from typing import Protocol
 
 from captioning.look.prompt import Prompt
 
-# Metadata key of a safetensors file: the weights are random (tests, trials), and what they write is no caption.
+# A safetensors file with this key in its metadata has random weights (for tests and trials). What they write is never
+# used in a caption.
 UNTRAINED = "untrained"
 
 
 class NoAnswer(Exception):
-    """A model gave no answer: it ran out of time, failed on the clip, or its server kept failing; the text says why."""
+    """The reason why a model gave no answer: the time limit, an error for this clip, or a server that kept failing."""
 
 
 class EngineGone(Exception):
     """The server is gone or refuses the key; no clip is at fault.
 
-    The run ends, and resumes when the same command is called again.
+    It ends the run. The same command resumes the run.
     """
 
 
@@ -29,15 +30,15 @@ class VisionEngine(Protocol):
     """A model that answers questions about a clip.
 
     Attributes:
-        untrained: The weights are marked as random; its answers are stored as such and never used in a caption.
-        hears: Whether the model takes a prompt's sound.
+        untrained: Whether the weights are marked as random. Then the answers are stored, but no caption uses them.
+        hears: Whether the model accepts `Prompt.sound`.
     """
 
     untrained: bool
     hears: bool
 
     def ask(self, prompts: Sequence[Prompt]) -> list[str | NoAnswer]:
-        """Ask each prompt, and return the text of each answer, or why there is none.
+        """Return for each prompt the text of the model's answer, or `NoAnswer` with the reason.
 
         Raises:
             EngineGone: The engine cannot be used any more.
@@ -46,7 +47,7 @@ class VisionEngine(Protocol):
 
 
 def check_model(model: str) -> None:
-    """Refuse a model folder or hub id that cannot be loaded.
+    """Check that a model folder or hub id has a model. Load its configuration at most.
 
     Raises:
         ValueError: The folder holds no model, or the hub id cannot be found.
@@ -70,7 +71,7 @@ def check_model(model: str) -> None:
 
 
 def is_untrained(folder: str) -> bool:
-    """Return whether the weights in a model folder are marked as random."""
+    """Return whether a weights file in a model folder is marked as random (see `UNTRAINED`); False for a hub id."""
     from safetensors import safe_open
 
     for path in sorted(Path(folder).expanduser().glob("*.safetensors")):

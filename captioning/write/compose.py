@@ -29,10 +29,11 @@ Source = Literal["seen", "picture", "transcript", "voice", "tags", "sound", "wri
 SHORT, MEDIUM, LONG = "short", "medium", "long"
 _QUOTE_GAP_S = 1.5  # a pause of this length separates two quotes
 _COUNTS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
+# The keys in `Sentence.facts` of a sentence about colours.
 _COLOUR_FACTS = frozenset({"colours", "colour", "black_and_white"})
 # Agreement of onsets and motion (`data_prep.scores.av_sync`); by chance it is about 1, and rarely above 3.
 MIN_AV_AGREEMENT = 4.0
-# Below this score, a tag beside one with a higher score is mostly that other sound.
+# A tag with a lower score that overlaps a tag with a higher score is usually a wrong name of that other sound.
 _SURE_SCORE = 0.6
 _FROM_THE_START_S = 0.15  # a sound that begins later is not "throughout"
 _SHORT_QUOTE = 25  # words; the short caption mentions longer speech without a quote
@@ -70,11 +71,11 @@ class Sentence:
 
 
 def compose(facts: Facts, max_sounds: int) -> list[Sentence]:
-    """Compose every sentence that the facts support, in the fixed order.
+    """Compose every sentence that the facts support, in the order that the module's docstring gives.
 
     Args:
         facts: All that was measured of the clip.
-        max_sounds: Kinds of sound to mention at most.
+        max_sounds: The most kinds of sound to mention.
     """
     seen, picture = _seen(facts.seen), _picture(facts.picture)
     if seen:  # with a description of the content, colours are a detail for the long variant
@@ -95,7 +96,7 @@ def text_of(sentences: list[Sentence], variant: str) -> str:
 
 
 def _seen(phrases: tuple[dict[str, Any], ...]) -> list[Sentence]:
-    """Compose setting, subjects with their appearance, actions in time, writing on the screen."""
+    """Compose the sentences about the setting, the subjects with their appearance, the actions, and text on screen."""
     everywhere = (SHORT, MEDIUM, LONG)
     of = {kind: [one for one in phrases if one["kind"] == kind] for kind in ("setting", "subject", "action", "text")}
     out = [Sentence(f"The setting is {one['text']}.", "seen", _evidence(one), everywhere) for one in of["setting"]]
@@ -110,7 +111,7 @@ def _seen(phrases: tuple[dict[str, Any], ...]) -> list[Sentence]:
         out.append(Sentence(text, "seen", _evidence(one, *looks), variants))
     before = None
     for one in of["action"]:
-        # "Then" is a claim of order: the first pictures of this action must begin and end later.
+        # "Then" claims an order: this action's first span must end after the start of the previous one's.
         then = before is not None and all(g > s for s, _ in before["spans"][:1] for _, g in one["spans"][:1])
         text = f"Then {one['text']}." if then else f"{_capital(one['text'])}."
         out.append(Sentence(text, "seen", _evidence(one), (MEDIUM, LONG) if before else everywhere))
@@ -120,6 +121,7 @@ def _seen(phrases: tuple[dict[str, Any], ...]) -> list[Sentence]:
 
 
 def _evidence(*phrases: dict[str, Any]) -> dict[str, Any]:
+    """Return the spans and the open_clip scores of seen phrases, for `Sentence.facts`."""
     spans = sorted({(start, end) for one in phrases for start, end in one["spans"]})
     scores = {one["text"]: one["score"] for one in phrases if one["score"] is not None}
     return {"spans": [list(span) for span in spans]} | ({"scores": scores} if scores else {})
@@ -130,6 +132,7 @@ def _capital(text: str) -> str:
 
 
 def _picture(picture: dict[str, Any]) -> list[Sentence]:
+    """Compose the sentences about colours, brightness, camera, movement and cuts."""
     if not picture:
         return []
     out = [_colours(picture)]
@@ -152,6 +155,7 @@ def _picture(picture: dict[str, Any]) -> list[Sentence]:
 
 
 def _colours(picture: dict[str, Any]) -> Sentence:
+    """Compose the sentence that names the largest colours, or says that the picture is black and white."""
     everywhere = (SHORT, MEDIUM, LONG)
     if picture["black_and_white"]:
         return Sentence("The picture is black and white.", "picture", {"black_and_white": True}, everywhere)
@@ -163,7 +167,11 @@ def _colours(picture: dict[str, Any]) -> Sentence:
 
 
 def largest(shares: dict[str, float]) -> tuple[list[str], float]:
-    """Return the colours that make up most of the picture (at most three), and their summed share."""
+    """Return the colours that fill most of the picture (one to three), and the sum of their shares.
+
+    Args:
+        shares: {colour: share of the picture, 0 to 1}, the largest first.
+    """
     named: list[str] = []
     total = 0.0
     for name, share in shares.items():
@@ -175,6 +183,7 @@ def largest(shares: dict[str, float]) -> tuple[list[str], float]:
 
 
 def _motion(picture: dict[str, Any]) -> list[Sentence]:
+    """Compose the sentences about the camera, and about where something moves."""
     out = []
     movement, camera = picture["movement"], picture["camera"]
     if movement is not None and movement < 0.0005 and not picture["cuts"]:
@@ -194,6 +203,7 @@ def _motion(picture: dict[str, Any]) -> list[Sentence]:
 
 
 def _speech(facts: Facts) -> list[Sentence]:
+    """Compose the sentences about speech: language, number of speakers, and a quote with times per utterance."""
     spoken = facts.transcript
     words = [word for word in spoken.get("words", []) if normalise(word["word"])]
     utterances = [part for part in find_utterances(words) if _quotable_runs(words, *part)]
@@ -235,14 +245,13 @@ def _speech(facts: Facts) -> list[Sentence]:
 
 
 def quote(words: list[dict], *, unspaced: bool = False) -> str:
-    """Quote words as they were said.
+    """Return words between “ and ”, as they were said.
 
-    In a caption, only quotes have the marks “ and ”. Other marks inside are replaced, so that speech cannot end its
-    quote.
+    Quotation marks inside the words are replaced, so that the words cannot end the quote.
 
     Args:
         words: Words of a transcript.
-        unspaced: The language is written without spaces.
+        unspaced: Whether the language is written without spaces.
     """
     said = " ".join((_join_unspaced(words) if unspaced else " ".join(word["word"] for word in words)).split())
     said = re.sub(
@@ -252,17 +261,18 @@ def quote(words: list[dict], *, unspaced: bool = False) -> str:
 
 
 def _quoted(text: str) -> str:
+    """Return a text between “ and ”."""
     return f"“{_quote_safe(text)}”"
 
 
 def _quote_safe(text: str) -> str:
-    """Make a text safe inside a quote: quotation marks become single ones, unprintable characters spaces."""
+    """Replace quotation marks by single ones and unprintable characters by spaces, so that a quote can contain it."""
     text = text.translate(str.maketrans({"“": "‘", "”": "’", '"': "’", "„": "‘", "«": "‘", "»": "’"}))
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _join_unspaced(words: list[dict]) -> str:
-    """Join words without spaces, except where two would become one (numbers, Latin letters)."""
+    """Join words without spaces, except where two words would become one (numbers, Latin letters)."""
     said = ""
     for word in words:
         apart = normalise(said) + normalise(word["word"]) != normalise(said + word["word"])
@@ -271,7 +281,7 @@ def _join_unspaced(words: list[dict]) -> str:
 
 
 def find_utterances(words: list[dict], gap_s: float = _QUOTE_GAP_S) -> list[tuple[int, int]]:
-    """Find the utterances: what one speaker says without a pause of `gap_s` seconds.
+    """Split a transcript into utterances: what one speaker says without a pause of `gap_s` seconds.
 
     Returns:
         (first, end) indices into `words` of each utterance; `end` is exclusive.
@@ -287,7 +297,7 @@ def find_utterances(words: list[dict], gap_s: float = _QUOTE_GAP_S) -> list[tupl
 
 
 def _quotable_runs(words: list[dict], first: int, last: int) -> list[tuple[int, int]]:
-    """Find the runs of quotable words in an utterance, as (first, end) with an exclusive end."""
+    """Find the runs of quotable words in `words[first:last]`, as (first, end) indices; `end` is exclusive."""
     found: list[tuple[int, int]] = []
     for at in range(first, last):
         if not words[at].get("quotable", True):
@@ -300,7 +310,7 @@ def _quotable_runs(words: list[dict], first: int, last: int) -> list[tuple[int, 
 
 
 def nameable_sounds(tags: tuple[Tag, ...]) -> dict[str, list[Tag]]:
-    """Select the tags that a caption may mention, and group them by phrase.
+    """Select the tags that a caption may mention. Return {phrase: its tags}.
 
     Leave out speech, music, labels that are too general, tags masked by a more certain sound, tags that have a narrower
     label at the same time, and tags that taggers confuse with a stronger sound.
@@ -314,6 +324,7 @@ def nameable_sounds(tags: tuple[Tag, ...]) -> dict[str, list[Tag]]:
 
 
 def _by_phrase(tags: list[Tag]) -> dict[str, list[Tag]]:
+    """Return {phrase: the tags whose label has this phrase}."""
     groups: dict[str, list[Tag]] = {}
     for tag in tags:
         groups.setdefault(phrase(tag.label), []).append(tag)
@@ -326,7 +337,7 @@ def weight(tags: list[Tag]) -> float:
 
 
 def _is_confused(name: str, groups: dict[str, list[Tag]]) -> bool:
-    """Return whether a stronger sound that taggers confuse with this one is heard at the same time."""
+    """Return whether taggers confuse this sound with a stronger sound (by `weight`) that is heard at the same time."""
     here = groups[name]
     return any(
         other != name
@@ -337,7 +348,11 @@ def _is_confused(name: str, groups: dict[str, list[Tag]]) -> bool:
 
 
 def _is_masked(tags: list[Tag], heard: list[Tag]) -> bool:
-    """Return whether tags of low score overlap a better one, or are struck instruments without music."""
+    """Return whether the tags of one sound are probably wrong names of another sound.
+
+    Their scores must be below `_SURE_SCORE`. In addition, a tag in `heard` with a higher score must overlap them, or
+    they must be struck instruments without music at the same time.
+    """
     best = max(tag.score for tag in tags)
     beside = [other for other in heard if any(_overlap(other, tag) for tag in tags)]
     if all(tag.label in STRUCK for tag in tags) and not any(other.label in MUSIC for other in beside):
@@ -350,11 +365,13 @@ def _overlap(a: Tag, b: Tag) -> bool:
 
 
 def _has_narrower(tag: Tag, tags: list[Tag], labels: set[str]) -> bool:
+    """Return whether one of `tags`, whose labels are `labels`, overlaps `tag` and has a narrower label."""
     narrower = NARROWER.get(tag.label, frozenset()) & labels
     return any(other.label in narrower and _overlap(other, tag) for other in tags)
 
 
 def _sounds(facts: Facts, max_sounds: int) -> list[Sentence]:
+    """Compose the sentences about the `max_sounds` strongest sounds (by `weight`), in the order in which they begin."""
     groups = nameable_sounds(facts.tags)
     chosen = sorted(groups, key=lambda name: (-weight(groups[name]), name))[:max_sounds]
     out = []
@@ -370,6 +387,7 @@ def _sounds(facts: Facts, max_sounds: int) -> list[Sentence]:
 
 
 def _music(facts: Facts) -> list[Sentence]:
+    """Compose the sentences about music: a short one, and one with its times."""
     tags = [tag for tag in facts.tags if tag.label in MUSIC]
     if not tags:
         return []
@@ -382,6 +400,7 @@ def _music(facts: Facts) -> list[Sentence]:
 
 
 def _level(facts: Facts) -> list[Sentence]:
+    """Compose the sentences about the sound's level, steady background, agreement with the picture, trend and side."""
     sound = facts.sound
     if not sound or sound["level_db"] is None:
         return []
@@ -391,7 +410,7 @@ def _level(facts: Facts) -> list[Sentence]:
     elif sound["level_db"] > -12:
         out.append(Sentence("The sound is loud.", "sound", {"level_db": sound["level_db"]}, (LONG,)))
     steady = sound.get("steady")
-    if steady and not any(tag.label in MUSIC for tag in facts.tags):  # a held chord is steady too, but no background
+    if steady and not any(tag.label in MUSIC for tag in facts.tags):  # music can be steady too
         where = f", strongest at {steady['band']} frequencies" if steady["band"] else ""
         out.append(Sentence(f"A steady sound is in the background{where}.", "sound", {"steady": steady}, (LONG,)))
     if (sound.get("av_agreement") or 0.0) >= MIN_AV_AGREEMENT:
@@ -409,7 +428,10 @@ def _level(facts: Facts) -> list[Sentence]:
 
 
 def _time_phrase(intervals: list[tuple[float, float]], seconds: float) -> str:
-    """Write intervals as "throughout", or as the four longest spans in seconds."""
+    """Write sorted intervals (seconds) as text: "throughout", or "from … to … seconds" for the four longest.
+
+    "throughout" needs intervals that begin with the clip and fill 90 % of its `seconds`.
+    """
     if intervals[0][0] <= _FROM_THE_START_S and sum(end - start for start, end in intervals) >= 0.9 * seconds:
         return "throughout"
     longest = sorted(sorted(intervals, key=lambda span: span[0] - span[1])[:4])
@@ -417,4 +439,5 @@ def _time_phrase(intervals: list[tuple[float, float]], seconds: float) -> str:
 
 
 def _list(items: list[str]) -> str:
+    """Join items as "a, b and c"; there must be at least one."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

@@ -16,7 +16,7 @@ def words(text: str) -> list[str]:
 
 
 def names(text: str) -> list[str]:
-    """Split a text into names at bars; a line break counts as a space."""
+    """Split a text into names at "|"; a line break counts as a space."""
     return [name.strip() for name in text.replace("\n", " ").split("|") if name.strip()]
 
 
@@ -40,7 +40,7 @@ LANGUAGES = dict(
     )
 )
 
-# Labels whose sound is speech. The transcript reports it instead, since a tagger cannot know who speaks.
+# Labels whose sound is speech. A caption reports speech from the transcript instead of from these tags.
 SPEECH = frozenset(
     {
         "Speech",
@@ -68,7 +68,7 @@ UNMENTIONED = frozenset(
     )
 )
 
-# Label → the narrower labels that make it superfluous if they are heard at the same time.
+# Label → its narrower labels. If one of them is heard at the same time, a caption leaves the broader label out.
 NARROWER: dict[str, frozenset[str]] = {
     "Dog": frozenset({"Bark", "Yip", "Howl", "Bow-wow", "Growling", "Whimper (dog)"}),
     "Cat": frozenset({"Purr", "Meow", "Caterwaul"}),
@@ -149,7 +149,7 @@ NARROWER: dict[str, frozenset[str]] = {
     "Siren": frozenset({"Police car (siren)", "Ambulance (siren)", "Fire engine, fire truck (siren)"}),
 }
 
-# Instruments to which taggers give low scores for any knock.
+# Struck instruments. Taggers give them low scores for any knock.
 STRUCK = frozenset(
     names(
         """
@@ -159,7 +159,8 @@ STRUCK = frozenset(
     )
 )
 
-# Labels of something that is struck, and the class above them in AudioSet's ontology, which no tagger outputs.
+# Labels of something that is struck, and the class above them in AudioSet's ontology. No tagger outputs that class;
+# `hear.onsets` makes tags of it.
 KNOCKS = names(
     """
     Hammer|Chop|Wood|Chopping (food)|Tools|Knock|Tap|Thump, thud|Thunk|Bang|Basketball bounce|Bouncing|Wood block|
@@ -168,7 +169,8 @@ KNOCKS = names(
 )
 IMPACT = "Generic impact sounds"
 
-# Labels that taggers confuse: of those heard at once, a caption mentions the strongest.
+# Groups of labels that taggers confuse. Of the labels of a group that are heard at once, a caption mentions only the
+# strongest.
 CONFUSABLE = tuple(
     frozenset(names(group))
     for group in (
@@ -375,8 +377,9 @@ _GENRES = names(
         Lullaby|Dance music|Jingle (music)|Drum and bass|Opera
         """
 )
-# Taggers report false genres (a harp as "Christian music"), so that a caption says only "music" for any genre.
+# Taggers report false genres (a harp as "Christian music"), so a caption says "music" for every genre.
 MUSIC = frozenset(["Music", *_GENRES])
+# These labels say more than "impacts" does.
 NARROWER[IMPACT] = (
     frozenset(KNOCKS)
     | STRUCK
@@ -420,7 +423,7 @@ def phrase(label: str) -> str:
 
 
 def spans(tags: Iterable[Tag], join_s: float = 0.5) -> list[tuple[float, float]]:
-    """Merge the tags' intervals into disjoint spans, and close gaps of up to `join_s` seconds."""
+    """Merge the tags' intervals into disjoint, sorted (start, end) in seconds; close gaps of up to `join_s` seconds."""
     merged: list[tuple[float, float]] = []
     for start, end in sorted((tag.start_s, tag.end_s) for tag in tags):
         if merged and start <= merged[-1][1] + join_s:

@@ -1,7 +1,8 @@
 """Reduce different wordings of one claim to a canonical form that the checker's patterns match.
 
-A writer's phrases become the few forms in which claims are written. A sound's name becomes the sets of words that may
-name it: "a dog barking" is also "barking" or "a dog", but "a car alarm" is "an alarm" and not "a car".
+`canonical` replaces the phrases of a writer by the few forms that the patterns know. `ways_to_name` returns the sets of
+words that may name a sound: "a dog barking" is also "barking" or "a dog", but "a car alarm" is "an alarm" and not "a
+car".
 """
 
 import re
@@ -81,8 +82,9 @@ def stem(word: str) -> str:
 
 @cache
 def ways_to_name(name: str) -> frozenset[frozenset[str]]:
-    """Return the sets of stems that may name a sound: all its words, its head, and who makes it or what they do.
+    """Return the sets of word stems that may name a sound; a sentence must contain all stems of one set.
 
+    A set has all words of the name; those before "on", "of", …; the last of these; or only who makes the sound.
     "a dog barking" → {dog, bark}, {bark}, {dog}; "a car alarm" → {car, alarm}, {alarm}; "rain on a surface" → … {rain}.
     """
     words = [word for word in re.findall(r"[^\W_]+", name.lower()) if word not in ("a", "an", "the", "and")]
