@@ -110,7 +110,7 @@ class Writer:
     def __init__(self, root: Path, engines: Mapping[str, Any], about: Mapping[str, Any], keep: int) -> None:
         self._root, self._engines, self._about, self._keep = root, engines, about, keep
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
-        # A long timeout for slow disks. The death of a rank closes its connection and is noticed at once.
+        # A long timeout for slow disks. The end of a rank's process is noticed at once: its connection closes.
         self._group = dist.new_group(backend="gloo", timeout=timedelta(hours=6))
         self._buffers: dict[tuple, Tensor] = {}
         self._thread: threading.Thread | None = None
@@ -214,7 +214,7 @@ class Writer:
     def _retain(self) -> None:
         """Remove all complete checkpoints except the newest `keep`, and all universal checkpoints (see `reshard`)."""
         complete = [other for other in sorted(self._root.glob("step-*")) if (other / MARKER).exists()]
-        # A universal checkpoint is needed only to resume from the one that it was made from.
+        # A universal checkpoint is not needed any more after a newer checkpoint is complete.
         for old in (*complete[: -self._keep], *self._root.glob("universal-*"), *self._root.glob(".universal-*")):
             remove(old)
 

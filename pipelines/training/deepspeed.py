@@ -96,7 +96,7 @@ def start_engine(
     trained = [p for p in module.parameters() if p.requires_grad]
     matrices, vectors = [], []
     for p in trained:
-        # A partitioned parameter shows another shape; ds_shape is its real one.
+        # The `shape` of a partitioned parameter is not its real one; `ds_shape` is.
         (matrices if len(getattr(p, "ds_shape", p.shape)) >= 2 else vectors).append(p)
     groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(

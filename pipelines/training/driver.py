@@ -178,7 +178,7 @@ def _check_resumable(
         raise ValueError(
             f"{output} holds a run with another {key} ({before!r}, now {now!r}); choose another output, or remove it"
         )
-    # A checkpoint holds no frozen weights: a resumed run reads them from their file again.
+    # A checkpoint does not contain frozen weights: a resumed run reads them from their file again.
     for name, identity in held.get("given", given).items():
         if given.get(name) != identity:
             raise ValueError(
@@ -226,7 +226,8 @@ def _summary(
         "skipped_samples": dataset.skipped,
         "repeats_per_epoch": plan.repeats,
         "epochs": settings.steps / plan.steps_per_epoch,
-        # Means over the first and the last tenth of the run's records; for a later loss, over its first records.
+        # Means over the first and the last tenth of the run's records. A loss that begins later (an adversary's) has
+        # its mean over as many of its own first records.
         "loss_at_start": {key: mean(key, slice(part)) for key in losses},
         "loss_at_end": {key: mean(key, slice(-part, None)) for key in losses},
         "skipped_steps": int(records[-1]["skipped_steps"]),

@@ -70,7 +70,7 @@ def coarse_error(x_bctm: Tensor, y_bctm: Tensor) -> Tensor:
 
 
 class AudioVAETask(VAETask):
-    """Train the audio VAE on crops of a curated set's sound."""
+    """The task that trains the audio VAE on crops of a curated set's sound."""
 
     name = "audio-vae"
     uses = ("audio_vae",)

@@ -20,7 +20,7 @@ from pipelines.training.tasks.helpers.lora import add_adapters, save_adapters
 
 
 class DiTTask(DiffusionTask):
-    """Train the transformer and the text connectors, or adapters on the transformer, on an encoded set."""
+    """The task that trains transformer and text connectors, or adapters on the transformer, on an encoded set."""
 
     name = "dit"
 

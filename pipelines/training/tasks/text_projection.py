@@ -52,7 +52,7 @@ class TextProjectionTrainee(DiffusionTrainee):
 
 
 class TextProjectionTask(DiffusionTask):
-    """Train W and the text connectors, with or without the transformer, on an encoded set's captions."""
+    """The task that trains W, the text connectors and (unless it is frozen) the transformer on an encoded set."""
 
     name = "text-projection"
     # A narrower type than in the base class. This is safe, because it is set only in __init__.

@@ -108,7 +108,7 @@ def scaled_down(pixels_bcfhw: Tensor, scale: Scale) -> Tensor:
 
 
 class UpscalerTask(Task):
-    """Train an upscaler of the settings' scale on crops of a curated set's clips."""
+    """The task that trains an upscaler, of the scale in the settings, on crops of a curated set's pictures."""
 
     name = "upscaler"
     uses = ("upscaler", "video_vae")

@@ -62,7 +62,7 @@ class VideoVAETrainee(VAETrainee):
 
 
 class VideoVAETask(VAETask):
-    """Train the video VAE on crops of a curated set's clips."""
+    """The task that trains the video VAE on crops of a curated set's pictures."""
 
     name = "video-vae"
     uses = ("video_vae",)

@@ -121,7 +121,7 @@ def _magnitude(x_bsn: Tensor, length: int, hop: int) -> Tensor:
 
 
 class VocoderTask(Task):
-    """Train the vocoder on crops of a curated set's sound."""
+    """The task that trains the vocoder on crops of a curated set's sound."""
 
     name = "vocoder"
     uses = ("vocoder",)

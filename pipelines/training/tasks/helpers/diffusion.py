@@ -151,7 +151,7 @@ class DiffusionTrainee(Trainee):
         predicted: dict[str, Tensor] = {}
         predicted["video"], predicted["audio"] = self.transformer(streams["video"], streams["audio"], skip_cross_modal)
 
-        # Loss, and its means over the real samples, also by bin of σ.
+        # Loss, and its means over the samples that are no repeats, also by bin of σ.
         real = (batch.weights > 0).float()
         loss = torch.zeros((), device=device)
         means: dict[str, Mean] = {}
