@@ -3,13 +3,13 @@
 - Model states: DeepSpeed's estimate (ZeRO, arXiv 1910.02054 §3, with gradients accumulated in fp32). With bf16, 18
   bytes per trained parameter (weights 2, gradients 4, fp32 weights 4, moments 8), divided among the ranks as the ZeRO
   stage divides them; with ZeRO-3 also the weights and gradients of the one block that runs.
-- Activations: traced on fake tensors (`model.activations`). Those of the text connectors are not counted; those of
-  frozen layers are counted too high, because their inputs need not be saved. Ranks that share the tokens of a sample
-  share its activations.
-- Operations: `model.flops`, three times the forward's, without the gradients of frozen parameters.
-- Time: the operations at a stated MFU, or the traffic of the weights, whichever takes longer. Per micro-batch, ZeRO-3
-  gathers the weights twice and reduces the gradients once: 6 bytes per trained parameter, 4 per frozen one. The
-  exchanges of sequence parallelism are not in the traffic.
+- Activations: traced on fake tensors (`model.activations`). Those of the text connectors are not counted. Those of
+  frozen layers are estimated too high, because their inputs need not be saved. The activations of a sample are divided
+  among the ranks that share its tokens.
+- Operations: `model.flops`, three times those of the forward pass, without the gradients of frozen parameters.
+- Time: the operations at the MFU of `Cluster`, or the traffic of the weights, whichever takes longer. Per micro-batch,
+  ZeRO-3 gathers the weights twice and reduces the gradients once: with bf16, 6 bytes per trained parameter and 4 per
+  frozen one. The exchanges of sequence parallelism are not in the traffic.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,9 +28,9 @@ from pipelines.training.settings import DiTSettings, TrainSettings
 from pipelines.training.tasks.dit import DiTTask
 
 GIB = 2**30
-# By GPU: memory free for a process (GiB), dense bf16 peak (TFLOP/s).
+# GPU → (memory that is free for a process in GiB, dense bf16 peak in TFLOP/s).
 GPUS = {"H100": (78.0, 989.4), "H200": (139.0, 989.4), "A100-80GB": (78.0, 312.0)}
-# For CUDA's context, NCCL's buffers, and fragmentation.
+# Memory per GPU for what is not estimated: CUDA's context, NCCL's buffers, and fragmentation.
 RESERVE_GIB = 6.0
 # DeepSpeed's default buckets, in elements: gradients to reduce (two buckets, for overlap), and weights to prefetch.
 _REDUCE_BUCKET, _PREFETCH_BUCKET = 5e8, 5e7
@@ -38,11 +38,11 @@ _REDUCE_BUCKET, _PREFETCH_BUCKET = 5e8, 5e7
 
 @dataclass(frozen=True)
 class Cluster:
-    """The GPUs of a run, and how well they are used.
+    """The GPUs of a run, and assumptions about their speed.
 
     Attributes:
         nodes: number of nodes.
-        gpus_per_node: GPUs of each node.
+        gpus_per_node: number of GPUs of each node.
         gpu: a key of `GPUS`.
         mfu: model FLOPs utilisation, in (0, 1].
         bandwidth: GB/s that one GPU sends and receives in all-gathers over nodes.
@@ -56,20 +56,20 @@ class Cluster:
 
     @property
     def gpus(self) -> int:
-        """Number of GPUs of all nodes."""
+        """Return the number of GPUs of all nodes."""
         return self.nodes * self.gpus_per_node
 
 
 @dataclass(frozen=True)
 class BucketCost:
-    """The cost of a step of one bucket.
+    """The estimated cost of a step with samples of one bucket.
 
     Attributes:
-        bucket: of the samples.
-        samples: per micro-batch.
-        tokens: per micro-batch.
-        activations: bytes per GPU.
-        flops: of the step over all GPUs, without recomputation.
+        bucket: shape of the samples.
+        samples: number of samples of a micro-batch.
+        tokens: number of tokens of a micro-batch.
+        activations: peak bytes per GPU.
+        flops: floating-point operations of the step on all GPUs, without recomputation.
         compute_s: seconds for the operations.
         communication_s: seconds for the traffic of the weights.
     """
@@ -84,19 +84,19 @@ class BucketCost:
 
     @property
     def step_s(self) -> float:
-        """Seconds of the step: communication overlaps with computation."""
+        """Return the seconds of the step: the larger of both times, because communication overlaps with computation."""
         return max(self.compute_s, self.communication_s)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run needs.
+    """The estimate of what a run needs.
 
     Attributes:
         trained: number of trained parameters.
         frozen: number of frozen parameters.
-        memory: bytes per GPU, by purpose.
-        available: bytes per GPU.
+        memory: purpose, such as "gradients" → bytes per GPU.
+        available: bytes per GPU that the run may use.
         buckets: cost of a step of each bucket.
     """
 
@@ -108,12 +108,12 @@ class Budget:
 
     @property
     def total(self) -> int:
-        """Bytes per GPU for all purposes."""
+        """Return the sum of `memory`, bytes per GPU."""
         return sum(self.memory.values())
 
     @property
     def step_s(self) -> float:
-        """Mean seconds of a step, with every bucket equally frequent."""
+        """Return the mean seconds of a step, if every bucket is equally frequent."""
         return sum(cost.step_s for cost in self.buckets) / len(self.buckets)
 
 
@@ -122,7 +122,7 @@ def model_states(trained: int, at_work: int, gpus: int, zero_stage: int, precisi
 
     Args:
         trained: number of trained parameters.
-        at_work: weights plus gradients of one block, which ZeRO-3 holds complete while the block runs; elements.
+        at_work: number of elements of the weights and gradients of one block, which ZeRO-3 gathers while it runs.
         gpus: number of ranks.
         zero_stage: 1 to 3.
         precision: "bf16" or "fp32".
@@ -138,15 +138,15 @@ def model_states(trained: int, at_work: int, gpus: int, zero_stage: int, precisi
 
 @dataclass(frozen=True)
 class _Parameters:
-    """Numbers of parameters."""
+    """Numbers of parameters of the module that task `dit` trains."""
 
     trained: int
     frozen: int
-    used: int  # in a step
-    trained_share: float  # of the transformer's parameters
+    used: int  # parameters that a step uses: all but those of the feature projection W
+    trained_share: float  # share of the transformer's parameters that are trained, in [0, 1]
     blocks: int  # number of blocks of the transformer
-    block: int  # of the largest block
-    trained_block: int  # of the block with the most trained ones
+    block: int  # parameters of the largest block
+    trained_block: int  # trained parameters of the block that has most of them
 
 
 @lru_cache
@@ -174,19 +174,21 @@ def _parameters(name: str, options: str) -> _Parameters:
 
 
 def _count(module: nn.Module, trained: bool = False) -> int:
+    """Return the number of parameters; with `trained`, only of those that require gradients."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
 
 
 def budget(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster) -> Budget:
-    """Estimate what a run of task `dit` needs.
+    """Estimate memory, operations and step time of a run of task `dit`.
 
     Args:
-        settings: of the run; the number of workers is taken from `cluster`.
-        buckets: of the samples.
+        settings: of the run. The number of workers is the number of GPUs of `cluster`, not `workers.count`.
+        buckets: shapes of the samples.
         cluster: the GPUs.
 
     Raises:
-        ValueError: the recipe's micro-batches do not divide among the GPUs, or a bucket exceeds the token budget.
+        ValueError: the recipe's micro-batches cannot be divided equally among the GPUs, or one sample of a bucket has
+            more tokens than `batch.tokens`.
     """
     config, zero_stage = preset(settings.preset), DiTTask(settings).stage
     parameters = _parameters(settings.preset, settings.dit.model_dump_json())
@@ -252,7 +254,7 @@ def budget(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster)
 
 
 def remedies(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster) -> Iterator[str]:
-    """Yield the single changes, the cheapest first, with which a run that does not fit would fit."""
+    """Yield flags of `kinotone plan`, the cheapest first, for a run that does not fit. Each alone makes it fit."""
     every = settings.workers.recompute
     for fewer in (n for n in (4, 3, 2, 1) if not every or n < every):
         if _fits(_with(settings, "workers", recompute=fewer), buckets, cluster):
@@ -277,9 +279,11 @@ def remedies(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluste
 
 
 def _with(settings: TrainSettings, section: str, **changes: int) -> TrainSettings:
+    """Return the settings with changed values in one section."""
     return settings.model_copy(update={section: getattr(settings, section).model_copy(update=changes)})
 
 
 def _fits(settings: TrainSettings, buckets: Sequence[Bucket], cluster: Cluster) -> bool:
+    """Return whether the estimated memory of the run is available on a GPU."""
     found = budget(settings, buckets, cluster)
     return found.total <= found.available

@@ -3,17 +3,17 @@
     <output>/checkpoints/step-00000200/
         …                    DeepSpeed's shards: weights, fp32 weights, optimizer
         discriminators/…     the same of the second engine, for a task with discriminators
-        rank-00000.pt        per rank: step, moving average, buffers, counters, random states
+        rank-00000.pt        one file per rank: step, moving average, buffers, counters, random states
         COMMITTED.json       written last: step, world size, every file with its size
 
 A folder without COMMITTED.json, or with a file of another size than COMMITTED.json lists, is never loaded. A checkpoint
 is removed only after a newer one is complete.
 
-The training loop stops only while each rank copies its share to host memory; a thread writes the copies to disk. The
+The training loop waits only while each rank copies its share to host memory; a thread writes the copies to disk. The
 threads of the ranks exchange the list of their files over a separate process group, so that these collective calls
 cannot mix with the loop's. The thread of rank 0 then writes the marker. DeepSpeed 0.19 has two asynchronous writers,
-which are not used: "decoupled" hands the live tensors to another process, waits for it before the next optimizer step,
-and ignores the death of that process; "datastates" needs a package that is not on PyPI.
+which are not used: "decoupled" gives the tensors themselves (not copies) to another process, waits for it before the
+next optimizer step, and does not notice when that process dies; "datastates" needs a package that is not on PyPI.
 """
 
 import json
@@ -48,7 +48,7 @@ def committed(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(marker.read_text())
     except ValueError:
-        return None  # incomplete
+        return None  # the marker itself is incomplete
     for name, size in content["files"].items():
         file = path / name
         if not file.is_file() or file.stat().st_size != size:
@@ -57,7 +57,7 @@ def committed(path: Path) -> dict[str, Any] | None:
 
 
 def latest(root: Path) -> tuple[int, dict[str, Any]] | None:
-    """Return step and marker of the newest complete checkpoint; None when there is none."""
+    """Return the step and the marker's content of the newest complete checkpoint; None when there is none."""
     for path in sorted(root.glob("step-*"), reverse=True):
         if (content := committed(path)) is not None:
             return content["step"], content
@@ -65,11 +65,11 @@ def latest(root: Path) -> tuple[int, dict[str, Any]] | None:
 
 
 def commit(path: Path, content: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-    """Write the marker of a folder whose files are on disk.
+    """Write the marker of a folder; call it when all files of the folder are on disk.
 
     Args:
         path: the folder.
-        content: of the marker, besides the files.
+        content: content of the marker, in addition to the list of files.
         sizes: bytes of each file, by name relative to `path`.
     """
     half = path / f".{MARKER}"
@@ -95,22 +95,22 @@ def flush(path: Path) -> None:
 
 
 class Writer:
-    """Writes one rank's part of every checkpoint; every rank makes one and calls the same methods.
+    """Writer of one rank's files of every checkpoint. Every rank makes one and calls the same methods.
 
     Args:
         root: <output>/checkpoints.
         engines: DeepSpeed engines, by their folder in a checkpoint; "" is the checkpoint folder itself.
-        about: added to every marker.
-        keep: number of complete checkpoints to keep, the newest.
+        about: entries that are added to every marker.
+        keep: number of the newest complete checkpoints that are not removed.
 
     Attributes:
-        write_s: seconds from the call of the last completed save until it was complete; 0 before the first.
+        write_s: seconds that the last complete checkpoint took, from the call of `save` on; 0 before the first.
     """
 
     def __init__(self, root: Path, engines: Mapping[str, Any], about: Mapping[str, Any], keep: int) -> None:
         self._root, self._engines, self._about, self._keep = root, engines, about, keep
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
-        # A long timeout for slow disks. The death of a rank closes its connection and is noticed at once.
+        # A long timeout for slow disks. The end of a rank's process is noticed at once: its connection closes.
         self._group = dist.new_group(backend="gloo", timeout=timedelta(hours=6))
         self._buffers: dict[tuple, Tensor] = {}
         self._thread: threading.Thread | None = None
@@ -118,11 +118,11 @@ class Writer:
         self.write_s = 0.0
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Copy the state to host memory, and start to write the checkpoint of `step`.
+        """Copy engines and state to host memory, and start a thread that writes the checkpoint of `step`.
 
         Args:
             step: number of finished steps.
-            state: per-rank state: moving average, buffers, counters.
+            state: what this rank saves in addition to the engines: moving average, buffers, counters.
 
         Raises:
             RuntimeError: the previous checkpoint could not be written.
@@ -131,7 +131,7 @@ class Writer:
         began = time.perf_counter()
         path = folder(self._root, step)
         if self._rank == 0 and path.exists():
-            remove(path)  # an incomplete one of an interrupted run
+            remove(path)  # left incomplete by an interrupted run
         dist.barrier()
         files: dict[Path, Any] = {}
         for name, engine in self._engines.items():
@@ -174,6 +174,7 @@ class Writer:
             raise RuntimeError(f"a checkpoint could not be written: {self._error}") from self._error
 
     def _work(self, path: Path, step: int, files: dict[Path, Any], began: float) -> None:
+        """Run `_write` in the thread; measure its time, and store its error for `raise_error`."""
         try:
             self._write(path, step, files)
             self.write_s = time.perf_counter() - began
@@ -181,6 +182,16 @@ class Writer:
             self._error = error
 
     def _write(self, path: Path, step: int, files: dict[Path, Any]) -> None:
+        """Write this rank's files and wait for the other ranks; rank 0 then writes the marker.
+
+        Args:
+            path: folder of the checkpoint.
+            step: of the checkpoint.
+            files: path of a file → its content in host memory.
+
+        Raises:
+            RuntimeError: a rank could not write its files.
+        """
         written: dict[str, int] | str = {}
         try:
             for file, content in files.items():
@@ -201,14 +212,24 @@ class Writer:
             self._retain()
 
     def _retain(self) -> None:
+        """Remove all complete checkpoints except the newest `keep`, and all universal checkpoints (see `reshard`)."""
         complete = [other for other in sorted(self._root.glob("step-*")) if (other / MARKER).exists()]
-        # A universal checkpoint is needed only to resume from the one that it was made from.
+        # A universal checkpoint is not needed any more after a newer checkpoint is complete.
         for old in (*complete[: -self._keep], *self._root.glob("universal-*"), *self._root.glob(".universal-*")):
             remove(old)
 
 
 class _CopyingEngine:
-    """DeepSpeed's checkpoint engine, except that `save` copies to host memory instead of writing."""
+    """A replacement of DeepSpeed's checkpoint engine, whose `save` copies to host memory and writes nothing.
+
+    Every other attribute is that of the original.
+
+    Args:
+        original: DeepSpeed's checkpoint engine.
+        files: `save` adds path → copy.
+        buffers: as in `host_copy`.
+        name: folder of the DeepSpeed engine in a checkpoint, which separates its buffers from those of others.
+    """
 
     def __init__(self, original: Any, files: dict[Path, Any], buffers: dict[tuple, Tensor], name: str) -> None:
         self._original, self._files, self._buffers, self._name = original, files, buffers, name
@@ -217,6 +238,7 @@ class _CopyingEngine:
         return getattr(self._original, name)
 
     def save(self, state_dict: Any, path: str) -> None:
+        """Copy what DeepSpeed would write to `path`."""
         file = Path(path)
         self._files[file] = host_copy(state_dict, self._buffers, (self._name, file.name))
 
@@ -225,10 +247,10 @@ def host_copy(value: Any, buffers: dict[tuple, Tensor], key: tuple) -> Any:
     """Copy the tensors of `value` to host memory; copies from a GPU go to pinned memory and do not wait.
 
     Args:
-        value: tensors in dicts, lists and tuples; anything else in it must not change.
-        buffers: the copies of the previous save, by key. They are overwritten, because to allocate memory takes longer
-            than to copy.
-        key: identifies `value` among the buffers.
+        value: tensors in dicts, lists and tuples. Other values in it are not copied, so they must not change later.
+        buffers: key → the copy of the previous save. It is overwritten, because to allocate memory takes longer than
+            to copy.
+        key: key of `value` in `buffers`.
 
     Returns:
         `value`, with copies in the place of its tensors.
@@ -247,7 +269,12 @@ def host_copy(value: Any, buffers: dict[tuple, Tensor], key: tuple) -> Any:
 
 
 def load(engines: Mapping[str, Any], root: Path, step: int) -> list[dict[str, Any]]:
-    """Load a checkpoint that the same number of ranks wrote into the engines; every rank calls it.
+    """Load a checkpoint into the engines; every rank calls it. As many ranks as now must have written it.
+
+    Args:
+        engines: as in `Writer`.
+        root: <output>/checkpoints.
+        step: of the checkpoint.
 
     Returns:
         A list with one element, the state that this rank saved.
@@ -261,7 +288,12 @@ def load(engines: Mapping[str, Any], root: Path, step: int) -> list[dict[str, An
 
 
 def rank_state(path: Path, rank: int) -> dict[str, Any]:
-    """Return the state that a rank saved beside the engines. Its tensors are read from the file when they are used."""
+    """Return the state that a rank saved in addition to the engines. Its tensors are read from disk when first used.
+
+    Args:
+        path: folder of the checkpoint.
+        rank: the rank that saved the state.
+    """
     return torch.load(path / f"rank-{rank:05d}.pt", map_location="cpu", weights_only=True, mmap=True)
 
 

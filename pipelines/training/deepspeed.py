@@ -1,8 +1,8 @@
 """DeepSpeed for a training run: its import, its configuration, and an engine around a module.
 
-What shapes this file (DeepSpeed 0.19.8): DeepSpeed imports MLflow for its autotuner, compiles a shared-memory
+Why `import_deepspeed` exists (DeepSpeed 0.19.8): DeepSpeed imports MLflow for its autotuner, compiles a shared-memory
 all-reduce for the CPU on first use, and decorates an optimizer that is not its own with torch.compile, which imports
-all of Inductor. Each of the three takes longer than a tiny run, so `import_deepspeed` turns them off.
+all of Inductor. Each of the three takes longer than a tiny run.
 """
 
 import logging
@@ -19,7 +19,11 @@ from pipelines.training.tasks.base import Trainee
 
 
 def import_deepspeed(device: torch.device) -> Any:
-    """Import DeepSpeed without the slow parts that a run does not use, and return the module."""
+    """Import DeepSpeed and return the module, without the slow steps that the docstring of this file lists.
+
+    Args:
+        device: on which the rank trains. The two steps that compile are turned off only for the CPU.
+    """
     hidden = "mlflow" not in sys.modules
     if hidden:
         sys.modules["mlflow"] = None  # type: ignore[assignment]
@@ -43,7 +47,7 @@ def configuration(settings: TrainSettings, stage: int, precision: str, device: t
         settings: of the run.
         stage: ZeRO stage, 1 to 3.
         precision: "fp32" or "bf16".
-        device: that the rank trains on.
+        device: on which the rank trains.
     """
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -61,7 +65,7 @@ def configuration(settings: TrainSettings, stage: int, precision: str, device: t
 
 
 def partitioned_init(settings: TrainSettings, device: torch.device) -> AbstractContextManager[Any]:
-    """Partition, for ZeRO-3, each parameter of the modules that are built inside the `with` block."""
+    """Return a context for ZeRO-3: each parameter of a module that is built inside it is partitioned at once."""
     config = configuration(settings, 3, settings.workers.precision, device)
     return import_deepspeed(device).zero.Init(config_dict_or_path=config)
 
@@ -79,19 +83,20 @@ def start_engine(
     """Wrap a module in a DeepSpeed engine with AdamW; every rank calls it.
 
     Args:
-        module: its parameters that require gradients are trained. Only matrices have weight decay.
+        module: its parameters that require gradients are trained. Only those with two or more dimensions have weight
+            decay.
         options: of AdamW.
         stage: ZeRO stage, 1 to 3.
         precision: "fp32" or "bf16".
         settings: of the run.
-        device: that the rank trains on.
+        device: on which the rank trains.
         load_universal: the engine will load a checkpoint in DeepSpeed's universal format (see `reshard`).
     """
     deepspeed = import_deepspeed(device)
     trained = [p for p in module.parameters() if p.requires_grad]
     matrices, vectors = [], []
     for p in trained:
-        # A partitioned parameter shows another shape; ds_shape is its real one.
+        # The `shape` of a partitioned parameter is not its real one; `ds_shape` is.
         (matrices if len(getattr(p, "ds_shape", p.shape)) >= 2 else vectors).append(p)
     groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(
@@ -113,10 +118,11 @@ def start_engine(
 
 
 def _require_gradients(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Require gradients for the inputs of a leaf module.
+    """Set `requires_grad` of the floating-point inputs of a leaf module, before its forward.
 
-    DeepSpeed reduces the gradients of a leaf module when the gradients of its inputs are there. Without a trained
-    parameter before the module (adapters, frozen parts) its inputs have none, and DeepSpeed reduces nothing.
+    DeepSpeed reduces the gradients of a leaf module when the gradients of its inputs have been computed. If no
+    parameter before the module is trained (with adapters or frozen layers), its inputs have no gradients, and
+    DeepSpeed would reduce nothing.
     """
     for x in inputs:
         if isinstance(x, Tensor) and x.is_floating_point() and torch.is_grad_enabled():

@@ -4,7 +4,7 @@ Every mistake of the user is found here, before a worker starts. While the worke
 the metrics of rank 0 on to the tracking server and the progress display (`relay`).
 
     <output>/settings.yaml  summary.json  metrics.jsonl
-    <output>/checkpoints/   the newest complete ones (see `checkpoint`)
+    <output>/checkpoints/   the newest complete checkpoints (see `checkpoint`)
     <output>/weights/       a model folder: the trained components (their moving average) and the given ones
 """
 
@@ -43,13 +43,13 @@ from pipelines.training.worker import Job
 
 log = logging.getLogger("kinotone.training")
 
-# Settings that may change when a run resumes. With any other change, one curve would show two runs.
+# Settings that may change when a run resumes. After any other change, its curves would mix two different runs.
 _MAY_CHANGE = frozenset({"steps", "log_every", "checkpoint", "cache_mb"})
 _WORKERS_MAY_CHANGE = frozenset({"count", "cpus", "recompute", "max_failures"})
 
 
 def tasks() -> dict[str, type[Task]]:
-    """Return the tasks by name."""
+    """Return name → class of every task."""
     known = (DiTTask, TextProjectionTask, VideoVAETask, AudioVAETask, VocoderTask, UpscalerTask)
     return {task.name: task for task in known}
 
@@ -67,8 +67,8 @@ def train(
         task: "dit", "text-projection", "video-vae", "audio-vae", "vocoder" or "upscaler".
         settings: of the run.
         output: folder of checkpoints and final weights.
-        tracking: the tracking server; default: embedded, beside `output`.
-        progress: called with (task, steps done, steps).
+        tracking: the tracking server; default: an SQLite store in the folder that contains `output`.
+        progress: called with (task, steps done, steps) at the start and for each record of metrics.jsonl.
 
     Returns:
         The content of `<output>/summary.json`: task, steps, losses at the start and the end, throughput, samples.
@@ -131,13 +131,13 @@ def train(
 
 
 def component_files(init_from: tuple[str, ...]) -> dict[str, Path]:
-    """Return the file of each component that model folders or files hold.
+    """Return component → its file, or the folder or file that contains it, if it has no file of its own.
 
     Args:
         init_from: model folders or files. A component of a later one replaces that of an earlier one.
 
     Raises:
-        ValueError: a folder or file does not exist, or holds no weights.
+        ValueError: a folder or file does not exist, or contains no weights.
     """
     found: dict[str, Path] = {}
     for given in init_from:
@@ -151,7 +151,18 @@ def component_files(init_from: tuple[str, ...]) -> dict[str, Path]:
 def _check_resumable(
     task: str, settings: TrainSettings, output: Path, steps_per_epoch: int, given: dict[str, str]
 ) -> None:
-    """Raise ValueError when `output` holds another run. given: component → identity of its file."""
+    """Check that the run in `output`, if there is one with a checkpoint, can be resumed.
+
+    Args:
+        task: name of the task.
+        settings: of the call.
+        output: folder of the run.
+        steps_per_epoch: of the batch plan.
+        given: component → identity of its file.
+
+    Raises:
+        ValueError: it is a run with another task, other settings, another set or other given components.
+    """
     path = output / "settings.yaml"
     found = checkpoint.latest(output / "checkpoints")
     if found is None or not path.exists():
@@ -167,7 +178,7 @@ def _check_resumable(
         raise ValueError(
             f"{output} holds a run with another {key} ({before!r}, now {now!r}); choose another output, or remove it"
         )
-    # A checkpoint holds no frozen weights: a resumed run reads them from their file again.
+    # A checkpoint does not contain frozen weights: a resumed run reads them from their file again.
     for name, identity in held.get("given", given).items():
         if given.get(name) != identity:
             raise ValueError(
@@ -185,7 +196,10 @@ def _check_resumable(
 
 
 def _lineage(root: str) -> tuple[str, str, str]:
-    """Return name, digest and URI of a set. The digest is that of its summary, which counts everything in the set."""
+    """Return name, digest and URI of a set, for the tracking server.
+
+    The digest is that of the set's summary.json, whose counts differ for another set; without one, of the URI.
+    """
     try:
         summary = storage.read(storage.at(root, "summary.json"))
     except FileNotFoundError:
@@ -196,6 +210,7 @@ def _lineage(root: str) -> tuple[str, str, str]:
 def _summary(
     task: str, settings: TrainSettings, dataset: Dataset, plan: batch_plan.Plan, output: Path, seconds: float
 ) -> dict[str, Any]:
+    """Return the content of summary.json. seconds: duration of this call of `train`."""
     records = read_metrics(output / METRICS)
     part = max(1, len(records) // 10)
     losses = sorted(key for key in records[-1] if key.startswith("loss") and "/sigma" not in key)
@@ -211,7 +226,8 @@ def _summary(
         "skipped_samples": dataset.skipped,
         "repeats_per_epoch": plan.repeats,
         "epochs": settings.steps / plan.steps_per_epoch,
-        # Means over the first and the last tenth of the run's records; for a later loss, over its first records.
+        # Means over the first and the last tenth of the run's records. A loss that begins later (an adversary's) has
+        # its mean over as many of its own first records.
         "loss_at_start": {key: mean(key, slice(part)) for key in losses},
         "loss_at_end": {key: mean(key, slice(-part, None)) for key in losses},
         "skipped_steps": int(records[-1]["skipped_steps"]),
@@ -222,7 +238,12 @@ def _summary(
 
 
 def _copy_given(files: dict[str, Path], folder: Path) -> None:
-    """Copy the components that were given but not trained, so that `folder` is complete."""
+    """Copy the given components that were not trained to the model folder of the run, so that it is complete.
+
+    Args:
+        files: component → the file that it started from.
+        folder: <output>/weights, with the trained components.
+    """
     from model import weights
 
     for name, path in files.items():

@@ -12,15 +12,15 @@ from torch import Tensor
 
 
 class MovingAverage:
-    """The moving average of the partitions that `local_partitions` returns.
+    """The moving average of this rank's fp32 partitions.
 
     Args:
-        partitions: the tensors that the optimizer updates, not copies.
-        spans: where each partition lies in its parameter, from `partitions.spans`.
+        partitions: from `partitions.local_partitions`: the tensors that the optimizer updates, not copies.
+        spans: from `partitions.spans`: where each partition begins in its parameter, and the parameter's size.
         decay: in [0, 1).
 
     Attributes:
-        weights: the average, by parameter name.
+        weights: parameter name → the average.
         updates: number of updates so far.
     """
 
@@ -31,7 +31,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Set average ← d · average + (1 − d) · weights."""
+        """Set average ← d · average + (1 − d) · weights, with the smaller of `decay` and (1 + n) / (10 + n) as d."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         for name, part in self._partitions.items():
@@ -43,7 +43,7 @@ class MovingAverage:
         return {"average": self.weights, "begins": begins, "updates": self.updates}
 
     def load(self, states: Iterable[dict[str, Any]]) -> None:
-        """Restore the average.
+        """Restore the average from what `state` returned.
 
         Args:
             states: this rank's state; when the world size changed, those of all ranks that wrote the checkpoint.
@@ -53,7 +53,7 @@ class MovingAverage:
             self.updates = state["updates"]
             for name, weights in self.weights.items():
                 if name not in state["average"]:
-                    continue  # with ZeRO-1 and 2 a rank may hold nothing of a parameter
+                    continue  # with ZeRO-1 and 2 a rank may have no element of a parameter
                 begin, saved = state["begins"][name], state["average"][name]
                 ours = self._spans[name][0]
                 start, end = max(begin, ours), min(begin + len(saved), ours + len(weights))
@@ -63,6 +63,10 @@ class MovingAverage:
         assert not any(missing.values()), f"elements of the average that no rank saved: {missing}"
 
     def _unpadded(self, name: str) -> int:
-        """Return the elements of this rank's partition without the padding that ZeRO-3 adds to the last one."""
+        """Return the number of elements of this rank's partition, without the padding of the last one (ZeRO-3).
+
+        Args:
+            name: of the parameter.
+        """
         begin, size = self._spans[name]
         return max(0, min(len(self.weights[name]), size - begin))

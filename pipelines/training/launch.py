@@ -18,11 +18,11 @@ log = logging.getLogger("kinotone.training")
 
 
 def run_workers(job: Job, run: Run) -> None:
-    """Train until the last step.
+    """Start the workers, and return when they have trained until the last step.
 
     Args:
-        job: sent to every worker.
-        run: receives the metrics of the nodes.
+        job: what every worker gets.
+        run: the run to which the metrics of the nodes are logged.
 
     Raises:
         ValueError: the cluster is too small.
@@ -57,7 +57,7 @@ def run_workers(job: Job, run: Run) -> None:
             with node_metrics_logged(run):
                 trainer.fit()
     except SystemExit:
-        interrupted = True  # Ray's answer to Ctrl-C
+        interrupted = True  # Ray raises it after Ctrl-C
     except ValueError:
         raise
     except Exception as error:
@@ -71,7 +71,7 @@ def run_workers(job: Job, run: Run) -> None:
 
 
 def _reshard(job: Job) -> None:
-    """Convert the newest checkpoint when another number of workers wrote it."""
+    """Convert the newest checkpoint to the universal format when another number of workers wrote it."""
     import ray
 
     workers, root = job.settings.workers, job.output / "checkpoints"
@@ -85,12 +85,13 @@ def _reshard(job: Job) -> None:
 
 
 def _resources(settings: TrainSettings) -> dict[str, float]:
+    """Return what one worker needs: Ray's name of a resource → amount."""
     gpu = {"GPU": 1.0} if settings.workers.gpu else {}
     return {"CPU": float(settings.workers.cpus), **gpu}
 
 
 def _check_resources(job: Job) -> None:
-    """Raise ValueError when the cluster is too small: Ray would wait forever."""
+    """Raise ValueError when the cluster has too few CPUs or GPUs, because Ray would wait for them forever."""
     import ray
 
     count = job.settings.workers.count
@@ -104,7 +105,10 @@ def _check_resources(job: Job) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return the last line of the first worker's error; Ray's error holds the traceback of every rank."""
+    """Return a one-line reason: the last line of the first failed worker's error, with the worker's rank.
+
+    Ray's own error is long: it has the traceback of every rank.
+    """
     failures = getattr(error, "worker_failures", None) or {}
     text = str(next(iter(failures.values()), error)).strip()
     last = text.splitlines()[-1].strip() if text else type(error).__name__

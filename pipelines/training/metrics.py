@@ -32,26 +32,26 @@ def per_sample(loss: Tensor, weights: Tensor, means: dict[str, Tensor]) -> tuple
         The weighted mean loss (), and the means over the samples with a weight above 0.
     """
     real = (weights > 0).float()
-    # A repeat of weight 0 may hold a value that is not finite; 0 · inf would spoil the sum.
+    # The value of a repeat (weight 0) may be infinite, and 0 · inf would make the sum NaN.
     logged = {name: (torch.where(real > 0, value, 0.0).sum(), real.sum()) for name, value in means.items()}
     return (weights * loss).mean(), logged
 
 
 def gradient_norm(engine: Any) -> Mean:
-    """The gradient norm of the DeepSpeed engine's last optimizer step, as a mean to log."""
+    """Return the gradient norm of a DeepSpeed engine's last optimizer step, as a mean to log with count 1."""
     norm = torch.as_tensor(engine.get_global_grad_norm(), dtype=torch.float32, device=engine.device)
     return norm, torch.ones_like(norm)
 
 
 class Means:
-    """Running sums and counts on the device, by name."""
+    """The means to log: running sums and counts by name, on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}
 
     def add(self, means: dict[str, Mean]) -> None:
-        """Add sums and counts. Entries that are not finite count neither in the sum nor in the count."""
+        """Add to the running sums and counts. An entry whose sum is not finite is left out, with its count."""
         for name, (total, count) in means.items():
             total, count = total.detach().double(), count.detach().double()
             finite = torch.isfinite(total)
@@ -62,9 +62,10 @@ class Means:
             self._sums[name] = (total, count)
 
     def take(self) -> dict[str, float]:
-        """Return the means over all ranks since the last call, and start new sums. Waits for the device.
+        """Return name → mean over all ranks since the last call, and start new sums.
 
-        Every rank calls it. A name whose count is 0 is left out. A mean of shape (n,) becomes name/0, name/1, …
+        Every rank calls it; it waits for the device. A name whose count is 0 is left out. A mean of shape (n,) gets the
+        names name/0, name/1, …
         """
         names = sorted(self._sums)
         if not names:
@@ -88,11 +89,13 @@ class Means:
         return {name: list(pair) for name, pair in self._sums.items()}
 
     def load(self, states: list[dict[str, list[Tensor]]], among: int) -> None:
-        """Restore the running sums, divided by `among` when the world size changed.
+        """Restore the running sums from what `state` returned.
+
+        When the world size changed, every rank loads the total of all old ranks, divided by the number of new ranks.
 
         Args:
             states: this rank's state; when the world size changed, those of all ranks that wrote the checkpoint.
-            among: number of ranks that load the same states.
+            among: number of ranks that load the same states; 1 when the world size is the same.
         """
         for name in states[0]:
             total, count = (torch.stack([state[name][i] for state in states]).sum(0) / among for i in (0, 1))
@@ -100,13 +103,13 @@ class Means:
 
 
 class Throughput:
-    """The work since the last log step, and the rates that it makes.
+    """Counts of the work since the last log step; `take` returns them as rates. The loop adds to the attributes.
 
     Attributes:
         samples: samples of all ranks, without repeats.
         tokens: tokens of these samples.
         flops: floating-point operations of all ranks.
-        saving_s: seconds that the loop stood still for checkpoints; the rates leave them out.
+        saving_s: seconds that the loop waited while checkpoints were copied; they do not count in the rates.
     """
 
     def __init__(self) -> None:
@@ -115,6 +118,7 @@ class Throughput:
         self._clear()
 
     def _clear(self) -> None:
+        """Set all counts to 0."""
         self.samples = self.tokens = 0
         self.flops = self.saving_s = 0.0
 
@@ -122,7 +126,7 @@ class Throughput:
         """Return the rates since the last call, and start new counts.
 
         Args:
-            steps: steps between two log steps.
+            steps: number of steps between two log steps.
             waited_s: seconds that the loop has waited for the loader since the start of the run.
         """
         now = time.perf_counter()
@@ -141,7 +145,12 @@ class Throughput:
 
 
 class MetricsFile:
-    """metrics.jsonl, opened to append; records after the step that the run resumes from are removed first."""
+    """The file metrics.jsonl, opened to append records.
+
+    Args:
+        path: of the file. It need not exist.
+        start: the step from which the run resumes; records of later steps are removed first.
+    """
 
     def __init__(self, path: Path, start: int) -> None:
         lines = read_metrics(path)
@@ -153,14 +162,14 @@ class MetricsFile:
 
     def write(self, step: int, record: dict[str, float]) -> None:
         """Append one record and flush it to the disk."""
-        # Python's shortest form of a float reads back as the same number to the bit.
+        # Python writes a float in the shortest form that is read back as exactly the same number.
         self._file.write(json.dumps({"step": step, **record}) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Return the records of a metrics.jsonl. An incomplete last line is left out."""
+    """Return the records of a metrics.jsonl, without an incomplete last line; [] if there is no file."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

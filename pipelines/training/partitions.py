@@ -1,9 +1,8 @@
-"""The fp32 partition of every trained parameter that a rank holds, and how to gather complete parameters.
+"""This rank's fp32 partitions of the trained parameters, and how to gather complete parameters from all ranks.
 
-DeepSpeed keeps the fp32 weights that the optimizer updates in flat partitions. With ZeRO-3 every rank holds an equal
-slice of every parameter (the last slice is padded); with ZeRO-1 and 2 a rank holds a piece of a parameter, all of it or
-nothing. The moving average uses the same partitions, so that it is sharded as the weights are and needs no
-communication.
+DeepSpeed stores the fp32 weights that the optimizer updates in flat partitions. With ZeRO-3 every rank has an equal
+slice of every parameter (the last slice is padded). With ZeRO-1 and 2 a rank has a slice of a parameter, all of it or
+nothing. The moving average uses the same partitions, so it is divided among the ranks and needs no communication.
 """
 
 from collections.abc import Container, Iterable, Iterator
@@ -17,7 +16,10 @@ from model.weight_files import Spec
 
 
 def local_partitions(module: nn.Module) -> dict[str, Tensor]:
-    """Return this rank's flat fp32 partition by parameter name: a view of what the optimizer updates."""
+    """Return name → this rank's flat fp32 partition of the parameter, a view of the tensor that the optimizer updates.
+
+    Parameters that are not trained, or of which this rank has no element, are left out.
+    """
     partitions: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
@@ -36,7 +38,7 @@ def local_partitions(module: nn.Module) -> dict[str, Tensor]:
 
 
 def spans(module: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return, by parameter name, this rank's first element in the flat parameter, and the parameter's elements."""
+    """Return name → (index in the flat parameter at which this rank's partition begins, size of the parameter)."""
     found = {}
     for name, part in local_partitions(module).items():
         parameter = module.get_parameter(name)
@@ -55,8 +57,11 @@ def gather(name: str, parameter: nn.Parameter, partitions: dict[str, Tensor]) ->
 
     Args:
         name: of the parameter.
-        parameter: gives the shape and this rank's place in it.
-        partitions: this rank's values by name, as `local_partitions` cuts them.
+        parameter: used for its shape and the position of this rank's partition, not for its values.
+        partitions: name → this rank's values, divided as in `local_partitions`.
+
+    Returns:
+        The parameter, in its complete shape.
     """
     if hasattr(parameter, "ds_id"):
         part = partitions[name]
@@ -75,11 +80,11 @@ def gather(name: str, parameter: nn.Parameter, partitions: dict[str, Tensor]) ->
 def set_weights(module: nn.Module, partitions: dict[str, Tensor]) -> None:
     """Set the trained parameters of a module, one at a time; every rank calls it.
 
-    The fp32 weights of the optimizer do not change, so call it only at the end of a run.
+    The optimizer's fp32 weights do not change, and its next step would undo the call. Call it only at the end of a run.
 
     Args:
         module: the trained module.
-        partitions: this rank's values by name, such as the moving average's.
+        partitions: name → this rank's values, such as those of the moving average.
     """
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
@@ -94,7 +99,7 @@ def fill(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
 
     Args:
         module: its parameters may be partitioned.
-        tensors: name and complete value.
+        tensors: name and complete value of each parameter or buffer to set.
     """
     targets = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, tensor in tensors:
@@ -105,11 +110,11 @@ def fill(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
 def stream_state(module: nn.Module, names: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
     """Yield name and value of every parameter and persistent buffer, gathered one at a time.
 
-    Every rank must consume it completely.
+    Every rank must iterate to the end, because gathering is a collective call.
 
     Args:
         module: its parameters may be partitioned.
-        names: limits what is yielded; None for everything.
+        names: yield only these; None for all.
     """
     kept = {name for name in module.state_dict(keep_vars=True) if names is None or name in names}
     for name, parameter in module.named_parameters():
@@ -123,7 +128,7 @@ def stream_state(module: nn.Module, names: Container[str] | None = None) -> Iter
 
 
 def specs(module: nn.Module) -> dict[str, Spec]:
-    """Return shape and type of everything that `stream_state` yields, by name."""
+    """Return name → complete shape and dtype of everything that `stream_state` yields."""
     found = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         shape = tensor.ds_shape if hasattr(tensor, "ds_id") else tensor.shape
@@ -132,7 +137,12 @@ def specs(module: nn.Module) -> dict[str, Spec]:
 
 
 def _gathered(parameter: Tensor, *, writing: bool) -> AbstractContextManager:
-    """Hold a partitioned parameter complete for a `with` block."""
+    """Return a context in which a partitioned parameter is complete.
+
+    Args:
+        parameter: one that is not partitioned stays as it is.
+        writing: whether the `with` block changes the parameter.
+    """
     if not hasattr(parameter, "ds_id"):
         return nullcontext()
     from deepspeed import zero

@@ -19,27 +19,28 @@ Progress = Callable[[str, int, int], None]
 
 @contextmanager
 def relayed(path: Path, run: Run, task: str, steps: int, progress: Progress | None) -> Iterator[None]:
-    """Relay new records of metrics.jsonl and new checkpoints until the `with` block ends.
+    """Send new records of metrics.jsonl and new checkpoints to `run` and `progress`, until the `with` block ends.
 
     Args:
         path: <output>/metrics.jsonl.
-        run: the tracking server's run.
+        run: the run at the tracking server.
         task: name of the task.
-        steps: of the run.
-        progress: called with (task, steps done, steps) for each new record; None for nobody.
+        steps: number of steps of the run.
+        progress: called with (task, steps done, steps) at the start and for each new record; None: not called.
     """
     root = path.parent / "checkpoints"
     last = max((int(record["step"]) for record in read_metrics(path)), default=0)
     last_saved = max(_committed_steps(root), default=0)
 
     def follow(last: int, last_saved: int, ended: threading.Event) -> None:
-        # By step: the metrics since the last checkpoint, and the time when they came.
+        """Read the files every 0.5 s, and once more after `ended` is set."""
+        # step → (metrics, time in ms at which they were logged), for the steps since the last checkpoint.
         logged: dict[int, tuple[dict[str, float], int]] = {}
         while True:
             ending = ended.wait(0.5)
             for record in read_metrics(path):
                 step = int(record["step"])
-                # After a resume the file is cut back, and the same steps come again with the same values.
+                # After a resume, the records after the checkpoint are removed, and come again with the same values.
                 if step > last:
                     last = step
                     values = {key: value for key, value in record.items() if key != "step"}
@@ -62,5 +63,5 @@ def relayed(path: Path, run: Run, task: str, steps: int, progress: Progress | No
 
 
 def _committed_steps(root: Path) -> list[int]:
-    """Return the steps of the committed checkpoints, in order."""
+    """Return the steps of the checkpoints that have a marker, in ascending order. root: <output>/checkpoints."""
     return sorted(int(path.parent.name.removeprefix("step-")) for path in root.glob(f"step-*/{checkpoint.MARKER}"))

@@ -5,8 +5,8 @@
         discriminators/      the same of the second engine, for a task with discriminators
         COMMITTED.json       written last
 
-The checkpoint that it was made from stays: the per-rank state is read from there and divided among the new ranks. The
-next checkpoint, which the new workers write, removes the universal one.
+The checkpoint that it was made from is not removed: the per-rank state is read from there and divided among the new
+ranks. The universal one is removed when the new workers have written their next checkpoint.
 
 DeepSpeed 0.19.8 loads this format under ZeRO-3 with three faults, which `load` corrects: every parameter group gets the
 settings of the first one (so that vectors would have weight decay), all flat groups share one step counter (so that it
@@ -39,12 +39,12 @@ def folder(root: Path, step: int) -> Path:
 def convert(root: Path, step: int, processes: int) -> None:
     """Write the universal form of a complete checkpoint, unless it exists.
 
-    Each process reads the files of one worker after another, so that it holds one worker's share in memory.
+    Each process reads the files of one worker after another, so that it has one worker's share in memory at a time.
 
     Args:
         root: <output>/checkpoints.
         step: of the checkpoint.
-        processes: number that work at the same time.
+        processes: number of processes to start.
 
     Raises:
         RuntimeError: DeepSpeed could not convert it; says why.
@@ -105,9 +105,9 @@ def load(engines: Mapping[str, Any], root: Path, step: int, world: int) -> list[
 
 
 def main() -> None:
-    """Convert a checkpoint, in the process that `convert` starts.
+    """Convert the checkpoint that the command line names; `convert` starts a process that runs this.
 
-    DeepSpeed starts more processes, which must not be forked from a Ray worker.
+    A separate process, because DeepSpeed forks processes to convert, and they must not be forked from a Ray worker.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path)

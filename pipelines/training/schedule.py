@@ -7,12 +7,12 @@ from pipelines.training.settings import OptimizerSettings
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
-    """Return the learning rate of a step: linear warm-up, then constant or half a cosine down to `final_lr`.
+    """Return the learning rate of a step: linear warm-up, then constant, or half a cosine down to `lr` · `final_lr`.
 
     Args:
         settings: of the optimizer.
         step: counted from 0.
-        steps: of the run.
+        steps: number of steps of the run.
     """
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps

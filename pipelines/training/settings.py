@@ -73,7 +73,7 @@ class WorkerSettings(Settings):
 
     @property
     def replicas(self) -> int:
-        """Groups of workers, each with different samples."""
+        """Return the number of groups of workers. The workers of a group share their samples, groups do not."""
         return self.count // self.sequence_parallel
 
 
@@ -100,7 +100,7 @@ class ConditioningSettings(Settings):
 
     @property
     def total(self) -> float:
-        """Share of the samples with any condition."""
+        """Return the share of the samples that have conditioning of any kind."""
         return sum(probability for _, probability in self)
 
 
@@ -303,5 +303,5 @@ class TrainSettings(Settings):
 
     @property
     def micro_batches_each(self) -> int:
-        """Micro-batches per worker and step."""
+        """Return the number of micro-batches that a worker runs in a step."""
         return self.batch.micro_batches // self.workers.replicas

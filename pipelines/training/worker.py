@@ -1,8 +1,8 @@
 """The training loop, as every worker runs it inside Ray Train's process group.
 
 Read `Trainer.train` first: one training step from top to bottom. The loop is the same for every task; the task
-(`tasks.base`) builds the module, its data and its loss. DeepSpeed is set up in `deepspeed`, the numbers of a record
-are gathered in `metrics`, and checkpoints are written in `checkpoint`.
+(`tasks.base`) builds the module, its data and its loss. `deepspeed` sets up DeepSpeed, `metrics` collects the numbers
+that are logged, and `checkpoint` writes checkpoints.
 
 All ranks must run the same modules and save at the same step, because ZeRO's collective calls must match.
 """
@@ -34,7 +34,7 @@ from pipelines.training.tasks.helpers.adversary import Adversary, discriminator_
 
 @dataclass(frozen=True)
 class Job:
-    """What the driver sends to every worker.
+    """The description of a run that the driver sends to every worker.
 
     Attributes:
         task: class of the task.
@@ -50,7 +50,10 @@ class Job:
 
 
 def run_worker(config: dict[str, Job]) -> None:
-    """Train from the newest complete checkpoint, or from the start, to the last step; then write the weights."""
+    """Train from the newest complete checkpoint, or from the start, to the last step; then write the weights.
+
+    Ray Train calls it in each worker with config = {"job": the job}.
+    """
     import ray.train
 
     job = config["job"]
@@ -67,10 +70,10 @@ def run_worker(config: dict[str, Job]) -> None:
 
 
 def build_components(job: Job, task: Task, device: torch.device) -> dict[str, nn.Module]:
-    """Build the components that the task uses: from their files, or initialised with the run's seed.
+    """Return name → component for all that the task uses, with the weights of their files or random ones.
 
-    With a task made for ZeRO-3, each parameter is partitioned as it is built and filled, so that no rank ever holds a
-    complete component. Other tasks build on the CPU.
+    With ZeRO-3, in a task whose default is ZeRO-3, each parameter is partitioned as soon as it is built, so that no
+    rank has a complete component in memory. Otherwise the components are built on the CPU.
     """
     import model
 
@@ -82,7 +85,7 @@ def build_components(job: Job, task: Task, device: torch.device) -> dict[str, nn
             components[name] = model.weights.load_component(given, name)
             continue
         config = task.config(name, job.files)
-        # Seed by name, so that a component's start does not depend on which others are built.
+        # A seed for each name, so that random weights do not depend on which other components are built.
         torch.manual_seed(job.settings.seed + sum(name.encode()))
         with partitioned_init(job.settings, device) if partitioned else nullcontext():
             components[name] = model.build_component(config)
@@ -92,7 +95,10 @@ def build_components(job: Job, task: Task, device: torch.device) -> dict[str, nn
 
 
 class Trainer:
-    """One rank of a training run: data, engines, moving average, checkpoints, and the loop."""
+    """One rank of a training run: its data, engines, moving average and checkpoints, and the loop.
+
+    Construct it on every rank: it loads the newest complete checkpoint, and `start` is then the step of it, else 0.
+    """
 
     def __init__(self, job: Job, rank: int, world: int, device: torch.device) -> None:
         self.job, self.settings = job, job.settings
@@ -177,7 +183,7 @@ class Trainer:
                 throughput.samples += samples
                 throughput.tokens += tokens
 
-                # Log. Only here, and to copy a checkpoint, does the loop wait for the device.
+                # Log. The loop waits for the device only here, and when it copies a checkpoint.
                 done = step + 1
                 if done % settings.log_every == 0 or done == steps:
                     record = self.means.take() | {
@@ -197,7 +203,7 @@ class Trainer:
         self.checkpoints.wait()
 
     def export(self) -> None:
-        """Give the trainee the averaged weights, let the task finish, and write `<output>/weights`."""
+        """Copy the averaged weights into the trainee, call `Task.finish`, and write `<output>/weights`."""
         if self.settings.optimizer.ema_decay:
             set_weights(self.trainee, self.ema.weights)
         self.engine.eval()
@@ -207,7 +213,7 @@ class Trainer:
             dist.barrier()
 
     def _micro_batch(self, number: int) -> Any:
-        """Load this rank's `number`-th micro-batch of the run."""
+        """Load this rank's micro-batch with this number, counted from 0 at the start of the run, into CPU memory."""
         step, index = divmod(number, self.settings.micro_batches_each)
         replica = self.rank // self.settings.workers.sequence_parallel
         batch = self.dataset.batch(self.plan.step(step).ranks[replica][index], step)
@@ -216,16 +222,16 @@ class Trainer:
         return batch
 
     def _planned(self, step: int) -> tuple[int, int]:
-        """Return the samples of a step over all ranks, without repeats, and their tokens.
+        """Return the number of samples of a step on all ranks, without repeats, and the number of their tokens.
 
-        The plan knows both, so that no step waits for the device.
+        Both are read from the plan, not from the batches, so that no step waits for the device.
         """
         planned = self.plan.step(step)
         samples = sum(weight > 0 for rank in planned.ranks for micro in rank for weight in micro.weights)
         return samples, samples * self.dataset.tokens[planned.bucket]
 
     def _save(self, step: int) -> float:
-        """Start to write a checkpoint; return the seconds that the loop stood still for it."""
+        """Copy the training state and start to write it as a checkpoint; return the seconds that the loop waited."""
         began = time.perf_counter()
         buffers = {name: dict(engine.module.named_buffers()) for name, engine in self.engines.items()}
         state = {"average": self.ema.state(), "buffers": buffers}
@@ -233,19 +239,23 @@ class Trainer:
         return time.perf_counter() - began
 
     def _resume(self, written_by: int) -> None:
-        """Load the checkpoint of `self.start`, which `written_by` ranks wrote; at step 0 there is none."""
+        """Load the checkpoint of step `self.start`, if it is not 0, and create the moving average.
+
+        Args:
+            written_by: number of ranks that wrote the checkpoint.
+        """
         states: list[dict[str, Any]] = []
         if self.start and written_by == self.world:
             states = checkpoint.load(self.engines, self.root, self.start)
         elif self.start:
             states = reshard.load(self.engines, self.root, self.start, written_by)
-        # After the load, because it replaces the tensors that the optimizer updates.
+        # Only now, because loading a checkpoint replaces the tensors that the optimizer updates.
         self.ema = MovingAverage(local_partitions(self.trainee), spans(self.trainee), self.settings.optimizer.ema_decay)
         if not states:
             return
         self.ema.load(state["average"] for state in states)
         self.means.load([state["means"] for state in states], among=1 if written_by == self.world else self.world)
-        # Every draw of a run comes from a seeded generator, so two ranks may share one global random state.
+        # Two new ranks may get the same global random state: all draws of a run come from generators of their own.
         checkpoint.set_random_state(states[self.rank % len(states)]["random"])
         self.skipped = states[0]["skipped"]
         if self.adversary is not None:

@@ -1,6 +1,6 @@
 """What a training task is, and how to write one.
 
-A task answers: which data, which modules, which loss, what is written at the end. The training loop (`worker`) does
+A task defines the data, the modules, the loss, and what is written at the end. The training loop (`worker`) does
 everything else: DeepSpeed, learning rate, moving average, checkpoints, resume, logging. Three classes work together:
 
     Dataset   lists the samples with their buckets and token counts, and loads a batch of them
@@ -10,15 +10,20 @@ everything else: DeepSpeed, learning rate, moving average, checkpoints, resume, 
 To write a task:
 
 1. Subclass `Task`: set `name`, `needs` and `uses`; implement `dataset`, `build` and `flops`. `upscaler` is a short
-   example.
+   example. A new component must be in `model.COMPONENTS`, in `model.ltx2` and in `model.ModelConfig`.
 2. Subclass `Trainee`: implement `forward` and `components`. For samples, use a dataset of `helpers.clips` (pixels or
-   sound out of a curated set) or `helpers.diffusion` (latents of an encoded set), or subclass `Dataset`.
-3. Add a settings section to `pipelines.settings.TrainSettings`, and the class to `driver.tasks`.
+   sound of a curated set) or `helpers.diffusion` (latents of an encoded set), or subclass `Dataset`.
+3. Add a section of settings to `TrainSettings` in `pipelines/training/settings.py`.
+4. Add the class to `driver.tasks`, and its name to the docstring of `driver.train`.
+5. Add an entry to `tasks:` in `jobs/recipes/tiny/tiny.yaml`; a test compares it with `driver.tasks`.
+6. Add the name to the help texts of `Train` in `jobs/verbs.py` and to the table in `README.md`.
+7. Write the reference of the settings again: `python -m jobs.settings_reference > docs/settings.md`.
 
 Take every random draw (noise, crops, dropout) from `helpers.random_draws`: a function of seed, sample id and step,
-never of the rank. A run is then the same with any number of workers, and it resumes to the bit.
+never of the rank. Then a run resumes bit-exactly with the same number of workers, and with another number it is the
+same up to rounding.
 
-For adversarial training return the discriminators from `Task.discriminators`; the loop then passes an `Adversary` to
+For adversarial training, return the discriminators from `Task.discriminators`. The loop then passes an `Adversary` to
 the trainee's forward.
 """
 
@@ -39,11 +44,11 @@ from pipelines.training.tasks.helpers.adversary import Discriminators
 
 
 class Dataset(ABC):
-    """The samples of a task.
+    """The samples that a task trains on.
 
     Attributes:
-        buckets: the bucket key of every sample. A batch holds samples of one bucket.
-        tokens: tokens of one sample, by bucket key.
+        buckets: the bucket key of every sample. A batch has samples of one bucket.
+        tokens: bucket key → number of tokens of one sample.
         skipped: number of samples in the set that the task cannot use, by reason.
     """
 
@@ -53,10 +58,10 @@ class Dataset(ABC):
 
     @abstractmethod
     def batch(self, micro: MicroBatch, step: int) -> Any:
-        """Load a batch on the CPU; called in the loader's thread.
+        """Load a batch into CPU memory. The loader calls it in its own thread.
 
         Args:
-            micro: rows of the samples, and their loss weights.
+            micro: rows of the samples (indices into `buckets`), and their loss weights.
             step: training step, for the random draws.
 
         Returns:
@@ -65,7 +70,9 @@ class Dataset(ABC):
 
 
 class Trainee(nn.Module, ABC):
-    """The module that DeepSpeed wraps. Its forward returns the loss, so that every parameter is used inside it.
+    """The module that DeepSpeed wraps: the trained components with their loss.
+
+    Forward computes the loss too, because DeepSpeed expects that parameters are used only inside forward.
 
     Attributes:
         leaf_classes: classes of modules whose parameters ZeRO-3 gathers together, not layer by layer.
@@ -77,8 +84,8 @@ class Trainee(nn.Module, ABC):
     def forward(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Mean]]:
         """Compute the loss of a batch.
 
-        With discriminators, forward takes a third argument, the `Adversary`, at the steps in which it takes part. Call
-        its `judge` once, and add the loss of its verdict to the returned loss.
+        With discriminators, forward gets a third argument, the `Adversary`, from the step `start_step` of its settings
+        on. Call its `judge` once, and add the loss of its verdict to the returned loss.
 
         Args:
             batch: from `Dataset.batch`, on the device.
@@ -94,7 +101,7 @@ class Trainee(nn.Module, ABC):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The type that the module computes in: bfloat16 with precision bf16."""
+        """Return the dtype of the module's parameters: bfloat16 with precision bf16, else float32."""
         return next(self.parameters()).dtype
 
 
@@ -102,11 +109,11 @@ class Task(ABC):
     """One kind of training run.
 
     Attributes:
-        name: as it is typed in `kinotone train NAME`.
-        needs: the kind of set that `settings.input` must name.
-        zero_stage: DeepSpeed ZeRO stage, unless the settings give one.
-        shares_samples: whether several workers can share one sample (`workers.sequence_parallel`).
-        uses: components that the task needs. Those without a file start from random weights.
+        name: the NAME in `kinotone train NAME`.
+        needs: the kind of set that `settings.input` must be, as text for an error message.
+        zero_stage: DeepSpeed ZeRO stage when `workers.zero_stage` is not set.
+        shares_samples: whether several workers can share the tokens of one sample (`workers.sequence_parallel`).
+        uses: names of the components that the task needs. A component without a file starts from random weights.
     """
 
     name: ClassVar[str]
@@ -120,7 +127,7 @@ class Task(ABC):
 
     @property
     def stage(self) -> int:
-        """The ZeRO stage of the run."""
+        """Return the ZeRO stage of the run: `workers.zero_stage` of the settings, or else the task's `zero_stage`."""
         asked = self.settings.workers.zero_stage
         return self.zero_stage if asked is None else asked
 
@@ -134,14 +141,14 @@ class Task(ABC):
 
     @abstractmethod
     def build(self, components: dict[str, nn.Module]) -> Trainee:
-        """Build the trainee from the components named in `uses`."""
+        """Build the trainee. components: name → module, for every name in `uses`."""
 
     @abstractmethod
     def flops(self, trainee: Trainee, batch: Any) -> float:
         """Return the floating-point operations of one batch, forward and backward."""
 
     def config(self, component: str, files: dict[str, Path]) -> Any:
-        """Return the configuration of a component: its file's, or else the preset's.
+        """Return the configuration of a component: from its file if it has one, else from the preset.
 
         Args:
             component: name of the component.
@@ -152,7 +159,11 @@ class Task(ABC):
         return getattr(preset(self.settings.preset), component)
 
     def validate(self, dataset: Dataset, files: dict[str, Path]) -> None:  # noqa: B027
-        """Check the user's input before any worker starts.
+        """Check the user's input before any worker starts; by default, check nothing.
+
+        Args:
+            dataset: what `dataset` returned.
+            files: component → the file that it starts from.
 
         Raises:
             ValueError: the settings, the samples and the given weights do not fit together.
@@ -163,16 +174,20 @@ class Task(ABC):
         return None
 
     def finish(self, trainee: Trainee, dataset: Dataset, rank: int, world: int) -> None:  # noqa: B027
-        """Do what the task needs after the last step, when the trainee holds the averaged weights.
+        """Do what the task needs after the last step, such as statistics; by default, nothing. Every rank calls it.
 
-        Every rank calls it.
+        Args:
+            trainee: with the averaged weights.
+            dataset: what `dataset` returned.
+            rank: of this process.
+            world: number of ranks.
         """
 
     def save(self, trainee: Trainee, folder: Path, rank: int, files: dict[str, Path]) -> None:
         """Write the trained components to a model folder; every rank calls it.
 
-        Parameters are gathered one at a time, and rank 0 writes each as it comes, so that no rank ever holds a
-        complete component.
+        Parameters are gathered one at a time, and rank 0 writes each of them before the next is gathered, so that no
+        rank has a complete component in memory.
 
         Args:
             trainee: the trained module.

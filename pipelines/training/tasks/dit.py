@@ -1,7 +1,8 @@
-"""Task `dit`: the transformer under the diffusion loss, on the text features that encode stored.
+"""Task `dit`: train the transformer with the diffusion loss, on the latents and text features that encode stored.
 
-The text connectors train with the transformer. The feature projection W does not: the stored features were made with
-it. With `lora.rank`, only low-rank adapters on the transformer train; all given weights stay as they are.
+The text connectors are trained with the transformer. The feature projection W is not, because the stored features were
+made with it. With `lora.rank` above 0, only low-rank adapters on the transformer are trained; all given weights are
+frozen.
 """
 
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipelines.training.tasks.helpers.lora import add_adapters, save_adapters
 
 
 class DiTTask(DiffusionTask):
-    """Train the transformer and the text connectors, or adapters on the transformer, on an encoded set."""
+    """The task that trains transformer and text connectors, or adapters on the transformer, on an encoded set."""
 
     name = "dit"
 
@@ -35,7 +36,7 @@ class DiTTask(DiffusionTask):
         return LatentDataset(self.settings.input, registers)
 
     def mark_trained(self, module: nn.Module) -> None:
-        """Freeze what the task does not train; with LoRA, add the adapters and freeze everything else."""
+        """Freeze the parameters that the task does not train; with LoRA, add adapters and freeze everything else."""
         lora = self.settings.dit.lora
         if not lora.rank:
             return super().mark_trained(module)
@@ -43,7 +44,7 @@ class DiTTask(DiffusionTask):
         add_adapters(module.get_submodule("transformer"), lora, self.settings.seed)
 
     def validate(self, dataset: Dataset, files: dict[str, Path]) -> None:
-        """Check also the settings of LoRA, and that W made the stored text features."""
+        """Check what `DiffusionTask` checks, the settings of LoRA, and that W made the stored text features."""
         if self.settings.dit.lora.rank:
             if "transformer" not in files:
                 raise ValueError(
@@ -68,7 +69,7 @@ class DiTTask(DiffusionTask):
             )
 
     def save(self, trainee: Trainee, folder: Path, rank: int, files: dict[str, Path]) -> None:
-        """Write the trained components; with LoRA, write the adapters alone."""
+        """Write the trained components; with LoRA, only the adapters. Every rank calls it."""
         lora = self.settings.dit.lora
         if not lora.rank:
             return super().save(trainee, folder, rank, files)

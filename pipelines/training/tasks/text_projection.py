@@ -1,12 +1,13 @@
-"""Task `text-projection`: the feature projection W and the text connectors under the diffusion loss.
+"""Task `text-projection`: train the feature projection W and the text connectors with the diffusion loss.
 
 This is the first stage of training (arXiv 2601.03233 §3): W, the connectors and the transformer learn together from the
-hidden states of a frozen text encoder. Afterwards W stays as it is, encode stores its features, and `dit` continues.
-With `train_transformer` off, a given transformer stays as it is; this makes W for another text encoder.
+hidden states of a frozen text encoder. Afterwards W is not changed any more: encode stores the features that it makes,
+and `dit` continues with them. With `train_transformer` off, a given transformer is frozen; use this to train W for
+another text encoder.
 
 The hidden states are never stored, because they are large: 49 layers × 3840 channels × 1024 tokens × 2 bytes = 385 MB
-per caption at full size. Each worker holds the complete text encoder and runs it on the captions of its batch. The
-encoder is not part of the trainee: it is neither partitioned nor written to checkpoints.
+per caption at full size. Each worker loads the complete text encoder and runs it on the captions of its batch. The
+encoder is no submodule of the trainee: it is neither partitioned nor written to checkpoints.
 """
 
 from pathlib import Path
@@ -25,11 +26,16 @@ from pipelines.training.tasks.helpers.frozen import Frozen
 
 
 class TextProjectionTrainee(DiffusionTrainee):
-    """Transformer and text conditioner under the diffusion loss, on captions.
+    """Transformer and text conditioner with the diffusion loss, for batches with captions.
+
+    Args:
+        components: "transformer" and "text_conditioner".
+        encoder: the text encoder, which is frozen.
+        task: the task of the run.
 
     Attributes:
         encoder: the frozen text encoder.
-        text_slots: tokens of the last batch's captions, with padding.
+        text_slots: number of tokens of the last batch's captions, B · S, with padding.
     """
 
     text_slots: int
@@ -39,17 +45,17 @@ class TextProjectionTrainee(DiffusionTrainee):
         self.encoder = Frozen(encoder)
 
     def text(self, batch: CaptionedBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode the captions and project their hidden states."""
+        """Encode the captions and project their hidden states; return features and mask as `DiffusionTrainee.text`."""
         states, mask = self.encoder.on(batch.weights.device).encode(list(batch.captions))
         self.text_slots = mask.numel()
         return *self.text_conditioner.project(states, mask), mask
 
 
 class TextProjectionTask(DiffusionTask):
-    """Train W and the text connectors, with or without the transformer, on an encoded set's captions."""
+    """The task that trains W, the text connectors and (unless it is frozen) the transformer on an encoded set."""
 
     name = "text-projection"
-    # Narrower than the base class has it: it is set once, in __init__.
+    # A narrower type than in the base class. This is safe, because it is set only in __init__.
     options: TextProjectionSettings  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, settings: TrainSettings) -> None:
@@ -61,18 +67,18 @@ class TextProjectionTask(DiffusionTask):
             self.trained = ("text_conditioner",)
 
     def dataset(self) -> LatentDataset:
-        """Open the encoded set; batches hold captions, because the stored features belong to another W."""
+        """Open the encoded set; batches have captions, because another W made the stored text features."""
         return LatentDataset(self.settings.input, registers=None)
 
     def build(self, components: dict[str, nn.Module]) -> TextProjectionTrainee:
-        """Build the trainee, and load the text encoder as encode does."""
+        """Load the text encoder, as encode does, and build the trainee with it."""
         # On a CPU bfloat16 is slower than float32.
         dtype = torch.bfloat16 if self.settings.workers.gpu else torch.float32
         encoder = GemmaTextEncoder.load(resolve(self.options.text_encoder), self.options.max_text_tokens, dtype)
         return TextProjectionTrainee(components, encoder, self)
 
     def validate(self, dataset: Dataset, files: dict[str, Path]) -> None:
-        """Check also that the samples hold captions, and that W fits the text encoder."""
+        """Check what `DiffusionTask` checks, that the samples have captions, and that W fits the text encoder."""
         super().validate(dataset, files)
         samples = cast(LatentDataset, dataset).samples
         samples.caption(0, samples.read(0)[1])
@@ -94,7 +100,10 @@ class TextProjectionTask(DiffusionTask):
             )
 
     def flops(self, trainee: Trainee, batch: LatentBatch) -> float:
-        """Count the transformer, the forward of the text encoder, and W's forward and the gradient of its weight."""
+        """Count the transformer, the forward of the text encoder, and for W its forward and the gradient of its weight.
+
+        W needs no gradient of its input, because the text encoder is frozen.
+        """
         trainee, batch = cast(TextProjectionTrainee, trainee), cast(CaptionedBatch, batch)
         transformer = super().flops(trainee, batch)
         encoder = trainee.encoder.on(batch.weights.device).model

@@ -1,11 +1,11 @@
-"""Task `upscaler`: the latents of a crop at low resolution to those of the same crop at high resolution.
+"""Task `upscaler`: train the upscaler to turn the latents of a crop at low resolution into those at high resolution.
 
-It serves two-stage generation (arXiv 2601.03233 §4). A frozen video VAE, which must be given, encodes the crop twice in
-each step: as it is, and scaled down, in space with an antialiased bicubic filter, in time by dropping every second
+Generation in two stages uses it (arXiv 2601.03233 §4). A frozen video VAE, which must be given, encodes the crop twice
+in each step: as it is, and scaled down, in space with an antialiased bicubic filter, in time by dropping every second
 frame. Loss: absolute error of the latents, in units of each channel's standard deviation, so that all channels have
-equal weight; and absolute error of the decoded picture, whose gradient runs through the frozen decoder.
+equal weight; and absolute error of the decoded picture, whose gradient is computed through the frozen decoder.
 
-The VAE is not part of the trainee: it is neither partitioned nor written to checkpoints.
+The VAE is no submodule of the trainee: it is neither partitioned nor written to checkpoints.
 """
 
 from dataclasses import dataclass, replace
@@ -30,13 +30,14 @@ from pipelines.training.tasks.helpers.frozen import Frozen
 
 @dataclass(frozen=True)
 class Scale:
-    """The factors of an upscaler, and the crops that fit them.
+    """The factors of an upscaler, and the sizes of crops that fit them.
 
     Attributes:
         space: factor of height and width.
         time: factor of the number of frames after the first.
-        size_multiple: of a crop's height and width, pixels; the low crop is then a multiple of 32.
-        frame_multiple: of a crop's frames after the first; the low crop then has 1 + a multiple of 8.
+        size_multiple: a crop's height and width must be a multiple of it, pixels. Scaled down, they are then a
+            multiple of 32.
+        frame_multiple: a crop's frames must be 1 + a multiple of it. Scaled down, they are then 1 + a multiple of 8.
     """
 
     space: float
@@ -45,7 +46,7 @@ class Scale:
     frame_multiple: int
 
     def configure(self, config: UpscalerConfig) -> UpscalerConfig:
-        """Return a configuration with this scale and the sizes of `config`."""
+        """Return `config` with this scale; widths and depths do not change."""
         return replace(
             config,
             spatial_upsample=self.space > 1,
@@ -59,7 +60,7 @@ SCALES = {"x2": Scale(2.0, 1, 64, 8), "x1.5": Scale(1.5, 1, 96, 8), "temporal-x2
 
 
 class UpscalerTrainee(Trainee):
-    """The upscaler under its loss.
+    """The upscaler with its loss.
 
     Args:
         upscaler: the module to train.
@@ -95,7 +96,7 @@ class UpscalerTrainee(Trainee):
 
 
 def scaled_down(pixels_bcfhw: Tensor, scale: Scale) -> Tensor:
-    """Return the low-resolution version of (B, 3, F, H, W) pixels in [−1, 1]."""
+    """Scale pixels (B, 3, F, H, W) in [−1, 1] down by the factors of `scale`, in space and time."""
     x = pixels_bcfhw[:, :, :: scale.time]
     if scale.space == 1:
         return x
@@ -107,36 +108,36 @@ def scaled_down(pixels_bcfhw: Tensor, scale: Scale) -> Tensor:
 
 
 class UpscalerTask(Task):
-    """Train an upscaler of the settings' scale on crops of a curated set's clips."""
+    """The task that trains an upscaler, of the scale in the settings, on crops of a curated set's pictures."""
 
     name = "upscaler"
     uses = ("upscaler", "video_vae")
 
     @property
     def scale(self) -> Scale:
-        """The scale of the settings."""
+        """Return the factors that `train.upscaler.scale` names."""
         return SCALES[self.settings.upscaler.scale]
 
     def dataset(self) -> PictureClips:
-        """Open the clips that fit a bucket and are as large as a crop."""
+        """Check the size of a crop, and open the clips that fit a bucket and are at least as large as a crop."""
         s, o = self.settings, self.settings.upscaler
         _check_multiple("crop_size", o.crop_size, 0, self.scale.size_multiple, o.scale)
         _check_multiple("crop_frames", o.crop_frames, 1, self.scale.frame_multiple, o.scale)
         return PictureClips(s.input, o.buckets, o.crop_frames, o.crop_size, s.seed, s.cache_mb)
 
     def config(self, component: str, files: dict[str, Path]) -> Any:
-        """Return the configuration of a component; an upscaler without a file takes the scale of the settings."""
+        """Return the configuration of a component; an upscaler without a file gets the scale of the settings."""
         config = super().config(component, files)
         return self.scale.configure(config) if component == "upscaler" and component not in files else config
 
     def build(self, components: dict[str, nn.Module]) -> UpscalerTrainee:
-        """Build the trainee from upscaler and video VAE."""
+        """Build the trainee from upscaler and video VAE; convert the VAE to the precision of the settings."""
         dtype = torch.bfloat16 if self.settings.workers.precision == "bf16" else torch.float32
         vae = cast(VideoVAE, to_dtype(components["video_vae"], dtype))
         return UpscalerTrainee(cast(LatentUpscaler, components["upscaler"]), vae, self)
 
     def validate(self, dataset: Dataset, files: dict[str, Path]) -> None:
-        """Check that the video VAE is given, and that it and the scale fit the upscaler."""
+        """Check that the video VAE is given, and that VAE and scale fit the upscaler."""
         if "video_vae" not in files:
             raise ValueError(
                 "train upscaler: init_from gives no video_vae; name the model folder of the VAE whose latents "
@@ -165,7 +166,15 @@ class UpscalerTask(Task):
 
 
 def _check_multiple(name: str, value: int, first: int, multiple: int, scale: str) -> None:
-    """Raise ValueError unless the VAE can encode the crop at the low resolution too."""
+    """Raise ValueError unless a crop's size is `first` + a multiple, so that the VAE can encode it scaled down too.
+
+    Args:
+        name: of the setting.
+        value: of the setting, pixels or frames.
+        first: 1 for frames, because the first one is encoded alone; 0 for pixels.
+        multiple: as in `Scale`.
+        scale: name of the scale, for the message.
+    """
     if (value - first) % multiple:
         near = first + multiple * max(1, round((value - first) / multiple))
         shape = f"{'1 + ' * first}a multiple of {multiple}"

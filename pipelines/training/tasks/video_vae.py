@@ -1,8 +1,8 @@
-"""Task `video-vae`: encode, sample and decode crops of clips.
+"""Task `video-vae`: train the video VAE to encode, sample and decode crops of clips.
 
-Reconstruction loss: absolute error of the pixels; of their averages over blocks (a pyramid, from which the coarse
-picture is learned first); of their differences in x, y and t (edges and motion, which the plain error blurs); and a
-perceptual distance, when its weights are given. The rest of the loss is in `helpers.vae`.
+Reconstruction loss: absolute error of the pixels; of their averages over blocks (a pyramid, which helps to learn the
+coarse picture first); of their differences in x, y and t (with the first error alone, edges and motion are blurred);
+and a perceptual distance, when it has a weight. The other terms of the loss are in `helpers.vae`.
 """
 
 from functools import partial
@@ -22,7 +22,12 @@ from pipelines.training.tasks.helpers.vae import VAETask, VAETrainee
 
 
 class VideoVAETrainee(VAETrainee):
-    """The video VAE under its loss."""
+    """The video VAE with its loss.
+
+    Args:
+        vae: the module to train.
+        task: the task of the run.
+    """
 
     def __init__(self, vae: VideoVAE, task: "VideoVAETask") -> None:
         options = task.settings.video_vae
@@ -38,7 +43,12 @@ class VideoVAETrainee(VAETrainee):
         return batch.pixels
 
     def reconstruction(self, decoded: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted sum (B,) of the pixel errors, and each of them."""
+        """Return the weighted sum (B,) of the errors, and each error and the PSNR (B,) by name in the log.
+
+        Args:
+            decoded: pixels (B, 3, F, H, W).
+            target: pixels of the same shape, in [−1, 1].
+        """
         o = self._options
         l1 = (decoded - target).abs().flatten(1).mean(1)
         coarse = pyramid_error(decoded, target)
@@ -52,13 +62,13 @@ class VideoVAETrainee(VAETrainee):
 
 
 class VideoVAETask(VAETask):
-    """Train the video VAE on crops of a curated set's clips."""
+    """The task that trains the video VAE on crops of a curated set's pictures."""
 
     name = "video-vae"
     uses = ("video_vae",)
 
     def dataset(self) -> PictureClips:
-        """Open the clips that fit a bucket and are as large as a crop."""
+        """Open the clips that fit a bucket and are at least as large as a crop."""
         s, o = self.settings, self.settings.video_vae
         return PictureClips(s.input, o.buckets, o.crop_frames, o.crop_size, s.seed, s.cache_mb, o.still_fraction)
 
@@ -67,11 +77,11 @@ class VideoVAETask(VAETask):
         return VideoVAETrainee(cast(VideoVAE, components["video_vae"]), self)
 
     def discriminators(self) -> Discriminators | None:
-        """Build a PatchGAN on video, when the adversarial loss has a weight."""
+        """Build a PatchGAN for video; None when the adversarial loss has weight 0."""
         return patch_discriminators(self.settings.video_vae.adversary, dims=3, channels=3)
 
     def validate(self, dataset: Dataset, files: dict[str, Path]) -> None:
-        """Check that the weights of the perceptual distance can be loaded."""
+        """Check that the files of the perceptual distance can be loaded, if it has a weight."""
         perceptual = self.settings.video_vae.perceptual
         if perceptual.weight:
             load_perceptual(perceptual.backbone, perceptual.heads)
@@ -81,5 +91,5 @@ class VideoVAETask(VAETask):
         return as_pixels(dataset.clip_frames(row)[None])
 
     def by_channel(self, latent: Tensor) -> Tensor:
-        """(1, C, f, h, w) → (C, f·h·w)."""
+        """Reshape a latent (1, C, f, h, w) to (C, f·h·w)."""
         return latent.transpose(0, 1).flatten(1)

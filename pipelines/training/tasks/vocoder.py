@@ -1,6 +1,6 @@
-"""Task `vocoder`: log-mel spectrograms to waveforms.
+"""Task `vocoder`: train the vocoder to generate waveforms from log-mel spectrograms.
 
-The input is the log-mel of the clip; in a part of the steps it is that log-mel after a frozen audio VAE.
+The input is the log-mel of the clip. In a share of the steps it is what a frozen audio VAE decodes from that log-mel.
 
 Loss: spectral convergence and log-magnitude error at three resolutions (multi-resolution STFT loss, arXiv 1910.11480
 §2.2, on the stereo channels and on their sum and difference), and the error of the log-mel. With an adversary: least
@@ -29,17 +29,17 @@ from pipelines.training.tasks.helpers.flops import forward_flops
 from pipelines.training.tasks.helpers.frozen import Frozen
 from pipelines.training.tasks.helpers.random_draws import generator
 
-# FFT length and hop, samples.
+# (FFT length, hop), samples.
 RESOLUTIONS = ((512, 128), (1024, 256), (2048, 512))
-_FLOOR = 1e-5
+_FLOOR = 1e-5  # smallest magnitude of which the logarithm is taken
 
 
 class VocoderTrainee(Trainee):
-    """The vocoder under its loss.
+    """The vocoder with its loss.
 
     Args:
         vocoder: the module to train.
-        audio_vae: encodes and decodes the input mel in a part of the steps; None for never.
+        audio_vae: encodes and decodes the input mel in a share of the steps; None for never.
         task: the task of the run.
     """
 
@@ -48,7 +48,7 @@ class VocoderTrainee(Trainee):
         self.vocoder = vocoder
         self._audio_vae = None if audio_vae is None else Frozen(audio_vae)
         self._options, self._seed = task.settings.vocoder, task.settings.seed
-        # At the rate of the output, up to half that rate.
+        # A mel at the sample rate of the output, with bands up to half that rate.
         self._mel = MelSpectrogram(MelConfig(sample_rate=vocoder.sample_rate, hop_length=vocoder.sample_rate // 100))
 
     def components(self) -> dict[str, nn.Module]:
@@ -74,9 +74,9 @@ class VocoderTrainee(Trainee):
 
     @torch.no_grad()
     def _input_mel(self, mel: Tensor, step: int) -> Tensor:
-        """Return the mel (B, 2, T, 64), or the mel that the audio VAE decodes from it, up to 3 frames shorter.
+        """Return the mel (B, 2, T, 64), or what the audio VAE decodes from it, up to 3 frames shorter.
 
-        The draw is one per step, so that all ranks run the same shapes.
+        One random draw per step decides for all ranks, so that they run the same shapes.
         """
         if self._audio_vae is None:
             return mel
@@ -88,18 +88,23 @@ class VocoderTrainee(Trainee):
 
 
 def with_sum_and_difference(x_bsn: Tensor) -> Tensor:
-    """Convert (B, 2, N) left and right to (B, 4, N) left, right, mid and side, which carry the stereo image."""
+    """Convert (B, 2, N) left and right to (B, 4, N): left, right, half their sum, half their difference."""
     left, right = x_bsn.unbind(1)
     return torch.stack([left, right, (left + right) / 2, (left - right) / 2], dim=1)
 
 
 def stft_error(x_bsn: Tensor, y_bsn: Tensor) -> Tensor:
-    """Return (B,): spectral convergence + log-magnitude error of (B, S, N) waveforms, mean over the resolutions."""
+    """Return (B,): spectral convergence + log-magnitude error of two waveforms, mean over the resolutions.
+
+    Args:
+        x_bsn: (B, S, N), the generated waveform.
+        y_bsn: (B, S, N), the target.
+    """
     total = torch.zeros(x_bsn.shape[0], dtype=x_bsn.dtype, device=x_bsn.device)
     for length, hop in RESOLUTIONS:
         x, y = (_magnitude(side, length, hop) for side in (x_bsn, y_bsn))
         difference = (y - x).flatten(1).norm(dim=1)
-        # The norm of a silent target is 0; the floor keeps the convergence finite.
+        # The norm of a silent target is 0: divide by at least 1, so that the convergence is finite.
         convergence = difference / y.flatten(1).norm(dim=1).clamp(min=1.0)
         logs = (y.clamp(min=_FLOOR).log() - x.clamp(min=_FLOOR).log()).abs().flatten(1).mean(1)
         total = total + convergence + logs
@@ -107,15 +112,16 @@ def stft_error(x_bsn: Tensor, y_bsn: Tensor) -> Tensor:
 
 
 def _magnitude(x_bsn: Tensor, length: int, hop: int) -> Tensor:
+    """Return the STFT magnitudes (B, S, length / 2 + 1, frames) of (B, S, N) waveforms."""
     window = torch.hann_window(length, device=x_bsn.device, dtype=x_bsn.dtype)
     spectrum = torch.stft(x_bsn.flatten(0, 1), length, hop, window=window, return_complex=True)
-    # The magnitude has no gradient at 0.
+    # Add a small value, because the square root has no finite gradient at 0.
     magnitude = torch.sqrt(spectrum.real.square() + spectrum.imag.square() + 1e-10)
     return magnitude.unflatten(0, x_bsn.shape[:2])
 
 
 class VocoderTask(Task):
-    """Train the vocoder on crops of a curated set's sound."""
+    """The task that trains the vocoder on crops of a curated set's sound."""
 
     name = "vocoder"
     uses = ("vocoder",)
@@ -126,14 +132,14 @@ class VocoderTask(Task):
             self.uses = ("vocoder", "audio_vae")
 
     def dataset(self) -> SoundClips:
-        """Open the clips that are as long as a crop, decoded at the vocoder's rate."""
+        """Open the clips that are at least as long as a crop, decoded at the sample rate of the vocoder's output."""
         s = self.settings
         config = preset(s.preset).vocoder
         rate = config.sample_rate if isinstance(config, VocoderConfig) else config.bwe.sample_rate
         return SoundClips(s.input, s.vocoder.crop_mel_frames, rate, s.seed, s.cache_mb)
 
     def validate(self, dataset: Dataset, files: dict[str, Path]) -> None:
-        """Check that the audio VAE is given where it is needed, and the precision."""
+        """Check that the audio VAE is given if it is needed, and that the vocoder can run in the precision."""
         s = self.settings
         if s.vocoder.decoded_fraction and "audio_vae" not in files:
             raise ValueError(
@@ -147,12 +153,12 @@ class VocoderTask(Task):
             )
 
     def build(self, components: dict[str, nn.Module]) -> VocoderTrainee:
-        """Build the trainee around the vocoder, with the audio VAE where it is used."""
+        """Build the trainee from the vocoder and, if it is used, the audio VAE."""
         vocoder = cast(Vocoder | VocoderWithBWE, components["vocoder"])
         return VocoderTrainee(vocoder, cast(AudioVAE | None, components.get("audio_vae")), self)
 
     def discriminators(self) -> Discriminators | None:
-        """Build HiFi-GAN's discriminators, when the adversarial loss has a weight."""
+        """Build HiFi-GAN's discriminators; None when the adversarial loss has weight 0."""
         options = self.settings.vocoder.adversary
         if not options.weight:
             return None

@@ -1,9 +1,9 @@
 """The adaptive weight of an adversarial loss: ‖∇L_rec‖ / (‖∇L_GAN‖ + δ) (VQGAN, arXiv 2012.09841 eq. 7).
 
-The gradients are those of the weight of the decoder's last layer. This layer is a convolution, so the gradient of its
-weight depends on the layer's input and on the gradient of its output, but not on the weight. Every rank holds both
-completely: with ZeRO-3 nothing is gathered, and no backward pass runs through a sharded module. The ratio is computed
-per micro-batch, as the loss is, so it is the same with any number of ranks.
+The gradients are those with respect to the weight of the decoder's last layer. This layer is a convolution, so the
+gradient of its weight depends on the layer's input and on the gradient of its output, but not on the weight itself.
+Every rank has both completely: with ZeRO-3 nothing is gathered, and no backward pass runs through a sharded module. The
+ratio is computed per micro-batch, as the loss is, so it is the same with any number of ranks.
 """
 
 import copy
@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from pipelines.training.tasks.helpers.frozen import Frozen
 
 _DELTA = 1e-6  # eq. 7
-_LARGEST = 1e4  # as in the paper's code (taming-transformers), for a discriminator whose output is constant
+# As in the paper's code (taming-transformers). The limit is reached when the discriminator's output is constant.
+_LARGEST = 1e4
 
 
 class LastLayer:
-    """The last convolution of a decoder, whose input is recorded in each forward pass.
+    """The last convolution of a decoder. A hook stores the layer's input in each forward pass.
 
     Args:
         layer: a module around one convolution, `layer.conv`; not yet sharded.
-        after: the function from the layer's output to the decoder's.
+        after: the function from the layer's output to the decoder's output.
     """
 
     def __init__(self, layer: nn.Module, after: Callable[[Tensor], Tensor]) -> None:
@@ -34,15 +35,16 @@ class LastLayer:
         layer.register_forward_pre_hook(self._keep)
 
     def _keep(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Store the layer's input, in float32 and without its graph, for `balance`."""
         self._input = inputs[0].detach().float()
 
     def balance(self, loss: Tensor, output: Tensor, gradient: Tensor) -> Tensor:
-        """Return (): the ratio of the two gradient norms at the layer's weight.
+        """Return (): the adaptive weight, from the gradients of both losses with respect to the layer's weight.
 
         Args:
-            loss: the reconstruction loss (); its graph is kept.
-            output: the decoder's last output.
-            gradient: of the adversarial loss with respect to `output`.
+            loss: the reconstruction loss (); its graph is not freed.
+            output: what the decoder returned in its last forward pass.
+            gradient: gradient of the adversarial loss with respect to `output`.
         """
         (of_loss,) = torch.autograd.grad(loss, output, retain_graph=True)
         x, self._input = self._input, None

@@ -1,13 +1,13 @@
 """Adversarial training: discriminators with a DeepSpeed engine and an optimizer of their own (GAN, arXiv 1406.2661).
 
-From `start_step` on, the discriminators judge each micro-batch in the generator's forward pass, and then learn from the
-same micro-batch. Both sides therefore take one optimizer step per batch. Only one tensor passes between them: the
-gradient of the adversarial loss with respect to the fake samples. No gradient of the generator's loss reaches a
-parameter of the discriminators, and neither engine's backward pass runs through the other's modules, so ZeRO shards
-each of the two alone.
+The generator is the trainee. From `start_step` on, the discriminators judge each micro-batch in the generator's forward
+pass, and then learn from the same micro-batch, so both take one optimizer step per training step. The generator gets
+one tensor from the discriminators: the gradient of the adversarial loss with respect to the fake samples. No gradient
+of the generator's loss reaches a parameter of the discriminators, and neither engine's backward pass runs through the
+other's modules, so ZeRO shards each of the two separately.
 
-A spectral norm updates its estimate on every run in training mode. Only the first judgement of a step runs in training
-mode, so that the estimates do not depend on the number of micro-batches of a rank.
+A spectral norm updates its estimate in every forward pass in training mode. Only the first judgement of a step runs in
+training mode, so that the estimates do not depend on the number of micro-batches of a rank.
 """
 
 from dataclasses import dataclass
@@ -37,13 +37,13 @@ _LOSSES = {
 
 
 class Discriminators(nn.Module):
-    """Discriminators with the losses of both sides: the module that DeepSpeed wraps.
+    """Discriminators with the losses of generator and discriminators: the module that DeepSpeed wraps.
 
     Args:
         judge: a discriminator of `model.discriminators`.
-        objective: the pair of losses.
+        objective: name of the pair of losses.
         options: weight, start and optimizer of the adversary.
-        feature_matching: weight of the feature matching loss, beside the adversarial loss's 1; 0 for none.
+        feature_matching: weight of the feature matching loss, relative to that of the adversarial loss; 0 for none.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class Discriminators(nn.Module):
     def forward(
         self, real: Tensor, fake: Tensor, weights: Tensor, side: Literal["generator", "discriminators"]
     ) -> tuple[Tensor, dict[str, Mean]]:
-        """Compute the loss of one side.
+        """Compute the loss of the generator or that of the discriminators.
 
         Args:
             real: samples of the set, (B, …) as the judge takes them.
             fake: samples of the generator, of the same shape.
             weights: (B,) loss weights.
-            side: whose loss.
+            side: whose loss to compute.
 
         Returns:
             The weighted mean loss (), and the means to log.
@@ -76,6 +76,7 @@ class Discriminators(nn.Module):
         )
 
     def _generator(self, real: Tensor, fake: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Mean]]:
+        """Return the generator's loss, which falls when the judge takes `fake` for real, and the means to log."""
         judged = self.judge(fake)
         self.eval()  # a second judgement in training mode would update the spectral norms again
         adversarial = loss = self._generator_loss(judged)
@@ -88,6 +89,7 @@ class Discriminators(nn.Module):
         return per_sample(loss, weights, means)
 
     def _discriminators(self, real: Tensor, fake: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Mean]]:
+        """Return the discriminators' loss, which falls when they tell `real` and `fake` apart, and the means to log."""
         both: list[Judgement] = self.judge(torch.cat([real, fake]))
         size = len(real)
         truth = [Judgement(j.logits[:size], [x[:size] for x in j.features]) for j in both]
@@ -104,12 +106,12 @@ def _score(judged: list[Judgement]) -> Tensor:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The adversarial loss of a generator's samples.
+    """The adversarial loss of a generator's samples, with its gradient.
 
     Attributes:
-        value: (), the loss with feature matching, detached.
-        gradient: of the loss with respect to the samples, of their shape.
-        means: to log.
+        value: (), the loss, with feature matching if it has a weight; detached.
+        gradient: gradient of the loss with respect to the samples, of their shape.
+        means: the means to log.
     """
 
     value: Tensor
@@ -123,6 +125,9 @@ class Verdict:
 
 class Adversary:
     """The discriminators of a run, and their training.
+
+    In each step the loop calls `begin`; then, per micro-batch, the trainee calls `judge` and the loop `learn`; then the
+    loop calls `end`.
 
     Args:
         engine: the DeepSpeed engine around `Discriminators`.
@@ -141,7 +146,7 @@ class Adversary:
         self.skipped = 0
 
     def begin(self, step: int) -> bool:
-        """Start a step: set the learning rate. Return False before `start_step`, when there is no adversary yet."""
+        """Start a step: set the learning rate. Return whether the adversary takes part: False before `start_step`."""
         start = self._options.start_step
         if step < start:
             return False
@@ -150,7 +155,7 @@ class Adversary:
         return True
 
     def judge(self, real: Tensor, fake: Tensor, weights: Tensor) -> Verdict:
-        """Judge the generator's samples, and keep both batches for `learn`.
+        """Compute the adversarial loss of the generator's samples, and store both batches for `learn`.
 
         Args:
             real: samples of the set, (B, …).
@@ -163,7 +168,7 @@ class Adversary:
         loss, means = self.engine.module(real, shown, weights, "generator")
         self.engine.module.eval()
         self._first = False
-        # Only with respect to the samples: no gradient of a parameter is computed or reduced.
+        # The gradient with respect to the samples only: none of a parameter is computed or reduced.
         (gradient,) = torch.autograd.grad(loss, shown)
         return Verdict(loss.detach(), gradient, means)
 
@@ -188,9 +193,9 @@ def patch_discriminators(options: AdversarySettings, dims: int, channels: int) -
     """Build a PatchGAN with the hinge loss; None when its weight is 0.
 
     Args:
-        options: of the adversary.
-        dims: dimensions of a sample after its channels: 2 for mels, 3 for video.
-        channels: of a sample.
+        options: settings of the adversary.
+        dims: number of dimensions of a sample after its channels: 2 for mels, 3 for video.
+        channels: number of channels of a sample.
     """
     if not options.weight:
         return None

@@ -1,7 +1,7 @@
-"""Crops of a curated set's kept clips: pixels or sound, as samples of a task.
+"""The kept clips of a curated set as samples: random crops of their pixels or sound.
 
-Decoding takes longer than a step of a small model. Decoded clips therefore stay in memory until `cache_mb` is full;
-further clips are decoded on every use. The crop is a function of (seed, clip id, step).
+Decoding takes longer than a step of a small model. Therefore decoded clips stay in memory, up to `cache_mb`; the other
+clips are decoded on every use. The position of a crop is a function of (seed, clip id, step).
 """
 
 import json
@@ -45,7 +45,7 @@ class SoundBatch(Batch):
 
     Attributes:
         mel: (B, 2, T, 64) natural-log mel, 100 frames/s.
-        waveform: (B, 2, T · rate / 100), of the same span.
+        waveform: (B, 2, T · rate / 100), the same time span.
     """
 
     mel: torch.Tensor
@@ -54,16 +54,16 @@ class SoundBatch(Batch):
 
 @dataclass(frozen=True)
 class CuratedClip:
-    """A kept clip.
+    """A kept clip of a curated set, and where its media file is stored.
 
     Attributes:
         clip_id: its id in the manifest.
-        shard: tar file that holds its media, relative to the set.
-        offset: of the media in the shard, bytes.
-        size: of the media, bytes.
-        start_s: in point in the media, seconds.
-        end_s: out point in the media, seconds.
-        info: width, height and frame rate of the picture, among others.
+        shard: tar file with its media file, relative to the set.
+        offset: where the media file begins in the shard, bytes.
+        size: size of the media file, bytes.
+        start_s: where the clip begins in the media file, seconds.
+        end_s: where the clip ends in the media file, seconds.
+        info: what the manifest says of the clip, such as width, height and frame rate.
     """
 
     clip_id: str
@@ -76,7 +76,7 @@ class CuratedClip:
 
     @property
     def duration_s(self) -> float:
-        """Seconds from the in point to the out point."""
+        """Return the length of the clip, seconds."""
         return self.end_s - self.start_s
 
 
@@ -84,7 +84,7 @@ def kept_clips(root: str) -> list[CuratedClip]:
     """Return the kept clips of a curated set, ordered by id.
 
     Raises:
-        ValueError: `root` is no curated set, or the set keeps no clip or holds no media.
+        ValueError: `root` is no curated set, or the set has no kept clip or no media.
     """
     table = read_manifest(root)
     names = ["clip_id", "verdict", "shard", "media_offset", "media_size", "info"]
@@ -107,14 +107,14 @@ def kept_clips(root: str) -> list[CuratedClip]:
 
 
 class Cache(Generic[T]):
-    """Values by row, stored until `limit_mb` (MiB) is full."""
+    """A cache of row → value. A value that would exceed `limit_mb` (MiB) in total is not stored; none is removed."""
 
     def __init__(self, limit_mb: int) -> None:
         self._left = limit_mb << 20
         self._stored: dict[int, T] = {}
 
     def get(self, row: int, make: Callable[[int], tuple[T, int]]) -> T:
-        """Return the stored value of a row, or make it: `make(row)` returns the value and its bytes."""
+        """Return the stored value of a row, or make it. `make(row)` returns the value and its size in bytes."""
         if row in self._stored:
             return self._stored[row]
         value, size = make(row)
@@ -127,20 +127,20 @@ class Cache(Generic[T]):
 class PictureClips(Dataset):
     """Crops of `frames` × `size` × `size` pixels from clips that are scaled to their buckets.
 
-    The samples are one crop of each clip, and single frames of clips, which make up `still_fraction` of all samples. A
-    token is one latent of a crop. Clips that fit no bucket are counted in `skipped`.
+    The samples are one crop of each clip, and single frames of clips, which are `still_fraction` of all samples. A
+    token is one latent of a crop. Clips that fit no bucket, or one smaller than a crop, are counted in `skipped`.
 
     Args:
         root: the curated set.
         buckets: sizes that the clips are scaled to, as encode does it.
-        frames: of a crop, 1 + a multiple of 8.
+        frames: number of frames of a crop, 1 + a multiple of 8.
         size: height and width of a crop, pixels.
         seed: of the run.
-        cache_mb: decoded clips in memory, MiB.
-        still_fraction: part of the samples that are single frames, in [0, 1).
+        cache_mb: size of the cache of decoded clips, MiB.
+        still_fraction: share of the samples that are single frames, in [0, 1).
 
     Raises:
-        ValueError: no clip fits a bucket.
+        ValueError: no clip can be used.
     """
 
     def __init__(
@@ -181,16 +181,17 @@ class PictureClips(Dataset):
         return self._cache.get(row, self._decode)
 
     def _decode(self, row: int) -> tuple[torch.Tensor, int]:
+        """Read and decode a clip; return its frames and their size in bytes."""
         clip, bucket = self.clips[row], self.chosen[row]
         data = read_member(self.root, clip.shard, clip.offset, clip.size)
         pixels = torch.from_numpy(bucket_frames(data, clip.start_s, bucket, clip.info["width"], clip.info["height"]))
         return pixels, pixels.nbytes
 
     def batch(self, micro: MicroBatch, step: int) -> PixelBatch:
-        """Decode the clips of a micro-batch and crop them."""
+        """Return random crops of the clips of a micro-batch."""
         crops, ids = [], []
         for row in micro.rows:
-            # Rows after the clips are stills: one of each clip, then a second one of each, …
+            # The rows after those of the clips are stills: one of each clip, then a second one of each, …
             turn, clip = divmod(row, len(self.clips))
             frames = 1 if turn else self.frames
             ids.append(self.clips[clip].clip_id + (f"/still{turn}" if turn else ""))
@@ -215,7 +216,7 @@ class SoundClips(Dataset):
         mel_frames: length of a crop, 100 frames/s.
         sample_rate: of the waveform, Hz.
         seed: of the run.
-        cache_mb: decoded clips in memory, MiB.
+        cache_mb: size of the cache of decoded clips, MiB.
 
     Raises:
         ValueError: no clip is long enough.
@@ -243,6 +244,7 @@ class SoundClips(Dataset):
         return self._cache.get(row, self._decode)
 
     def _decode(self, row: int) -> tuple[tuple[torch.Tensor, torch.Tensor], int]:
+        """Read and decode a clip; return (log-mel, waveform) and their size in bytes."""
         clip = self.clips[row]
         data = read_member(self.root, clip.shard, clip.offset, clip.size)
         waveform = decode.decode_audio(data, clip.start_s, clip.end_s, self.sample_rate, 2)
@@ -251,7 +253,7 @@ class SoundClips(Dataset):
         return (mel, torch.from_numpy(waveform)), mel.nbytes + waveform.nbytes
 
     def batch(self, micro: MicroBatch, step: int) -> SoundBatch:
-        """Decode the clips of a micro-batch and crop mel and waveform to one span."""
+        """Return random crops of the clips of a micro-batch, of mel and waveform at the same time span."""
         hop = round(self.sample_rate / self.mel_rate)
         mels, waveforms = [], []
         for row in micro.rows:
@@ -266,4 +268,5 @@ class SoundClips(Dataset):
 
 
 def _counts(skipped: dict[str, int]) -> str:
+    """Return the counts as text for an error message, such as "3 too short, 1 too small"."""
     return ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))

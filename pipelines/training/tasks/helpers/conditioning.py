@@ -3,13 +3,16 @@
 A given token enters without noise, with σ = 0, and has no loss (as LTX-Video conditions on images, arXiv 2501.00103).
 A sample has at most one kind of conditioning, drawn with the probabilities of the settings:
 
-    first frame                the first latent frame, which is one pixel frame
-    extension                  some of the first (forward) or last (backward) latent frames, with their sound
-    inpainting, outpainting    the picture outside, or inside, a rectangle that is the same in all frames
-    audio to video and back    all of the other stream
+    first frame       the first latent frame, which is one pixel frame
+    extension         some of the first (forward) or last (backward) latent frames, with their sound
+    inpainting        the picture outside a rectangle that is the same in all frames
+    outpainting       the picture inside such a rectangle
+    audio to video    all audio tokens
+    video to audio    all video tokens
 
-A sample too small for its kind (one latent frame, one latent pixel) is given nothing. The latents come from a causal
-encoder, so a later latent depends on earlier frames: a backward extension sees a little of what it must generate.
+A sample that is too small for its kind (one latent frame, one latent pixel) has no given tokens. The latents come from
+a causal encoder, so a later latent depends on earlier frames: in a backward extension, the given latents contain a
+little of what the model must generate.
 """
 
 import torch
@@ -26,13 +29,13 @@ def draw_given(
 
     Args:
         settings: the probability of each kind.
-        draw: the sample's generator, on the CPU.
-        shape: f, h, w latents of the video.
+        draw: the sample's random generator, on the CPU.
+        shape: f, h, w of the video latent.
         audio_tokens: number of audio tokens.
         fps: frames per second; an extension's sound covers the time of its frames.
 
     Returns:
-        bool (f·h·w,) of the video and (audio_tokens,) of the audio, True for a given token.
+        Two masks, bool (f·h·w,) for video and (audio_tokens,) for audio; True for a given token.
     """
     f, h, w = shape
     video, audio = torch.zeros(f, h, w, dtype=torch.bool), torch.zeros(audio_tokens, dtype=torch.bool)
@@ -57,11 +60,14 @@ def draw_given(
     return video.flatten(), audio
 
 
-_SLACK_S = 1e-4  # the bounds of both streams are float32 seconds
+_SLACK_S = 1e-4  # tolerance for comparing start and end times of tokens, which are rounded to float32
 
 
 def _kind(settings: ConditioningSettings, u: float) -> str:
-    """Return the kind that a uniform draw falls on; "" for none."""
+    """Return the kind of conditioning for u, drawn uniformly from [0, 1), or "" for none.
+
+    Each kind has its probability of the settings.
+    """
     for name, probability in settings:
         if u < probability:
             return name
@@ -70,6 +76,7 @@ def _kind(settings: ConditioningSettings, u: float) -> str:
 
 
 def _between(low: int, high: int, draw: torch.Generator) -> int:
+    """Draw an integer from low to high, both included."""
     return int(torch.randint(low, high + 1, (), generator=draw))
 
 
@@ -80,7 +87,7 @@ def _time_s(shape: tuple[int, int, int], fps: float) -> Tensor:
 
 
 def _rectangle(h: int, w: int, draw: torch.Generator) -> tuple[slice, slice]:
-    """Draw the rows and columns of a rectangle with at least one latent pixel, and not all of them."""
+    """Draw a rectangle with at least one latent pixel, but not all; return its rows and its columns."""
     height, width = _between(1, h, draw), _between(1, w, draw)
     if (height, width) == (h, w):
         height, width = (h - 1, w) if h > 1 else (h, w - 1)

@@ -2,11 +2,13 @@
 
 x_σ = (1 − σ)·x₀ + σ·ε, and the model predicts the velocity ε − x₀ (arXiv 2601.03233 §3).
 
-Each sample draws σ per modality (or one σ for both), noise, the tokens that are given clean (`conditioning`), and two
-dropouts: of its caption (registers only: the unconditional prediction of text guidance) and of its A↔V attention (the
-single-modality prediction of modality guidance).
+For each sample these are drawn at random: σ per modality (or one σ for both), noise, the tokens that are given clean
+(`conditioning`), whether its caption is dropped, and whether its A↔V attention is dropped. Without its caption, the
+text context consists of the connectors' registers only, and the model learns the unconditional prediction for text
+guidance. Without A↔V attention it learns the prediction from one modality for modality guidance.
 
-The σ of a stream, which the other stream sees, is the σ of its noisiest token: 0 for a stream that is given clean.
+The σ of a stream, on which the other stream is conditioned, is that of its noisiest token: 0 for a stream that is given
+completely.
 """
 
 from fnmatch import fnmatchcase
@@ -39,8 +41,8 @@ class LatentDataset(Dataset):
 
     Args:
         root: the set.
-        registers: batches hold the stored text features, padded to a multiple of so many tokens; None: batches hold
-            the captions instead.
+        registers: batches have the stored text features, padded to a multiple of this number of tokens; None: batches
+            have the captions instead.
     """
 
     def __init__(self, root: str, registers: int | None) -> None:
@@ -62,14 +64,14 @@ class LatentDataset(Dataset):
 
 
 class DiffusionTrainee(Trainee):
-    """Transformer and text conditioner under the diffusion loss, on stored text features.
+    """Transformer and text conditioner with the diffusion loss, for batches with stored text features.
 
     Args:
         components: "transformer" and "text_conditioner".
-        task: the task of the run; it marks which parameters are trained.
+        task: the task of the run; its `mark_trained` decides which parameters are trained.
 
     Attributes:
-        context_tokens: text tokens that the transformer attended to in the last forward.
+        context_tokens: number of text tokens per sample that the transformer attended to in the last forward.
     """
 
     leaf_classes = (DualStreamBlock,)
@@ -97,8 +99,8 @@ class DiffusionTrainee(Trainee):
 
     @cached_property
     def trained_share(self) -> float:
-        """Trained part of the transformer's parameters, in [0, 1]."""
-        # A partitioned parameter has the number of its values in ds_numel.
+        """Return the share of the transformer's parameters that are trained, in [0, 1]."""
+        # A partitioned parameter is empty; ds_numel is its real number of elements.
         sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in self.transformer.parameters()]
         return sum(size for size, trained in sizes if trained) / sum(size for size, _ in sizes)
 
@@ -149,7 +151,7 @@ class DiffusionTrainee(Trainee):
         predicted: dict[str, Tensor] = {}
         predicted["video"], predicted["audio"] = self.transformer(streams["video"], streams["audio"], skip_cross_modal)
 
-        # Loss, and its means over the real samples, also by bin of σ.
+        # Loss, and its means over the samples that are no repeats, also by bin of σ.
         real = (batch.weights > 0).float()
         loss = torch.zeros((), device=device)
         means: dict[str, Mean] = {}
@@ -170,7 +172,13 @@ class DiffusionTrainee(Trainee):
         return loss, means
 
     def _error(self, predicted: Tensor, target: Tensor, given: Tensor | None) -> Tensor:
-        """Return (B,): `token_error`; with sequence parallelism, this rank's part of it times the ranks of a group."""
+        """Return (B,): `token_error`; with sequence parallelism, this rank's share of it times the ranks of a group.
+
+        Args:
+            predicted: (B, T, C); with sequence parallelism, this rank's tokens.
+            target: (B, T, C), all tokens.
+            given: bool (B, T), all tokens; None for no given token.
+        """
         if self._shared is None:
             return token_error(predicted, target, given)
         if given is None:
@@ -181,7 +189,7 @@ class DiffusionTrainee(Trainee):
     def _draw(
         self, batch: LatentBatch, step: int, video_tokens: int, audio_tokens: int
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Return σ (B,) of both streams, and which samples lose their caption and their A↔V attention, bool (B,)."""
+        """Draw σ by stream, (B,), and whether to drop the caption and the A↔V attention of each sample, bool (B,)."""
         rows = []
         for sample_id in batch.ids:
             draw = generator(self._seed, f"{sample_id}/sigma", step)
@@ -192,7 +200,7 @@ class DiffusionTrainee(Trainee):
         return {"video": video, "audio": audio}, caption < o.caption_dropout, cross < o.cross_modal_dropout
 
     def _given(self, batch: LatentBatch, step: int) -> dict[str, Tensor]:
-        """Return the given tokens, bool (B, T), by stream; a stream without a given token is left out."""
+        """Draw the given tokens: stream → bool (B, T). A stream without a given token in the batch is left out."""
         if not self._options.conditioning.total:
             return {}
         f, h, w = batch.video_latent.shape[2:]
@@ -204,20 +212,21 @@ class DiffusionTrainee(Trainee):
         found = {}
         for name, masks in zip(("video", "audio"), zip(*rows, strict=True), strict=True):
             given = torch.stack(masks)
-            # Test on the CPU. With one σ for all tokens of a sample, the model computes one modulation, not one each.
+            # Leave out a stream without given tokens: the model then computes one modulation per sample, not per token.
+            # The test is on the CPU, so that it does not wait for the device.
             if given.any():
                 found[name] = given.to(batch.weights.device, non_blocking=True)
         return found
 
 
 def token_error(predicted: Tensor, target: Tensor, given: Tensor | None, generated: Tensor | None = None) -> Tensor:
-    """Return (B,): mean squared error over the tokens that are not given; 0 for a sample that is given completely.
+    """Return (B,): mean squared error over the tokens that are not given; 0 for a sample with given tokens only.
 
     Args:
         predicted: (B, T, C).
         target: (B, T, C).
-        given: bool (B, T), or None for no token.
-        generated: (B,) number of tokens that are not given, when T are only a part of the sample's tokens.
+        given: bool (B, T), True for a given token; None for no given token.
+        generated: (B,) divisor, the number of all tokens that are not given; needed if T are not all tokens.
     """
     squared = (predicted.float() - target.float()).square()
     if given is None:
@@ -247,9 +256,9 @@ class DiffusionTask(Task):
     """A task that trains with the diffusion loss on an encoded set.
 
     Attributes:
-        options: its section of the settings.
-        frozen: name patterns of the parameters that stay as they are: the task's, and those of the settings.
-        trained: components that are written at the end.
+        options: the task's section of the settings.
+        frozen: name patterns of the parameters that are not trained, those of the settings included.
+        trained: names of the components that are written at the end.
     """
 
     needs = "an encoded set (kinotone encode)"
@@ -287,15 +296,15 @@ class DiffusionTask(Task):
                     f"the latents of {self.settings.input} were made by another {component} than {files[component]}; "
                     f"encode again with these weights, or give those that encode used"
                 )
-        # On the meta device: find a mistake before a worker builds anything.
+        # Build on the meta device, without memory, to find a wrong pattern before the workers start.
         components = {name: build_component(self.config(name, files), device="meta") for name in self.uses}
         self.mark_trained(nn.ModuleDict(components))
 
     def mark_trained(self, module: nn.Module) -> None:
-        """Freeze what the task does not train.
+        """Freeze the parameters that the task does not train.
 
         Args:
-            module: with the components as submodules, by their names.
+            module: a module with the components as submodules, by their names.
 
         Raises:
             ValueError: a pattern of the settings matches no parameter.

@@ -1,4 +1,4 @@
-"""Errors per sample that several tasks share: of neighbouring differences, of coarser pictures, and PSNR."""
+"""Error measures per sample for several tasks: error of edges, error of coarser pictures, and PSNR."""
 
 import torch
 import torch.nn.functional as F
@@ -6,9 +6,13 @@ from torch import Tensor
 
 
 def edge_error(x: Tensor, y: Tensor) -> Tensor:
-    """Return (B,): mean absolute error of the differences between neighbours of (B, C, …), summed over the dimensions.
+    """Return (B,): mean absolute error of the differences between neighbours, summed over the dimensions after C.
 
     A dimension of length 1 (the time of a still) has no neighbours and is left out.
+
+    Args:
+        x: (B, C, …).
+        y: of the same shape.
     """
     dims = [dim for dim in range(2, x.ndim) if x.shape[dim] > 1]
     return sum(((x.diff(dim=d) - y.diff(dim=d)).abs().flatten(1).mean(1) for d in dims), x.new_zeros(()))

@@ -1,4 +1,4 @@
-"""Floating-point operations of a convolutional model, counted once per input shape, on shapes alone."""
+"""Floating-point operations of a convolutional model, counted on the meta device, once per input shape."""
 
 import copy
 from collections.abc import Callable
@@ -11,12 +11,12 @@ _COUNTED: dict[tuple[type, tuple[int, ...]], float] = {}
 
 
 def forward_flops(module: nn.Module, shape: tuple[int, ...], run: Callable[[Any, Tensor], Any]) -> float:
-    """Count the operations of `run(module, x)`, by torch's counter on the meta device.
+    """Return the number of operations of `run(module, x)`, counted by torch on the meta device.
 
     Args:
-        module: a component with a `config`. The result is stored per class and shape.
+        module: a component with a `config`. The result is stored per class and shape, and not counted again.
         shape: of x.
-        run: what is counted.
+        run: the call to count, such as the forward.
     """
     key = type(module), shape
     if key not in _COUNTED:

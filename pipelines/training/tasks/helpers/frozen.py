@@ -9,10 +9,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Frozen(Generic[M]):
-    """A holder that torch does not search for submodules.
+    """A wrapper that is no `nn.Module`, so that torch does not register the module inside it as a submodule.
 
     Args:
-        module: put into evaluation mode, without gradients for its parameters.
+        module: is set to evaluation mode, and its parameters to need no gradients.
     """
 
     def __init__(self, module: M) -> None:

@@ -1,7 +1,7 @@
 """Low-rank adapters on a frozen transformer (LoRA, arXiv 2106.09685), with `peft`.
 
-An adapter's A starts at random and its B at zero, so that training starts from the loss of the given weights. Only the
-adapters train. `model.lora` defines the file that they are exported to.
+An adapter adds B·A to the weight of a linear layer. A starts at random and B at zero, so training starts from the loss
+of the given weights. Only the adapters are trained. `model.lora` defines the file to which they are exported.
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def add_adapters(module: nn.Module, options: LoRASettings, seed: int) -> None:
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(f".{_NAME}." in name)
         if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)  # DeepSpeed takes modules of one type
+            parameter.data = parameter.data.to(dtype)  # DeepSpeed needs one dtype for all parameters
 
 
 def save_adapters(module: nn.Module, options: LoRASettings, path: Path, rank: int, base: str) -> None:
@@ -55,9 +55,9 @@ def save_adapters(module: nn.Module, options: LoRASettings, path: Path, rank: in
     Args:
         module: the transformer with its adapters.
         options: rank and scale.
-        path: of the file.
+        path: the file to write.
         rank: of this process.
-        base: fingerprint of the weights that the adapters belong to.
+        base: fingerprint of the weights for which the adapters were trained.
     """
     trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     scale = options.alpha / options.rank
@@ -76,4 +76,5 @@ def save_adapters(module: nn.Module, options: LoRASettings, path: Path, rank: in
 
 
 def _published(name: str) -> str:
+    """Return the name of a parameter in the exported file: without peft's name of the adapter."""
     return name.replace(f".{_NAME}.", ".")

@@ -15,14 +15,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-# After relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3: the ends of the slices of torchvision's `features`.
+# The five blocks end after relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3, before these layers of torchvision's
+# `features`.
 _TAPS = (4, 9, 16, 23, 30)
-# ImageNet's mean and deviation, for pixels in [−1, 1].
+# ImageNet's mean and standard deviation per channel, for pixels in [−1, 1].
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class PerceptualDistance(nn.Module):
-    """The distance of two batches of pictures: mean over frames and positions, summed over the five blocks.
+    """The LPIPS distance of two batches of videos: mean over frames and positions, summed over the five blocks.
 
     Args:
         features: the convolutional part of VGG-16.
@@ -47,7 +48,7 @@ class PerceptualDistance(nn.Module):
         total = torch.zeros(size, device=both.device)
         for n, block in enumerate(self.blocks):
             both = block(both)
-            # The floor is inside the root: at an activation of zero the norm has no gradient.
+            # The small value is inside the root, because the root has no finite gradient at zero.
             unit = both * torch.rsqrt(both.square().sum(1, keepdim=True) + 1e-10)
             x, y = unit.chunk(2)
             square = (x - y).square()
@@ -93,6 +94,15 @@ def load_perceptual(backbone: str, heads: str) -> PerceptualDistance:
 
 
 def _read(path: str, setting: str) -> dict[str, Tensor]:
+    """Return name → tensor of a weight file.
+
+    Args:
+        path: of the file.
+        setting: the setting that gives the path, for the error messages.
+
+    Raises:
+        ValueError: the file is missing or is no weight file.
+    """
     file = Path(path)
     if not path or not file.is_file():
         raise ValueError(f"{setting}: no file {path!r}; name one, or set perceptual.weight to 0")

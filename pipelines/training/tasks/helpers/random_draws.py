@@ -8,20 +8,20 @@ from torch import Tensor
 
 
 def generator(seed: int, sample_id: str, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return the generator of a sample's draws at a step."""
+    """Return a random generator for the draws of a sample at a step: its seed is a hash of (seed, sample_id, step)."""
     digest = hashlib.sha256(f"{seed}\0{sample_id}\0{step}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def noise_like(x: Tensor, seed: int, ids: Sequence[str], step: int, purpose: str = "noise") -> Tensor:
-    """Draw standard normal noise of the shape and type of x, sample by sample.
+    """Draw standard normal noise of the shape and dtype of x, with a generator per sample.
 
     Args:
         x: (B, …).
         seed: of the run.
         ids: the B sample ids.
         step: training step.
-        purpose: two draws for one sample and step need two purposes.
+        purpose: a name for the draw; two draws for one sample and step need different names.
     """
     draws = [
         torch.randn(x.shape[1:], generator=generator(seed, f"{sample_id}/{purpose}", step, x.device), device=x.device)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Moments:
-    """Running sums of the values of C channels and of their squares, in float64."""
+    """Running sums of the values of C channels, and of their squares, in float64: the input of mean and deviation."""
 
     def __init__(self, channels: int, device: torch.device) -> None:
         self.device = device
@@ -16,7 +16,7 @@ class Moments:
         self._count = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, values_cn: Tensor) -> None:
-        """Add N values of each channel, (C, N)."""
+        """Add N values of each channel. values_cn: (C, N)."""
         values_cn = values_cn.double()
         self._sums += torch.stack([values_cn.sum(1), values_cn.square().sum(1)])
         self._count += values_cn.shape[1]
@@ -42,8 +42,8 @@ def rank_rows(samples: int, rank: int, world: int, limit: int) -> Iterator[tuple
         limit: largest number of rows.
 
     Yields:
-        This rank's rows, each with whether it counts. Every rank gets the same number of rows, because all ranks must
-        run the same modules; a row that only fills up this number does not count.
+        (row, counts) for each row of this rank. Every rank gets the same number of rows, because all ranks must run the
+        same modules. If there are too few rows for this, some ranks get the last row again, with counts = False.
     """
     taken = min(samples, limit)
     rows = [i * samples // taken for i in range(taken)]

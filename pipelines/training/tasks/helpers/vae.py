@@ -1,8 +1,8 @@
 """What `video-vae` and `audio-vae` share: the loss of a variational autoencoder, and its latent statistics.
 
-Loss: reconstruction errors, which each task defines, and a small KL divergence to N(0, 1). With an adversary: also the
-hinge loss against a PatchGAN, weighted so that its gradient at the decoder's last layer has the norm of the
-reconstruction's (VQGAN, arXiv 2012.09841 §3.1).
+Loss: reconstruction errors, which each task defines, and the KL divergence to N(0, 1) with a small weight. With an
+adversary: also the hinge loss against a PatchGAN, with a weight that gives its gradient at the decoder's last layer the
+same norm as the gradient of the reconstruction errors (VQGAN, arXiv 2012.09841 §3.1).
 """
 
 from abc import abstractmethod
@@ -25,10 +25,10 @@ from pipelines.training.tasks.helpers.statistics import Moments, rank_rows
 
 
 class VAETrainee(Trainee):
-    """A VAE under its loss.
+    """A VAE with its loss.
 
     Args:
-        name: of the component.
+        name: of the component, "video_vae" or "audio_vae".
         vae: the module to train.
         options: the weights of the losses.
         seed: of the run.
@@ -55,11 +55,16 @@ class VAETrainee(Trainee):
 
     @abstractmethod
     def input(self, batch: Any) -> Tensor:
-        """Return the tensor (B, C, T, …) that is encoded."""
+        """Return the tensor (B, C, T, …) of a batch that the VAE encodes."""
 
     @abstractmethod
     def reconstruction(self, decoded: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted reconstruction error (B,), and values (B,) to log, by name."""
+        """Return the weighted reconstruction error (B,), and name → values (B,) to log.
+
+        Args:
+            decoded: what the VAE decoded, (B, C, T, …).
+            target: of the same shape.
+        """
 
     def forward(self, batch: Any, step: int, adversary: Adversary | None = None) -> tuple[Tensor, dict[str, Mean]]:
         """Encode, sample and decode the batch; return its loss and the means to log."""
@@ -83,7 +88,7 @@ class VAETrainee(Trainee):
 
 
 class VAETask(Task):
-    """Train a VAE; at the end, compute its latent statistics over the set."""
+    """A task that trains a VAE. At the end it computes the mean and standard deviation of the latents over the set."""
 
     def flops(self, trainee: Trainee, batch: Any) -> float:
         """Count encoder and decoder, forward and backward."""
@@ -93,14 +98,17 @@ class VAETask(Task):
 
     @abstractmethod
     def clip(self, dataset: Any, row: int) -> Tensor:
-        """Return a complete clip as the encoder takes it, (1, C, T, …)."""
+        """Return the complete clip of a row as input of the encoder, (1, C, T, …)."""
 
     @abstractmethod
     def by_channel(self, latent: Tensor) -> Tensor:
-        """Return the values (C, N) of a latent, for the statistics of each of C channels."""
+        """Reshape a latent to (C, N), N values for each of the C channels that have statistics of their own."""
 
     def finish(self, trainee: Trainee, dataset: Dataset, rank: int, world: int) -> None:
-        """Compute the mean and standard deviation of the latents in one pass over at most `statistics_clips` clips."""
+        """Store mean and standard deviation of the latents of at most `statistics_clips` clips in the VAE.
+
+        Every rank calls it.
+        """
         vae, data = cast(VAETrainee, trainee).vae, cast(Any, dataset)
         moments = Moments(vae.per_channel_statistics.mean.numel(), next(vae.parameters()).device)
         for row, counted in rank_rows(len(data.clips), rank, world, self.settings.statistics_clips):
