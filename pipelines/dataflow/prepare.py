@@ -47,11 +47,6 @@ STAGES: dict[str, type[Settings]] = {"curate": CurateSettings, "caption": Captio
 # `curate --rejudge`: reads a curated set, as the later stages do, and writes another curated set.
 REJUDGE = "rejudge"
 _STAGES = {**STAGES, REJUDGE: CurateSettings}
-# Settings that may name a file or folder. They are made absolute: a worker has another working directory than the user.
-_PATHS = {
-    *("tagger", "speech_quality", "active_speaker_weights", "picture_quality_weights"),
-    *("whisper", "weights", "model", "clip_weights", "text_encoder", "video_vae", "audio_vae", "text_conditioner"),
-}
 # Segments that go through the graph at a time: about 1 GB in the driver and Ray, and hours of work for a cluster.
 WAVE = 1_000_000
 # The same when vLLM runs between two stages of the graph: Ray's object store then holds all clips of the wave.
@@ -268,18 +263,6 @@ def _record(chosen: Mapping[str, Settings], source: str | None) -> dict[str, Any
     if source is not None:
         record["input_set"] = source
     return record
-
-
-def _absolute(settings: Settings) -> Settings:
-    """Return the settings with the values of `_PATHS` made absolute where such a file or folder exists."""
-    changes: dict[str, Any] = {}
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        if isinstance(value, Settings):
-            changes[name] = _absolute(value)
-        elif name in _PATHS and value and os.path.exists(value):
-            changes[name] = os.path.abspath(value)
-    return settings.model_copy(update=changes)
 
 
 def _rejudged(source: str, given: Settings) -> CurateSettings:
