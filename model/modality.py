@@ -79,7 +79,7 @@ class Modality:
             raise ValueError(f"{name}.positions is {self.positions.dtype}; keep positions in torch.float32")
 
     def validate(self, name: str) -> None:
-        """Check every value.
+        """Check the values of `timesteps`, `sigma` and `positions`; those of latent, context and masks are not checked.
 
         On a GPU this waits for the device, so `DualStreamTransformer.forward` calls it for CPU tensors only.
 
@@ -87,7 +87,7 @@ class Modality:
             name: of the stream, for messages.
 
         Raises:
-            ValueError: a timestep is NaN or outside [0, 1], or an interval ends before it starts.
+            ValueError: a timestep or σ is NaN or outside [0, 1], or an interval is NaN or ends before it starts.
         """
         for field, tensor in (("timesteps", self.timesteps), ("sigma", self.sigma)):
             if not bool(((tensor >= 0) & (tensor <= 1)).all()):

@@ -397,7 +397,11 @@ class Decoder(nn.Module):
         self.conv_out = Conv3d(width, 3 * config.patch_size**2, causal=False, padding_mode=padding)
 
     def forward(self, z_bcfhw: Tensor, stream: TimeStream | None = None) -> Tensor:
-        """Decode a latent, or with `stream` one chunk of it; shapes are those of the class."""
+        """Decode a latent (shapes: see the class).
+
+        With `stream`, decode the next chunk of it. The output then lacks the last frames, which need the next chunk;
+        they follow with it, or after `TimeStream.release`.
+        """
         x_bcfhw = self.conv_in(z_bcfhw, stream)
         for block in self.up_blocks:
             x_bcfhw = block(x_bcfhw, stream)

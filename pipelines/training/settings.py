@@ -73,7 +73,10 @@ class WorkerSettings(Settings):
 
     @property
     def replicas(self) -> int:
-        """Return the number of groups of workers. The workers of a group share their samples, groups do not."""
+        """Return the number of data-parallel groups.
+
+        The workers of a group read the same samples and divide their tokens; groups read different samples.
+        """
         return self.count // self.sequence_parallel
 
 

@@ -21,7 +21,10 @@ _LARGEST = 1e4
 
 
 class LastLayer:
-    """The last convolution of a decoder. A hook stores the layer's input in each forward pass.
+    """A decoder's last convolution, at which the adaptive weight of an adversarial loss is computed.
+
+    Create it before the module is sharded, because it copies the layer. A hook stores the layer's input in each
+    forward pass, and `balance` uses that input once.
 
     Args:
         layer: a module around one convolution, `layer.conv`; not yet sharded.
