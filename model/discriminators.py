@@ -205,7 +205,7 @@ class ScaleDiscriminator(nn.Module):
         self.head = norm(nn.Conv1d(before, 1, 3, padding=1))
 
     def forward(self, wave_bcn: Tensor) -> Judgement:
-        """Judge a waveform (b, c, n) at the rate of this scale."""
+        """Judge a waveform (b, c, n) that is already at the rate of this scale; it is not resampled here."""
         return _run(self.layers, self.head, wave_bcn, slope=0.1)
 
 

@@ -263,7 +263,13 @@ class _ParsedSentence:
         self.rest = f"{self.rest[:start]}{' ' * (end - start)}{self.rest[end:]}"
 
     def _take_claims(self, known: list[tuple[re.Pattern, str, Holds]]) -> None:
-        """Blank the claims that match the patterns of `known`, and record an error for each that is false."""
+        """Replace each match of a pattern in `rest` by spaces, and count it as a claim.
+
+        Add "kind: words" to `errors` for a claim that the facts do not support.
+
+        Args:
+            known: (pattern, kind, test) of each claim.
+        """
         for pattern, kind, test in known:
             for match in self._take(pattern):
                 self.claim_count += 1
@@ -398,7 +404,7 @@ class _ParsedSentence:
         return reasons
 
     def _unaccounted_words(self) -> list[str]:
-        """List the words in `rest` that are not neutral, as reasons "kind: word"."""
+        """Return a reason to refuse the sentence, "kind: word", for each word in `rest` that is not in `NEUTRAL_WORDS`."""
         about_sound = re.search(r"\b(sound of|hear|heard|hears|sounds)\b", self.rest) is not None
         reasons = []
         for match in _WORD.finditer(self.rest):

@@ -316,7 +316,10 @@ def _noise_deviation() -> np.ndarray:
 
 @cache
 def _noise_quantiles(percent: int) -> np.ndarray:
-    """Return for each band a percentile over the mean of the block energies of Gaussian noise, (32,)."""
+    """Return (32,): the `percent`-th percentile (0 to 100) of the energies of a block of Gaussian noise in each band.
+
+    Each is divided by the mean of those energies.
+    """
     return gamma.ppf(percent / 100, _freedom()) / _freedom()
 
 
