@@ -404,7 +404,7 @@ class _ParsedSentence:
         return reasons
 
     def _unaccounted_words(self) -> list[str]:
-        """Return a reason to refuse the sentence, "kind: word", for each word in `rest` that is not in `NEUTRAL_WORDS`."""
+        """Return a reason to refuse the sentence, "kind: word", for each word of `rest` outside `NEUTRAL_WORDS`."""
         about_sound = re.search(r"\b(sound of|hear|heard|hears|sounds)\b", self.rest) is not None
         reasons = []
         for match in _WORD.finditer(self.rest):
