@@ -56,11 +56,11 @@ class TextProjectionTask(DiffusionTask):
 
     name = "text-projection"
     # A narrower type than in the base class. This is safe, because it is set only in __init__.
-    options: TextProjectionSettings  # pyright: ignore[reportIncompatibleVariableOverride]
+    options: TextProjectionSettings
 
     def __init__(self, settings: TrainSettings) -> None:
         super().__init__(settings)
-        self.options = settings.text_projection
+        self.options = settings.text_projection  # pyright: ignore[reportIncompatibleVariableOverride]
         self.frozen = settings.text_projection.frozen
         if not settings.text_projection.train_transformer:
             self.frozen = ("transformer.*", *self.frozen)
